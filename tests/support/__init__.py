@@ -1,0 +1,1 @@
+"""What the tests share: certificates, mounts, stunnel, XAPI, comparisons."""

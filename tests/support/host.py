@@ -1,0 +1,219 @@
+"""A host of its own for a test: a private mount namespace with /etc/xensource and /etc/stunnel.
+
+Owns the namespace, running commands in it, and looking into it from outside: a path of the host is reached through
+``/proc/PID/root``, in which the kernel resolves names with that process's mounts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support import mounts
+from tests.support.tree import Tree
+
+_SETUP = """
+set -e
+awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo | while read -r point; do umount -l "$point"; done
+mount -t tmpfs run /run
+mount --bind "$1" /etc
+echo ready
+exec sleep infinity
+"""
+
+
+@dataclass(slots=True)
+class Host:
+    """A mount namespace that looks like a host."""
+
+    holder: subprocess.Popen[bytes]
+    """The process that keeps the namespace."""
+    directory: Path
+    """Outside of the namespace; its ``etc`` is the host's /etc."""
+    mark: str = field(default_factory=lambda: os.urandom(8).hex())
+
+    def inside(self, path: str) -> Path:
+        """Return the path by which this process reaches ``path`` of the host, as the host sees it."""
+        return Path(f"/proc/{self.holder.pid}/root{path}")
+
+    @property
+    def tree(self) -> Tree:
+        """The host's /etc, as its programs see it."""
+        return Tree(root=self.inside("/etc"), store=self.store.root)
+
+    @property
+    def store(self) -> Tree:
+        """What is beneath, whatever is mounted in the namespace."""
+        return Tree(root=self.directory / "etc", store=self.directory / "etc")
+
+    def run(self, *command: str | Path, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host and return how it went."""
+        return subprocess.run(
+            self.entering(*command),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env=self.environment,
+        )
+
+    def start(self, *command: str | Path) -> subprocess.Popen[str]:
+        """Start a command on the host."""
+        return subprocess.Popen(
+            self.entering(*command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment,
+        )
+
+    def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
+        """Run certfs on the host, expect this exit code, and return what it said on both outputs."""
+        result = self.run(mounts.certfs_program(), *arguments)
+        said = result.stdout + result.stderr
+        assert result.returncode == expect, said + self.log()
+        return said
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the host's processes."""
+        plain = {name: value for name, value in os.environ.items() if name != "CERTFS_RUNTIME_DIR"}
+        return {**plain, mounts._MARK: self.mark}
+
+    def state(self, instance: str = "dom0") -> dict[str, Any]:
+        """Return the state file of an instance."""
+        content = self.inside(f"/run/certfs/{instance}/state.json").read_bytes()
+        state: dict[str, Any] = json.loads(content)
+        return state
+
+    def server(self) -> int:
+        """Return the pid of the server of the Dom0 mount, 0 if there is none at this moment."""
+        server = self.state()["server"]
+        return int(server["pid"]) if server else 0
+
+    def supervisor(self) -> int:
+        """Return the pid of the supervisor of the Dom0 mount."""
+        pid: int = self.state()["supervisor"]["pid"]
+        return pid
+
+    def log(self) -> str:
+        """Return the daemon's log."""
+        try:
+            return self.inside("/run/certfs/dom0/log").read_text(errors="backslashreplace")
+        except FileNotFoundError:
+            return ""
+
+    @staticmethod
+    def program() -> list[str]:
+        """Return the command line of certfs."""
+        return [mounts.certfs_program()]
+
+    def processes(self) -> list[int]:
+        """Return every process that came from a certfs of this host, whoever it is now."""
+        return mounts.processes_with(self.mark)
+
+    def daemons(self) -> list[int]:
+        """Return the supervisors and servers of this host."""
+        return self.processes_named("certfs.daemon")
+
+    def processes_named(self, part: str) -> list[int]:
+        """Return the processes of this host with ``part`` in their command line."""
+        found = []
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                if part.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
+    def certfs_mounts(self) -> list[str]:
+        """Return the places of the host where certfs is mounted, live or dead."""
+        table = Path(f"/proc/{self.holder.pid}/mountinfo").read_text(errors="surrogateescape")
+        return [line.split()[4] for line in table.splitlines() if " - fuse.certfs " in line]
+
+    def in_view(self) -> bool:
+        """Whether any of the two trees shows certfs, live or dead."""
+        return bool({"/etc/xensource", "/etc/stunnel"} & set(self.certfs_mounts()))
+
+    def presented(self) -> bool:
+        """Whether both trees are served."""
+        return {"/etc/xensource", "/etc/stunnel"} <= set(self.certfs_mounts())
+
+    def live_again(self, since: float, *, not_pid: int, seconds: float = 10.0) -> float:
+        """Wait until another server than ``not_pid`` serves both trees; the seconds since ``since`` (monotonic)."""
+
+        def live() -> bool:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                state = self.state()
+                return (
+                    state["phase"] == "serving"
+                    and state["server"]["pid"] != not_pid
+                    and self.presented()
+                    and self.tree.pool_bundle.exists()
+                )
+            return False
+
+        mounts.wait_until(live, seconds=seconds, what="the live mount")
+        return time.monotonic() - since
+
+    def entering(self, *command: str | Path) -> list[str | Path]:
+        """Return the command line that runs ``command`` on the host."""
+        return ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--", *command]
+
+
+def kill_together(*pids: int) -> None:
+    """Kill processes at one moment: none of them can react to the death of another."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def host() -> Iterator[Host]:
+    """Make a host with its own /etc and /run; end everything on it afterwards."""
+    mounts.need_fuse()
+    mounts.need_root()
+    mounts.need_program("unshare", "nsenter")
+    directory = mounts.scratch_directory()
+    etc = directory / "etc"
+    shutil.copytree("/etc", etc, symlinks=True, ignore_dangling_symlinks=True)
+    shutil.rmtree(etc / "stunnel", ignore_errors=True)
+    shutil.rmtree(etc / "xensource", ignore_errors=True)
+    Tree(root=etc, store=etc).make()
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SETUP, "sh", etc],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    made = Host(holder, directory)
+    try:
+        assert holder.stdout.readline() == b"ready\n"
+        yield made
+    finally:
+        end_host(made)
+
+
+def end_host(made: Host) -> None:
+    """End every process of the host, and with the last one its mounts."""
+    said = made.log()
+    for pid in mounts.processes_with(made.mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
+    made.holder.kill()
+    made.holder.wait()
+    if made.holder.stdout:
+        made.holder.stdout.close()
+    sys.stderr.write(said)
+    shutil.rmtree(made.directory, ignore_errors=True)

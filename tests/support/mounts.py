@@ -1,0 +1,337 @@
+"""Real certfs mounts for the tests, each ended and checked when its test ends.
+
+Owns starting `certfs mount`, finding the processes behind a mount, unmounting,
+and what must be true then: the daemon gone, nothing unexpected in its log, no
+descriptor leaked, no mount left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.tree import Tree
+
+_PREFIX = "certfs-test-"
+_MARK = "CERTFS_TEST_MOUNT"
+"""Environment variable by which every process that came from a mount is found."""
+_RUNTIME = "CERTFS_RUNTIME_DIR"
+"""Environment variable that gives each mount a runtime directory of its own."""
+_SPARE_DESCRIPTORS = 4
+"""Descriptors that a daemon may have more at the end than when it began to serve."""
+_UNEXPECTED = re.compile(r"Traceback|\b(WARNING|ERROR|CRITICAL)\b|Warning:", re.IGNORECASE)
+
+
+def certfs_program() -> str:
+    """Give the path of the `certfs` command that belongs to this interpreter."""
+    return str(Path(sys.executable).with_name("certfs"))
+
+
+def wait_until(
+    reached: Callable[[], bool], *, seconds: float = 10.0, what: str = "the condition"
+) -> None:
+    """Poll until `reached` gives true; fail the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    pause = 0.001
+    while not reached():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} was not reached in {seconds} s")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+def missing(what: str) -> None:
+    """Skip the test for want of something on this machine; in CI that is a failure."""
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{what} is missing, and CI=true")
+    pytest.skip(f"{what} is missing")
+
+
+def need_fuse() -> None:
+    """Skip or fail unless a FUSE filesystem can be mounted here."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        missing("/dev/fuse")
+    if shutil.which("fusermount3") is None:
+        missing("fusermount3")
+
+
+def need_program(*programs: str) -> None:
+    """Skip or fail unless the programs are installed."""
+    for program in programs:
+        if shutil.which(program) is None:
+            missing(f"the program {program}")
+
+
+def need_root() -> None:
+    """Skip or fail unless this is root."""
+    if os.geteuid() != 0:
+        missing("root")
+
+
+def need_readable_checkout() -> None:
+    """Skip unless every user can run what is in this checkout: nobody else comes into a home such as /root."""
+    here = Path(__file__).resolve()
+    if not all(parent.stat().st_mode & stat.S_IXOTH for parent in here.parents):
+        pytest.skip(f"{here.parents[2]} cannot be reached by other users")
+
+
+def scratch_directory() -> Path:
+    """Make an empty directory that every user can reach; its name carries our pid."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    directory.chmod(0o755)
+    return directory
+
+
+def mountpoints() -> list[str]:
+    """Give every mountpoint of this process's mount namespace, innermost last."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        return [
+            re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4])
+            for line in table
+        ]
+
+
+def sweep_stale_mounts() -> None:
+    """Unmount and remove what test sessions left behind that are no longer running."""
+    stale = re.compile(rf"^({re.escape(tempfile.gettempdir())}/{_PREFIX}(\d+)-[^/]+)")
+    for mountpoint in reversed(mountpoints()):
+        found = stale.match(mountpoint)
+        if found and not Path("/proc", found[2]).exists():
+            force_unmount(mountpoint)
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        found = stale.match(str(directory))
+        if found and not Path("/proc", found[2]).exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def force_unmount(mountpoint: str) -> None:
+    """Detach a mount, alive or dead, without an error when it is none."""
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+    subprocess.run([*command, mountpoint], check=False, capture_output=True, timeout=30)
+
+
+def processes_with(mark: str) -> list[int]:
+    """Give the pids of all processes that were started for a mount, zombies left out."""
+    entry = f"{_MARK}={mark}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if entry in Path("/proc", name, "environ").read_bytes().split(b"\0"):
+                found.append(int(name))
+    return found
+
+
+def descriptors_of(pids: list[int]) -> int:
+    """Count the open descriptors of some processes."""
+    count = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):
+            count += len(os.listdir(f"/proc/{pid}/fd"))
+    return count
+
+
+@dataclass(slots=True)
+class CertfsMount:
+    """One `certfs mount --store`, from its start to its checked end."""
+
+    tree: Tree
+    options: tuple[str, ...] = ()
+    expected_log: list[str] = field(default_factory=list)
+    """Regular expressions of warnings and errors that this test provokes."""
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    _descriptors: int = 0
+
+    @property
+    def log(self) -> Path:
+        """Where the output of the command goes."""
+        return self.tree.root.with_name("certfs.log")
+
+    @property
+    def daemon_logs(self) -> list[Path]:
+        """The log files of the daemon, in its runtime directory."""
+        return sorted(self.tree.root.with_name("run").glob("*/log"))
+
+    def read_log(self) -> str:
+        """Give all that the command and the daemon have logged."""
+        logs = [path for path in (self.log, *self.daemon_logs) if path.exists()]
+        return "".join(path.read_text(errors="backslashreplace") for path in logs)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the processes of this mount."""
+        return {**os.environ, _MARK: self.mark, _RUNTIME: str(self.tree.root.with_name("run"))}
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes behind the mount."""
+        return processes_with(self.mark)
+
+    def start(self) -> None:
+        """Run `certfs mount` and expect the tree to be served when it returns."""
+        command = [certfs_program(), "mount", *self.options]
+        with self.log.open("ab") as log:
+            ended = subprocess.run(
+                [*command, "--store", self.tree.store, self.tree.root],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                timeout=150,
+            )
+        assert ended.returncode == 0, f"certfs mount: exit {ended.returncode}\n{self.read_log()}"
+        assert str(self.tree.root) in mountpoints(), "the command returned without a mount"
+        self._descriptors = descriptors_of(self.pids)
+
+    def stop(self) -> None:
+        """Unmount with `certfs unmount` and expect every process to be gone."""
+        subprocess.run(
+            [certfs_program(), "unmount", self.tree.root],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=self.environment,
+            timeout=60,
+        )
+        if self._held_elsewhere():  # a server lives as long as its mount does anywhere
+            wait_until(lambda: not self._held_elsewhere(), seconds=120, what="its last copy's end")
+        wait_until(lambda: not self.pids, seconds=20, what=f"the end of {self._describe()}")
+        assert str(self.tree.root) not in mountpoints()
+
+    def _held_elsewhere(self) -> bool:
+        """Whether another mount namespace, made while we were mounted, still has a copy."""
+        point = f" {self.tree.root} ".encode()
+        for process in Path("/proc").glob("[0-9]*/mountinfo"):
+            with contextlib.suppress(OSError):
+                if point in process.read_bytes():
+                    return True
+        return False
+
+    def _describe(self) -> str:
+        """Say which processes there are and what the kernel does for them, for a failure."""
+        lines = []
+        for pid in self.pids:
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+                waiting = Path(f"/proc/{pid}/wchan").read_text()
+                lines.append(f"process {pid} ({command.strip()}, in {waiting})")
+        return ", ".join(lines) or "the daemon"
+
+    def check_descriptors(self) -> None:
+        """Fail if the daemon holds descriptors for what nobody has open any more."""
+        bound = self._descriptors + _SPARE_DESCRIPTORS
+        if descriptors_of(self.pids) <= bound:
+            return
+        if os.geteuid() != 0:
+            return  # Only root can make the kernel forget the inodes that it remembers.
+        Path("/proc/sys/vm/drop_caches").write_bytes(b"2")
+        wait_until(
+            lambda: descriptors_of(self.pids) <= bound,
+            what=f"at most {bound} descriptors in the daemon",
+        )
+
+    def check_log(self) -> None:
+        """Fail if the log holds a traceback, a warning or an error that was not announced."""
+        unexpected = [
+            line
+            for line in self.read_log().splitlines()
+            if _UNEXPECTED.search(line)
+            and not any(re.search(pattern, line) for pattern in self.expected_log)
+        ]
+        shown = "\n".join(unexpected[:10])
+        assert not unexpected, f"{len(unexpected)} unexpected lines in the log, such as\n{shown}"
+
+    def discard(self) -> None:
+        """End whatever is left, without any check; a killed one may start its successor."""
+        deadline = time.monotonic() + 5
+        while True:
+            pids = self.pids
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            for mountpoint in reversed(mountpoints()):
+                if mountpoint.startswith(f"{self.tree.root.parent}/"):
+                    force_unmount(mountpoint)
+            if not pids or time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def mounted(
+    *options: str, prepare: Callable[[Tree], None] | None = None, standard: bool = True
+) -> Iterator[CertfsMount]:
+    """Mount a fresh store with certfs; unmount and check everything at the end.
+
+    `prepare` fills the store before; `standard` makes a host's directories in it.
+    """
+    need_fuse()
+    directory = scratch_directory()
+    tree = Tree(root=directory / "mount", store=directory / "store")
+    tree.root.mkdir()
+    tree.store.mkdir(mode=0o755)
+    if standard:
+        Tree(root=tree.store, store=tree.store).make()
+    if prepare is not None:
+        prepare(Tree(root=tree.store, store=tree.store))
+    mount = CertfsMount(tree=tree, options=options)
+    try:
+        mount.start()
+        yield mount
+        mount.check_descriptors()
+        mount.stop()
+        mount.check_log()
+    finally:
+        mount.discard()
+        sys.stderr.write(mount.read_log())  # pytest shows it when the test fails
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[Tree]:
+    """Make a directory with the same content as a fresh store, without any mount."""
+    directory = scratch_directory()
+    tree = Tree(root=directory / "plain", store=directory / "plain")
+    try:
+        tree.make()
+        yield tree
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def mount_bindfs(beneath: Path, mountpoint: Path) -> None:
+    """Mount with bindfs; only root may let others in without asking fuse.conf."""
+    alone = [] if os.geteuid() == 0 else ["--no-allow-other"]
+    subprocess.run(["bindfs", *alone, str(beneath), str(mountpoint)], check=True, timeout=30)
+
+
+@contextlib.contextmanager
+def bindfs() -> Iterator[Tree]:
+    """Mount a fresh directory with bindfs: another passthrough to prove the tests on."""
+    need_fuse()
+    need_program("bindfs")
+    directory = scratch_directory()
+    tree = Tree(root=directory / "mount", store=directory / "store")
+    tree.root.mkdir()
+    Tree(root=tree.store, store=tree.store).make()
+    try:
+        mount_bindfs(tree.store, tree.root)
+        yield tree
+    finally:
+        force_unmount(str(tree.root))
+        shutil.rmtree(directory, ignore_errors=True)
