@@ -1,0 +1,239 @@
+"""The sources of one bundle and the bundle that follows from them.
+
+Owns the order of a bundle (promise I5): ``*.new.pem`` first, then by file name, within a file as written; a certificate
+that is there twice appears at its first place; certificates of one subject share out the places that they have so
+that the one with the later ``notBefore`` comes first. And the union that holds while a directory is swapped (I10).
+
+A change costs what it touches: its own certificates and those that share a subject with them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sortedcontainers import SortedDict
+
+from certfs.core.certificate import Certificate, Fingerprint, Remark, Severity, SourceContent
+from certfs.core.rope import Rope, RopeView, Slot
+
+SourceKey = tuple[int, bytes, int]
+"""The order of sources: (0 for ``*.new.pem`` else 1, file name, 0 or ``_GHOST``)."""
+
+_GHOST = 1
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of a source directory: what it contributes, and the ``stamp`` of the file that this was read from.
+
+    The stamp is opaque here; equal stamps mean an unchanged file.
+    """
+
+    content: SourceContent
+    stamp: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A certificate together with the name of the source that it comes from."""
+
+    source: bytes
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a change of sources did to trust: the certificates that came in and those that went out."""
+
+    added: tuple[Entry, ...] = ()
+    removed: tuple[Entry, ...] = ()
+    reordered: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.reordered)
+
+
+def _key(name: bytes, ghost: int = 0) -> SourceKey:
+    return (0 if name.endswith(b".new.pem") else 1, name, ghost)
+
+
+class Catalog:
+    """All sources of one bundle, kept in order, with the bundle's content kept up to date beside them."""
+
+    def __init__(self) -> None:
+        self._sources: SortedDict[SourceKey, Source] = SortedDict()
+        # A slot for the many certificates that are there once; a set of slots for the few that are there more often.
+        self._places: dict[Fingerprint, Slot | set[Slot]] = {}
+        # The certificates of a subject: one fingerprint, or a set of them.
+        self._subjects: dict[bytes, Fingerprint | set[Fingerprint]] = {}
+        self._rope = Rope()
+        self._ghosts = False
+
+    def __len__(self) -> int:
+        """Return how many certificates the bundle has."""
+        return len(self._places)
+
+    def get(self, name: bytes) -> Source | None:
+        """Return the source of this name, None where there is none."""
+        return self._sources.get(_key(name))
+
+    def names(self) -> list[bytes]:
+        """Return the names of the sources, in the order of the bundle."""
+        return [name for _, name, ghost in self._sources if not ghost]
+
+    def sources(self) -> Iterator[tuple[bytes, Source]]:
+        """Yield name and source, in the order of the bundle."""
+        for (_, name, ghost), source in self._sources.items():
+            if not ghost:
+                yield name, source
+
+    def snapshot(self) -> RopeView:
+        """Freeze the bundle's content as it is now."""
+        return self._rope.snapshot()
+
+    def owner(self, fingerprint: Fingerprint) -> bytes | None:
+        """Return the name of the source that a certificate is taken from, None where no source has it."""
+        places = self._places.get(fingerprint)
+        return None if places is None else _first(places)[1]
+
+    @property
+    def is_swapping(self) -> bool:
+        """Whether the bundle is the union with what it was (promise I10)."""
+        return self._ghosts
+
+    def hold(self) -> None:
+        """Start a swap: what the bundle has now stays in it until ``release``."""
+        held = [(key, source) for key, source in self._sources.items() if not key[2]]
+        self._ghosts = True
+        self._apply(
+            {_key(key[1], _GHOST): source for key, source in held if source.content.certificates}
+        )
+
+    def release(self) -> Change:
+        """End a swap: the bundle is what the sources hold."""
+        ghosts = [key for key in self._sources if key[2]]
+        self._ghosts = False
+        return self._apply(dict.fromkeys(ghosts))
+
+    def update(self, changes: Mapping[bytes, Source | None]) -> Change:
+        """Put in the sources of these names, or take out those that are None; return what that did to trust."""
+        return self._apply({_key(name): source for name, source in changes.items()})
+
+    def _apply(self, changes: Mapping[SourceKey, Source | None]) -> Change:
+        removals: list[tuple[Slot, Certificate]] = []
+        additions: list[tuple[Slot, Certificate]] = []
+        for key, source in changes.items():
+            old = self._sources.get(key)
+            before = old.content.certificates if old else ()
+            after = source.content.certificates if source else ()
+            if before != after:
+                removals.extend(
+                    ((*key, index), certificate) for index, certificate in enumerate(before)
+                )
+                additions.extend(
+                    ((*key, index), certificate) for index, certificate in enumerate(after)
+                )
+        subjects = {certificate.subject_key for _, certificate in (*removals, *additions)}
+        was = self._layout(subjects)
+        for slot, certificate in removals:
+            self._forget(slot, certificate)
+        for key, source in changes.items():
+            if source is None:
+                self._sources.pop(key, None)
+            else:
+                self._sources[key] = source
+        for slot, certificate in additions:
+            self._place(slot, certificate)
+        return self._lay_out(was, self._layout(subjects))
+
+    def _place(self, slot: Slot, certificate: Certificate) -> None:
+        places = self._places.get(certificate.fingerprint)
+        if places is None:
+            self._places[certificate.fingerprint] = slot
+            _join(self._subjects, certificate.subject_key, certificate.fingerprint)
+        else:
+            _join(self._places, certificate.fingerprint, slot)
+
+    def _forget(self, slot: Slot, certificate: Certificate) -> None:
+        _part(self._places, certificate.fingerprint, slot)
+        if certificate.fingerprint not in self._places:
+            _part(self._subjects, certificate.subject_key, certificate.fingerprint)
+
+    def _layout(self, subjects: Iterable[bytes]) -> dict[Slot, Entry]:
+        """Return what stands at each place that certificates of these subjects have."""
+        layout: dict[Slot, Entry] = {}
+        for subject in subjects:
+            fingerprints = self._subjects.get(subject)
+            if fingerprints is None:
+                continue
+            if not isinstance(fingerprints, set):
+                slot = _first(self._places[fingerprints])
+                layout[slot] = self._entry(slot)
+                continue
+            slots = sorted(_first(self._places[fingerprint]) for fingerprint in fingerprints)
+            # The sort is stable: certificates of equal notBefore stay in the order of their places.
+            entries = sorted(
+                map(self._entry, slots), key=lambda entry: -entry.certificate.not_before
+            )
+            layout.update(zip(slots, entries, strict=True))
+        return layout
+
+    def _entry(self, slot: Slot) -> Entry:
+        return Entry(slot[1], self._sources[slot[:3]].content.certificates[slot[3]])
+
+    def _lay_out(self, was: dict[Slot, Entry], now: dict[Slot, Entry]) -> Change:
+        """Bring the rope from one layout to the other."""
+        reordered = False
+        for slot in was.keys() - now.keys():
+            self._rope.delete(slot)
+            reordered = True
+        for slot, entry in now.items():
+            old = was.get(slot)
+            if old is None or old.certificate.fingerprint != entry.certificate.fingerprint:
+                self._rope.set(slot, entry.certificate.pem)
+                reordered = True
+        before = {entry.certificate.fingerprint: entry for entry in was.values()}
+        after = {entry.certificate.fingerprint: entry for entry in now.values()}
+        return Change(
+            added=tuple(entry for fingerprint, entry in after.items() if fingerprint not in before),
+            removed=tuple(
+                entry for fingerprint, entry in before.items() if fingerprint not in after
+            ),
+            reordered=reordered,
+        )
+
+    def remarks(self, severity: Severity) -> Iterator[tuple[bytes, Remark]]:
+        """Yield every remark of at least this severity, with the name of its source (promise I9)."""
+        for name, source in self.sources():
+            for remark in source.content.remarks:
+                if remark.severity >= severity:
+                    yield name, remark
+
+
+def _first(places: Slot | set[Slot]) -> Slot:
+    return min(places) if isinstance(places, set) else places
+
+
+def _join(groups: dict[_K, _V | set[_V]], key: _K, value: _V) -> None:
+    """Add ``value`` to those of ``key``; a lone value stands for itself, which saves 200 bytes a certificate."""
+    present = groups.get(key)
+    if present is None:
+        groups[key] = value
+    elif isinstance(present, set):
+        present.add(value)
+    else:
+        groups[key] = {present, value}
+
+
+def _part(groups: dict[_K, _V | set[_V]], key: _K, value: _V) -> None:
+    """Take ``value`` from those of ``key``."""
+    present = groups[key]
+    if not isinstance(present, set):
+        del groups[key]
+        return
+    present.remove(value)
+    if len(present) == 1:
+        groups[key] = present.pop()

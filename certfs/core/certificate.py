@@ -1,0 +1,273 @@
+"""What one source file contributes to a bundle: its certificates, and remarks on everything else in it.
+
+Owns the judgement of a PEM file's content (promise I4). Values in, values out; must not know where the bytes came from.
+A private key's content never leaves this module: a remark names its label and line and nothing else.
+"""
+
+import enum
+import hashlib
+import ssl
+import warnings
+from dataclasses import dataclass
+from typing import NewType
+
+from cryptography import x509
+from cryptography.utils import CryptographyDeprecationWarning
+
+from certfs.core.name import DerError, algorithms_agree, read_element, read_elements, read_names
+from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render, shown_label
+
+Fingerprint = NewType("Fingerprint", bytes)
+"""SHA-256 over a certificate's DER: 32 bytes."""
+
+CERTIFICATE_LABELS = frozenset({"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"})
+"""Labels that OpenSSL reads as a certificate (PEM_STRING_X509, _X509_OLD, _X509_TRUSTED)."""
+
+# Blocks that people keep beside a certificate on purpose and that add nothing to trust.
+_KNOWN_LABELS = frozenset(
+    {
+        "X509 CRL",
+        "CERTIFICATE REQUEST",
+        "NEW CERTIFICATE REQUEST",
+        "DH PARAMETERS",
+        "X9.42 DH PARAMETERS",
+        "EC PARAMETERS",
+        "DSA PARAMETERS",
+        "PARAMETERS",
+        "PUBLIC KEY",
+        "RSA PUBLIC KEY",
+    }
+)
+
+_SERVER_AUTH = bytes.fromhex("06082b06010505070301")
+_ANY_EXTENDED_KEY_USAGE = bytes.fromhex("0604551d2500")
+_SERVER_USES = frozenset({_SERVER_AUTH, _ANY_EXTENDED_KEY_USAGE})
+_SEQUENCE = 0x30
+_REJECT = 0xA0
+_MOST_REMARKS = 50
+
+
+class Severity(enum.IntEnum):
+    """How much a remark matters: a NOTE was left out as everybody wants it; the others want a person's eye."""
+
+    NOTE = 0
+    WARNING = 1
+    DEFECT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Why something in a source is not in the bundle (promise I9). ``line`` counts from 1; 0 is the whole file."""
+
+    severity: Severity
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """One certificate as a bundle needs it.
+
+    ``subject_key`` is equal for names that OpenSSL holds equal; ``not_before`` is in seconds since the epoch;
+    ``pem`` is the canonical text that a reader gets.
+    """
+
+    fingerprint: Fingerprint
+    subject_key: bytes
+    not_before: int
+    pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContent:
+    """All that one source contributes: ``certificates`` as written, and ``remarks`` on what else it holds."""
+
+    certificates: tuple[Certificate, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+
+
+def parse_source(data: bytes) -> SourceContent:
+    """Judge the whole content of a source file; never raises, whatever the bytes are."""
+    certificates: list[Certificate] = []
+    remarks: list[Remark] = []
+    for block in find_blocks(data):
+        if isinstance(block, PemDefect):
+            severity = Severity.NOTE if block.commented else Severity.DEFECT
+            remarks.append(Remark(severity, block.line, block.reason))
+        elif block.label in CERTIFICATE_LABELS:
+            certificate = _read_certificate(data, block, remarks)
+            if certificate is not None:
+                certificates.append(certificate)
+        else:
+            remarks.append(_remark_on_other_block(block))
+    if not certificates and not remarks:
+        remarks.append(Remark(Severity.DEFECT, 0, _no_block_reason(data)))
+    return SourceContent(tuple(certificates), _bounded(remarks))
+
+
+def _bounded(remarks: list[Remark]) -> tuple[Remark, ...]:
+    """Return the remarks that matter most, in the order of the text: a file of a MiB can give rise to 60,000 (I18)."""
+    if len(remarks) <= _MOST_REMARKS:
+        return tuple(remarks)
+    by_weight = sorted(remarks, key=lambda remark: -remark.severity)
+    kept, rest = by_weight[:_MOST_REMARKS], by_weight[_MOST_REMARKS:]
+    kept.sort(key=lambda remark: remark.line)
+    return (*kept, Remark(rest[0].severity, 0, f"{len(rest)} more blocks or parts left out"))
+
+
+def _remark_on_other_block(block: PemBlock) -> Remark:
+    if block.label.endswith("PRIVATE KEY"):
+        return Remark(
+            Severity.WARNING,
+            block.line,
+            f"{shown_label(block.label)} in a source of trust: left out, should not be here",
+        )
+    if block.label in _KNOWN_LABELS:
+        return Remark(Severity.NOTE, block.line, f"{block.label} is not a certificate: left out")
+    if block.label in {"PKCS7", "PKCS #7 SIGNED DATA", "CMS"}:
+        return Remark(
+            Severity.DEFECT,
+            block.line,
+            f"{block.label} is not read: convert it with openssl pkcs7 -print_certs",
+        )
+    return Remark(
+        Severity.DEFECT, block.line, f"{shown_label(block.label)} is not a known kind of block"
+    )
+
+
+def _no_block_reason(data: bytes) -> str:
+    if not data:
+        return "empty file"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "text is UTF-16: save it as ASCII or UTF-8"
+    if data.startswith((b"\x30\x82", b"\x30\x83")):
+        return "no PEM block; looks like DER: convert it with openssl x509 -inform der"
+    return "no PEM block"
+
+
+def _read_certificate(data: bytes, block: PemBlock, remarks: list[Remark]) -> Certificate | None:
+    """Return the block's certificate, or None with the reason appended to ``remarks``."""
+
+    def defect(reason: str) -> None:
+        remarks.append(Remark(Severity.DEFECT, block.line, reason))
+
+    body = data[block.body_start : block.body_end]
+    decoded = decode_body(body)
+    if decoded is None:
+        what = "RFC 1421 headers" if b":" in body else "characters or padding that are not base64"
+        defect(f"{block.label} has {what}")
+        return None
+    length = _outer_length(decoded)
+    if length is None:
+        defect(f"{block.label} is cut short or not DER")
+        return None
+    der, rest = decoded[:length], decoded[length:]
+    if block.label == "TRUSTED CERTIFICATE":
+        distrust = _distrust(rest)
+        if distrust is not None:
+            defect(distrust)
+            return None
+    elif rest:
+        remarks.append(
+            Remark(Severity.NOTE, block.line, f"{len(rest)} bytes after the certificate: left out")
+        )
+    certificate = load_certificate(der)
+    if isinstance(certificate, str):
+        defect(certificate)
+        return None
+    return certificate
+
+
+def load_certificate(der: bytes) -> Certificate | str:
+    """Return the certificate in ``der``, or the reason why it is none that both cryptography and OpenSSL can read."""
+    try:
+        with warnings.catch_warnings():
+            # A negative serial number and the like: OpenSSL reads these certificates, so they can be trusted.
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            parsed = x509.load_der_x509_certificate(der)
+            # Parsed only when asked for, and OpenSSL would fail on them when it loads the bundle.
+            _ = parsed.subject, parsed.issuer
+            not_before = int(parsed.not_valid_before_utc.timestamp())
+            _ = parsed.not_valid_after_utc
+        issuer, subject = read_names(der)
+        if not algorithms_agree(der):
+            return "certificate names two different signature algorithms"
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:  # noqa: BLE001 - bindings raise many kinds, and a panic of theirs is no Exception
+        return f"certificate cannot be read: {_first_line(e)}"
+    ordinary = issuer.is_plain and subject.is_plain and _is_ordinary(parsed)
+    if not ordinary and not _openssl_reads(der):
+        return "certificate cannot be read by OpenSSL"
+    return Certificate(
+        Fingerprint(hashlib.sha256(der).digest()), subject.key, not_before, render(der)
+    )
+
+
+def _is_ordinary(certificate: x509.Certificate) -> bool:
+    """Whether cryptography understands the parts that it decodes only when asked for: then OpenSSL surely does."""
+    try:
+        _ = (
+            certificate.public_key(),
+            certificate.extensions,
+            certificate.signature_algorithm_parameters,
+        )
+    except Exception:  # noqa: BLE001 - unsupported or broken alike: OpenSSL decides
+        return False
+    return True
+
+
+def _openssl_reads(der: bytes) -> bool:
+    """Whether OpenSSL loads this certificate as it would from a CAfile.
+
+    Costs 150 us, a hundred times what cryptography takes: asked only where the two are known to differ.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+    except ssl.SSLError:
+        return False
+    return True
+
+
+def _outer_length(data: bytes) -> int | None:
+    """Return how many bytes the first DER element of ``data`` takes if it is a SEQUENCE, None if it is none."""
+    try:
+        element = read_element(data, 0, len(data))
+    except DerError:
+        return None
+    return element.end if element.tag == _SEQUENCE else None
+
+
+def _distrust(auxiliary: bytes) -> str | None:
+    """Return why OpenSSL's trust settings forbid this certificate for a TLS server, None where they do not.
+
+    The settings are an X509_CERT_AUX behind the certificate (openssl-x509(1), "Trust Settings"): the uses that it is
+    trusted for, then [0] those that it is rejected for. A plain copy would override both.
+    """
+    if not auxiliary:
+        return None
+    try:
+        settings = read_element(auxiliary, 0, len(auxiliary))
+        if settings.tag != _SEQUENCE:
+            raise DerError("trust settings are no SEQUENCE")  # noqa: TRY301
+        trusted: set[bytes] | None = None
+        rejected: set[bytes] = set()
+        for element in read_elements(auxiliary, settings):
+            if element.tag in {_SEQUENCE, _REJECT}:
+                uses = {auxiliary[use.start : use.end] for use in read_elements(auxiliary, element)}
+                if element.tag == _SEQUENCE:
+                    trusted = uses
+                else:
+                    rejected = uses
+    except DerError:
+        return "TRUSTED CERTIFICATE has trust settings that cannot be read"
+    if rejected & _SERVER_USES:
+        return "TRUSTED CERTIFICATE is rejected for TLS servers by its own trust settings"
+    if trusted is not None and not trusted & _SERVER_USES:
+        return "TRUSTED CERTIFICATE is not trusted for TLS servers by its own trust settings"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the start of a library's message; those speak of structure, never of content."""
+    return str(error).split("\n", 1)[0][:120] or type(error).__name__

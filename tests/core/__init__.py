@@ -1,0 +1,1 @@
+"""Tests of the pure heart: values in, values out."""
