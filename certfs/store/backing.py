@@ -1,0 +1,109 @@
+"""System calls on the store that Python does not have, or has only by path.
+
+Owns dirfd-relative access to the directories beneath the mount. A descriptor opened with O_PATH stands for an inode;
+``/proc/self/fd/N`` turns it into a path for the calls that take no descriptor (proc(5)), without following a link in
+the last place, because the kernel jumps straight to the inode.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+from typing import NamedTuple
+
+O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+UTIME_OMIT = (1 << 30) - 2
+_AT_FDCWD = -100
+_STAMP = struct.Struct("=QQqqq")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
+
+
+class FileId(NamedTuple):
+    """What identifies an inode while it exists: device and inode number (stat(2)).
+
+    A tuple because every request makes and hashes one: a frozen dataclass takes five times as long for both.
+    """
+
+    device: int
+    inode: int
+
+
+def file_id(status: os.stat_result) -> FileId:
+    """Return the identity of the inode that ``status`` is of."""
+    return FileId(status.st_dev, status.st_ino)
+
+
+def stamp(status: os.stat_result) -> bytes:
+    """Return what changes whenever the file's content may have: identity, size, mtime and ctime, packed."""
+    return _STAMP.pack(
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )
+
+
+def stamp_head(inode: FileId) -> bytes:
+    """Return what every stamp of this inode begins with."""
+    return _STAMP.pack(inode.device, inode.inode, 0, 0, 0)[:16]
+
+
+def fd_path(fd: int) -> str:
+    """Return a path to the very inode that ``fd`` stands for."""
+    return f"/proc/self/fd/{fd}"
+
+
+def rename(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int = 0) -> None:
+    """renameat2(2); OSError with its errno."""
+    if flags == 0:
+        os.rename(old, new, src_dir_fd=old_directory, dst_dir_fd=new_directory)
+    elif _libc.renameat2(old_directory, old, new_directory, new, flags) != 0:
+        raise _error()
+
+
+def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the times of the inode of an O_PATH descriptor, in nanoseconds; None leaves one as it is (utimensat(2))."""
+    times = (_Timespec * 2)(*(_timespec(time) for time in (atime_ns, mtime_ns)))
+    if _libc.utimensat(_AT_FDCWD, fd_path(fd).encode(), times, 0) != 0:
+        raise _error()
+
+
+def _timespec(time_ns: int | None) -> _Timespec:
+    if time_ns is None:
+        return _Timespec(0, UTIME_OMIT)
+    return _Timespec(*divmod(time_ns, 10**9))
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
+
+
+def status_at(directory: int, name: bytes) -> os.stat_result | None:
+    """Return the status of ``name`` itself (a link is not followed), None where there is nothing of this name."""
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def describe(error: OSError) -> str:
+    """Return an error for people, without the path that the kernel was given."""
+    if error.errno == errno.ELOOP:
+        return "too many symbolic links"
+    return error.strerror or str(error)

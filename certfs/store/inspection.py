@@ -1,0 +1,87 @@
+"""What each bundle holds and what was left out of it, certificate by certificate (promise I9).
+
+Owns the judgement that ``certfs list`` and ``certfs check`` show. It is made from the sources with the very code that
+makes the bundles, so it is the same on a mount and on a store that is not mounted.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from cryptography import x509
+from cryptography.utils import CryptographyDeprecationWarning
+
+from certfs.core.catalog import Source
+from certfs.core.certificate import Certificate, Severity
+from certfs.store.live import LiveBundle
+
+
+@dataclass(frozen=True)
+class Item:
+    """A certificate of a source, or something in a source that is none.
+
+    ``bundle`` and ``source`` are paths from the root of the mount. ``included`` says whether the bundle has the
+    certificate from this source; if not, ``reason`` says why, and ``duplicate_of`` names the source that it is taken
+    from. ``line`` is where a block that was left out begins, 0 for the whole file. ``certificate`` is None for what is
+    none.
+    """
+
+    bundle: bytes
+    source: bytes
+    certificate: Certificate | None
+    included: bool
+    severity: Severity
+    reason: str = ""
+    duplicate_of: bytes = b""
+    line: int = 0
+
+    @cached_property
+    def x509(self) -> x509.Certificate | None:
+        """The certificate with all that it says."""
+        if self.certificate is None:
+            return None
+        with warnings.catch_warnings():
+            # As where it was judged: OpenSSL reads it, so it is no news.
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            return x509.load_pem_x509_certificate(self.certificate.pem)
+
+
+def inspect(bundle: LiveBundle) -> Iterator[Item]:
+    """Yield what the sources of a bundle hold, in the order of the bundle's sources."""
+    path = b"/".join(bundle.spec.bundle)
+    directory = b"/".join(bundle.spec.source) + b"/"
+    for name, source in bundle.catalog.sources():
+        yield from _inspect_source(bundle, path, directory, name, source)
+
+
+def _inspect_source(
+    bundle: LiveBundle, path: bytes, directory: bytes, name: bytes, source: Source
+) -> Iterator[Item]:
+    seen = set()
+    for certificate in source.content.certificates:
+        owner = bundle.catalog.owner(certificate.fingerprint)
+        duplicate_of = b"" if owner is None else directory + owner
+        if owner == name and certificate.fingerprint not in seen:
+            yield Item(path, directory + name, certificate, included=True, severity=Severity.NOTE)
+        else:
+            yield Item(
+                path,
+                directory + name,
+                certificate,
+                included=False,
+                severity=Severity.NOTE,
+                reason="duplicate",
+                duplicate_of=duplicate_of,
+            )
+        seen.add(certificate.fingerprint)
+    for remark in source.content.remarks:
+        yield Item(
+            path,
+            directory + name,
+            None,
+            included=False,
+            severity=remark.severity,
+            reason=remark.reason,
+            line=remark.line,
+        )

@@ -1,0 +1,281 @@
+"""One bundle kept true to its source directory.
+
+Owns the way from "this source may have changed" to the next generation: reading in order, publishing in one step,
+swaps (promise I10). Knows files and trio, and nothing of FUSE: whoever serves requests calls ``refresh`` for the names
+that it changed and ``settle`` before it answers what the bundle is.
+
+Concurrency: ``_apply`` has no await, so a generation is published in one step. Reads that may take long happen in a
+thread under ``_lock``, which is fair: ``settle`` waits for the refreshes asked for before it, and for no later one.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from certfs.core.bundle import BundleSpec, Generation
+from certfs.core.catalog import Catalog, Change, Source
+from certfs.core.certificate import Remark
+from certfs.store.backing import FileId, file_id, stamp_head, status_at
+from certfs.store.linked import LinkedSources
+from certfs.store.scan import Reading, SourceReader, being_written, source_names
+
+# A file of this size parses in about a millisecond; what is larger is read in a thread.
+_INLINE_SIZE = 32 << 10
+_INLINE_NAMES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who made a change (promise I20): ``command`` is the name of the process, for the log."""
+
+    uid: int
+    pid: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What an observer is told of a ``bundle``: what changed, and who did it (None: it came from the store itself).
+
+    ``remarks`` are those on sources that were just read, with the source's name (promise I9).
+    """
+
+    bundle: "LiveBundle"
+    change: Change
+    actor: Actor | None
+    remarks: tuple[tuple[bytes, Remark], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Sources that were read, and the names of those among them that are links and were not."""
+
+    readings: dict[bytes, Reading | None]
+    links: list[bytes]
+
+
+Observer = Callable[[Published], None]
+
+
+class LiveBundle:
+    """A bundle and its source directory.
+
+    ``is_busy`` tells whether an inode is being written through the mount; ``observer`` is told of every change.
+    """
+
+    def __init__(
+        self,
+        spec: BundleSpec,
+        reader: SourceReader,
+        *,
+        is_busy: Callable[[FileId], bool],
+        observer: Observer,
+        hidden_names: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self.spec = spec
+        self.catalog = Catalog()
+        self.generation = Generation(0, 0, self.catalog.snapshot(), time.time_ns())
+        self.directory: int | None = None
+        self.directory_id: FileId | None = None
+        self.swap_deadline: float | None = None
+        self._reader = reader
+        self._is_busy = is_busy
+        self._observer = observer
+        self._hidden_names = hidden_names
+        self._links = LinkedSources(reader)
+        self._lock = trio.Lock()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the bundle has a certificate (promise I7)."""
+        return self.generation.certificates > 0
+
+    @property
+    def is_swapping(self) -> bool:
+        """Whether the bundle is the union with what it was before a swap."""
+        return self.catalog.is_swapping
+
+    async def settle(self) -> None:
+        """Return when every change asked for before this call is published, links to elsewhere looked at again."""
+        if self._links and self.directory is not None:
+            await self.refresh(await self._links.changed(self.directory), None)
+        if self._lock.locked():
+            async with self._lock:
+                pass
+
+    async def refresh(
+        self, names: Iterable[bytes], actor: Actor | None, *, echo: bool = False
+    ) -> None:
+        """Read these sources again and publish what they say now.
+
+        ``echo`` is for news from the store itself, which may be of a change already published: an unchanged stamp is
+        then an unchanged file, and a file that somebody outside still writes is waited for.
+        """
+        names = [name for name in names if name not in self._hidden_names]
+        if not names or self.directory is None:
+            return
+        if not self._lock.locked() and self._is_quick(self.directory, names):
+            self._apply(self._read(self.directory, names, echo=echo).readings, actor)
+            return
+        await self._read_away(lambda directory: self._read(directory, names, echo=echo), actor)
+
+    async def rescan(self, actor: Actor | None = None) -> None:
+        """Read the whole directory again: every source whose stamp changed, and those that came and went."""
+        await self._read_away(self._read_all, actor)
+
+    async def _read_away(self, read: Callable[[int], _Batch], actor: Actor | None) -> None:
+        """Read in a thread and publish; the links among the sources after the files."""
+        async with self._lock:
+            if self.directory is None:
+                return
+            # A descriptor of its own: the directory may be replaced while the thread reads.
+            directory, identity = os.dup(self.directory), self.directory_id
+            try:
+                # Safe across this await: nobody else publishes readings while the lock is held.
+                batch = await trio.to_thread.run_sync(read, directory)
+                if identity != self.directory_id:
+                    # What was read is of a directory that is no longer the source; its successor is read next.
+                    return
+                self._apply(batch.readings, actor)
+                if batch.links:
+                    readings = await self._links.read(directory, batch.links, self.catalog.get)
+                    if identity == self.directory_id:
+                        self._apply(readings, actor)
+            finally:
+                os.close(directory)
+
+    def attach(self, directory: int | None, actor: Actor | None = None) -> bool:
+        """Take ``directory`` (owned from now on) as the source directory; True if it is another than before.
+
+        Without a directory the sources are gone at once; with another one, ``rescan`` reads it.
+        """
+        directory_id = None if directory is None else file_id(os.stat(directory))
+        if directory_id == self.directory_id:
+            if directory is not None:
+                os.close(directory)
+            return False
+        if self.directory is not None:
+            os.close(self.directory)
+        self.directory, self.directory_id = directory, directory_id
+        if directory is None:
+            self._apply(dict.fromkeys(self.catalog.names()), actor)
+        return True
+
+    def load(self) -> None:
+        """Read the whole directory at start, when there is nobody yet to wait for it."""
+        if self.directory is None:
+            return
+        batch = self._read_all(self.directory, echo=False)
+        self._apply(batch.readings, None)
+        if batch.links:
+            self._apply(self._links.load(self.directory, batch.links), None)
+
+    def hold(self, deadline: float) -> None:
+        """Start a swap that ends at ``deadline`` (trio's clock) at the latest."""
+        if not self.is_swapping:
+            self.catalog.hold()
+        self.swap_deadline = deadline
+
+    def release(self, actor: Actor | None) -> None:
+        """End a swap; without one nothing happens."""
+        self.swap_deadline = None
+        if self.is_swapping:
+            self._publish(self.catalog.release(), actor)
+
+    def sources_of(self, inode: FileId) -> list[bytes]:
+        """Return the names of the sources that were read from this inode, or that nobody could read yet."""
+        head = stamp_head(inode)
+        return [
+            name
+            for name, source in self.catalog.sources()
+            if source.stamp[: len(head)] in {head, b""}
+        ]
+
+    def keep(self, old: bytes, new: bytes) -> None:
+        """Let the source ``new`` stand for what ``old`` was: a file was renamed while it is being written (I3)."""
+        source = self.catalog.get(old)
+        if source is not None:
+            self._publish(self.catalog.update({new: source}), None)
+
+    def close(self) -> None:
+        """Let go of the source directory."""
+        if self.directory is not None:
+            os.close(self.directory)
+            self.directory = None
+
+    @staticmethod
+    def _is_quick(directory: int, names: list[bytes]) -> bool:
+        if len(names) > _INLINE_NAMES:
+            return False
+        for name in names:
+            status = status_at(directory, name)
+            # A link may lead to a slow filesystem.
+            if status is not None and (
+                status.st_size > _INLINE_SIZE or stat.S_ISLNK(status.st_mode)
+            ):
+                return False
+        return True
+
+    def _read_all(self, directory: int, *, echo: bool = True) -> _Batch:
+        names = []
+        with suppress(OSError):
+            names = [name for name in source_names(directory) if name not in self._hidden_names]
+        batch = self._read(directory, names, echo=echo)
+        gone: dict[bytes, Reading | None] = dict.fromkeys(self.catalog.names())
+        for name in batch.links:
+            gone.pop(name, None)
+        return _Batch(gone | batch.readings, batch.links)
+
+    def _read(self, directory: int, names: Iterable[bytes], *, echo: bool) -> _Batch:
+        """Read those sources that are files, and name those that are links; blocks."""
+        readings: dict[bytes, Reading | None] = {}
+        links: list[bytes] = []
+        for name in names:
+            known = self.catalog.get(name)
+            status = status_at(directory, name)
+            if status is None:
+                readings[name] = None
+            elif stat.S_ISLNK(status.st_mode):
+                links.append(name)
+            elif self._is_busy(file_id(status)):
+                # The last complete content counts until the last writer closes (promise I3).
+                readings[name] = Reading(known or being_written())
+            else:
+                reading = self._reader.read(
+                    directory, name, status, known if echo else None, wait_for_writers=echo
+                )
+                if self._is_busy(file_id(status)):
+                    # Somebody began to write while it was read.
+                    reading = Reading(known or being_written())
+                readings[name] = reading
+        return _Batch(readings, links)
+
+    def _apply(self, readings: dict[bytes, Reading | None], actor: Actor | None) -> None:
+        changes: dict[bytes, Source | None] = {}
+        remarks: list[tuple[bytes, Remark]] = []
+        for name, reading in readings.items():
+            self._links.note(name, reading)
+            changes[name] = source = reading.source if reading is not None else None
+            if source is not None and source.content.remarks:
+                known = self.catalog.get(name)
+                if known is None or known.content.remarks != source.content.remarks:
+                    remarks.extend((name, remark) for remark in source.content.remarks)
+        self._publish(self.catalog.update(changes), actor, tuple(remarks))
+
+    def _publish(
+        self, change: Change, actor: Actor | None, remarks: tuple[tuple[bytes, Remark], ...] = ()
+    ) -> None:
+        if change:
+            self.generation = Generation(
+                self.generation.number + 1,
+                len(self.catalog),
+                self.catalog.snapshot(),
+                time.time_ns(),
+            )
+        if change or remarks:
+            self._observer(Published(self, change, actor, remarks))

@@ -1,0 +1,227 @@
+"""Reading source files, whatever they turn out to be (promises I6, I9, I18).
+
+Owns the decision whether a directory entry is a source, and the reading of it: bounded, never blocking on a FIFO or a
+device, never through our own mount. What cannot be read is a source with a reason, not an error.
+"""
+
+import fcntl
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from certfs.core.bundle import is_source_name
+from certfs.core.catalog import Source
+from certfs.core.certificate import Remark, Severity, SourceContent, parse_source
+from certfs.store.backing import (
+    O_PATH_NOFOLLOW,
+    FileId,
+    describe,
+    fd_path,
+    file_id,
+    stamp,
+    stamp_head,
+)
+from certfs.store.links import PathWalker
+
+DEFAULT_SIZE_LIMIT = 1 << 20
+"""Bytes above which a source file is not read."""
+
+_ATTEMPTS = 3
+_TICK_NS = 20_000_000
+"""Before Linux 6.13 two changes within a tick of the kernel (up to 10 ms) leave a file with the same times."""
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A source as it was found; ``is_link`` if it is a symbolic link, whose target can change on its own.
+
+    ``through_mount`` if the way to the target leads over our own mount, where the kernel must not be asked for it.
+    """
+
+    source: Source
+    is_link: bool = False
+    through_mount: bool = False
+
+
+def source_names(directory: int) -> list[bytes]:
+    """Return the names in a directory that can be sources."""
+    return [name for name in os.listdir(fd_path(directory).encode()) if is_source_name(name)]
+
+
+def _left_out(
+    reason: str, status: os.stat_result | None = None, severity: Severity = Severity.DEFECT
+) -> Source:
+    remark = Remark(severity, 0, reason)
+    return Source(SourceContent((), (remark,)), stamp(status) if status else b"")
+
+
+def being_written() -> Source:
+    """Return what a new source contributes until its last writer closes it (promise I3)."""
+    return _left_out("being written", severity=Severity.NOTE)
+
+
+def unanswered() -> Source:
+    """Return what a link contributes whose target does not answer."""
+    return _left_out("symbolic link: its target does not answer")
+
+
+def has_writer(fd: int) -> bool:
+    """Whether any process holds the file open for writing: then a read lease is refused (fcntl(2), F_SETLEASE).
+
+    False where leases are not to be had (some filesystems, a file of another user): then nobody can tell.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def ignore_lease_breaks() -> None:
+    """Keep the signal of a broken lease from ending the process; to be called once, from the main thread."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReader:
+    """Reads sources: ``size_limit`` in bytes; ``is_bundle`` tells the plain copy of a bundle, which is no source."""
+
+    walker: PathWalker
+    size_limit: int = DEFAULT_SIZE_LIMIT
+    is_bundle: Callable[[FileId], bool] = lambda _: False
+
+    def read(
+        self,
+        directory: int,
+        name: bytes,
+        status: os.stat_result,
+        known: Source | None = None,
+        *,
+        wait_for_writers: bool = False,
+    ) -> Reading | None:
+        """Return the source of this name and status, None if it went away; never raises for what is there.
+
+        ``known`` is handed back as it is when its stamp shows that the file has not changed; with
+        ``wait_for_writers`` also while somebody has the file open for writing.
+        """
+        is_link = stat.S_ISLNK(status.st_mode)
+        through_mount = False
+        try:
+            if is_link:
+                fd, through_mount = self.walker.walk(directory, name)
+            elif known is not None and known.stamp == stamp(status):
+                return Reading(known)
+            else:
+                fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=directory)
+        except OSError as e:
+            return _reading_of_error(e, status, is_link=is_link)
+        try:
+            source = self._read_inode(fd, known, is_link=is_link, wait_for_writers=wait_for_writers)
+            return Reading(source, is_link, through_mount)
+        finally:
+            os.close(fd)
+
+    def link_stamp(self, directory: int, name: bytes, *, through_mount: bool) -> bytes:
+        """Return a stamp of a link's target, empty where there is none.
+
+        The kernel is quicker at following it, but not to be asked when the way leads ``through_mount``.
+        """
+        with suppress(OSError):
+            if not through_mount:
+                return stamp(os.stat(name, dir_fd=directory))
+            fd = self.walker.open(directory, name)
+            try:
+                return stamp(os.stat(fd))
+            finally:
+                os.close(fd)
+        return b""
+
+    def _read_inode(  # noqa: PLR0911 - one for each reason to leave a source out
+        self, fd: int, known: Source | None, *, is_link: bool, wait_for_writers: bool
+    ) -> Source:
+        status = os.stat(fd)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is not None:
+            return _left_out(f"{kind}: only regular files and links to them are sources", status)
+        if known is not None and known.stamp == stamp(status):
+            return known
+        if is_link and self.is_bundle(file_id(status)):
+            return _left_out("link to a bundle: a bundle cannot be its own source", status)
+        if status.st_size > self.size_limit:
+            return self._too_large(status)
+        try:
+            file = os.open(fd_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as e:
+            return _unread(e, status)
+        try:
+            if wait_for_writers and has_writer(file):
+                return known or being_written()
+            return self._read_file(file, certain=not wait_for_writers)
+        except OSError as e:
+            return _unread(e, status)
+        finally:
+            os.close(file)
+
+    def _too_large(self, status: os.stat_result) -> Source:
+        return _left_out(
+            f"{status.st_size} bytes, more than the limit of {self.size_limit}", status
+        )
+
+    def _read_file(self, file: int, *, certain: bool) -> Source:
+        """Read an open file; ``certain`` if whoever changes it next will say so, whatever its times are."""
+        for _ in range(_ATTEMPTS):
+            before = os.fstat(file)
+            data = _read_up_to(file, self.size_limit + 1)
+            after = os.fstat(file)
+            if len(data) > self.size_limit:
+                return self._too_large(after)
+            if stamp(before) == stamp(after):
+                is_old = time.time_ns() - after.st_ctime_ns > _TICK_NS
+                seen = stamp(after) if certain or is_old else stamp_head(file_id(after))
+                return Source(parse_source(data), seen)
+        return _left_out("changes while it is read")
+
+
+def _read_up_to(file: int, limit: int) -> bytes:
+    pieces = []
+    offset = 0
+    while offset < limit:
+        piece = os.pread(file, limit - offset, offset)
+        if not piece:
+            break
+        pieces.append(piece)
+        offset += len(piece)
+    return b"".join(pieces)
+
+
+def _reading_of_error(error: OSError, status: os.stat_result, *, is_link: bool) -> Reading | None:
+    """Return what a source is that cannot be opened; None if it went away meanwhile."""
+    missing = isinstance(error, FileNotFoundError)
+    if not is_link:
+        return None if missing else Reading(_unread(error, status))
+    reason = "symbolic link to nothing" if missing else f"symbolic link: {_unreadable(error)}"
+    return Reading(_left_out(reason), is_link=True)
+
+
+def _unread(error: OSError, status: os.stat_result) -> Source:
+    """Return what a file is that cannot be read; without a stamp, unless its mode is why, so that it is tried again."""
+    lasting = isinstance(error, PermissionError)
+    return _left_out(_unreadable(error), status if lasting else None)
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read: {describe(error)}"

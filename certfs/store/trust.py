@@ -1,0 +1,342 @@
+"""All bundles of one mount, and which directory of the store means what to them.
+
+Owns the mapping from directories to roles: this one is the source of that bundle, a change of this name in that
+directory replaces a source directory. Directories are known by identity, not by path: XAPI swaps whole directories,
+and a map of paths goes wrong then. Knows nothing of FUSE.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from certfs.core.bundle import BundleSpec
+from certfs.store.backing import FileId, fd_path, file_id, status_at
+from certfs.store.links import PathWalker
+from certfs.store.live import Actor, LiveBundle, Observer
+from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, sweep, temporary_name
+from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader
+from certfs.store.watch import StoreWatcher
+
+SWAP_SUFFIX = b".bk"
+"""XAPI replaces a source directory D by way of a directory of this name beside it (promise I10)."""
+
+DEFAULT_SWAP_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """The directories of the store by their name in the root of the mount; the name is empty for the root itself."""
+
+    directories: dict[bytes, int]
+
+    def locate(self, path: tuple[bytes, ...]) -> tuple[int, tuple[bytes, ...]]:
+        """Return the descriptor that a path from the root of the mount starts at, and the rest of the path."""
+        whole = self.directories.get(b"")
+        if whole is not None:
+            return whole, path
+        if not path or path[0] not in self.directories:
+            raise FileNotFoundError(2, os.strerror(2))
+        return self.directories[path[0]], path[1:]
+
+    def inside(self, path: bytes) -> tuple[int, list[bytes]]:
+        """Do as ``locate`` for a path as mountinfo shows it."""
+        start, rest = self.locate(tuple(part for part in path.split(b"/") if part))
+        return start, list(rest)
+
+
+@dataclass(slots=True)
+class _Roles:
+    """What directories mean, as of the last ``resolve``."""
+
+    sources: dict[FileId, list[LiveBundle]] = field(default_factory=dict)
+    bundles: dict[FileId, dict[bytes, LiveBundle]] = field(default_factory=dict)
+    components: dict[FileId, set[bytes]] = field(default_factory=dict)
+    patterns: dict[FileId, list[BundleSpec]] = field(default_factory=dict)
+    swaps: dict[FileId, dict[bytes, list[LiveBundle]]] = field(default_factory=dict)
+    descriptors: dict[FileId, int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        for descriptor in self.descriptors.values():
+            os.close(descriptor)
+        self.descriptors.clear()
+
+
+class Trust:
+    """The bundles of a mount, kept true while their directories come, go and are replaced."""
+
+    def __init__(  # noqa: PLR0913 - all but two have defaults
+        self,
+        roots: Roots,
+        specs: Iterable[BundleSpec],
+        *,
+        is_busy: Callable[[FileId], bool],
+        observer: Observer,
+        size_limit: int = DEFAULT_SIZE_LIMIT,
+        swap_timeout: float = DEFAULT_SWAP_TIMEOUT,
+    ) -> None:
+        self.walker = PathWalker(roots.inside)
+        self.watcher = StoreWatcher()
+        self.plain: dict[LiveBundle, PlainCopy] = {}
+        self._roots = roots
+        self._specs = tuple(specs)
+        self._reader = SourceReader(self.walker, size_limit, self._is_plain_copy)
+        self._is_busy = is_busy
+        self._observer = observer
+        self._swap_timeout = swap_timeout
+        self._roles = _Roles()
+        self._bundles: dict[BundleSpec, LiveBundle] = {}
+        self.swap_started = trio.Event()
+
+    @property
+    def bundles(self) -> Iterable[LiveBundle]:
+        """Every bundle, whether it exists now or not."""
+        return self._bundles.values()
+
+    def load(self) -> None:
+        """Find the directories and read all sources; blocks, to be called before anything is served."""
+        for _ in self._resolve(None):
+            pass
+        for bundle in self.bundles:
+            bundle.load()
+
+    def sweep(self) -> None:
+        """Remove what a killed server left of the plain copies that it was writing."""
+        for directory in self._roles.bundles:
+            sweep(self._roles.descriptors[directory])
+
+    def bundle_at(self, directory: FileId, name: bytes) -> LiveBundle | None:
+        """Return the bundle that this name in this directory is, None for any other name."""
+        names = self._roles.bundles.get(directory)
+        return names.get(name) if names is not None else None
+
+    def bundles_in(self, directory: FileId) -> dict[bytes, LiveBundle]:
+        """Return the bundles that appear in this directory, by name."""
+        return self._roles.bundles.get(directory, {})
+
+    def is_hidden(self, directory: FileId, name: bytes) -> bool:
+        """Whether the mount must not show this name: a plain copy while it is being written."""
+        return name.startswith(TEMPORARY_PREFIX) and directory in self._roles.bundles
+
+    def has_role(self, directory: FileId, name: bytes) -> bool:
+        """Whether a change of this name in this directory may mean anything to a bundle."""
+        return self.is_source(directory, name) or self._leads_to_source(directory, name)
+
+    def is_source(self, directory: FileId, name: bytes) -> bool:
+        """Whether this name in this directory is that of a source."""
+        return directory in self._roles.sources and name.endswith(b".pem")
+
+    async def changed(
+        self, directory: FileId, name: bytes, actor: Actor | None, *, echo: bool = False
+    ) -> None:
+        """Take note that ``name`` in ``directory`` was made, written, replaced or removed."""
+        await self.replaced(directory, (name,), actor, echo=echo)
+
+    async def replaced(
+        self, directory: FileId, names: Sequence[bytes], actor: Actor | None, *, echo: bool = False
+    ) -> None:
+        """Do as ``changed`` for several names at once, so that nobody sees one of them without the others."""
+        sources = [name for name in names if name.endswith(b".pem")]
+        for bundle in self._roles.sources.get(directory, ()):
+            await bundle.refresh(sources, actor, echo=echo)
+        if any(self._leads_to_source(directory, name) for name in names):
+            for bundle in self._resolve(actor):
+                await bundle.rescan(actor)
+
+    def _leads_to_source(self, directory: FileId, name: bytes) -> bool:
+        roles = self._roles
+        return name in roles.components.get(directory, ()) or any(
+            spec.expand(name) for spec in roles.patterns.get(directory, ())
+        )
+
+    async def inode_changed(self, inode: FileId, actor: Actor | None) -> None:
+        """Take note that a file with several names was written: any of them may be a source."""
+        for bundle in list(self.bundles):
+            await bundle.refresh(bundle.sources_of(inode), actor)
+
+    def keep_source(self, directory: FileId, old: bytes, new: bytes) -> None:
+        """Carry the last complete content over a rename of a source that is being written (promise I3)."""
+        for bundle in self._roles.sources.get(directory, ()):
+            bundle.keep(old, new)
+
+    def swap_begins(self, directory: FileId, name: bytes) -> None:
+        """Take note that a directory ``name`` was made: if it is a D.bk, a swap of D begins."""
+        for bundle in self._roles.swaps.get(directory, {}).get(name, ()):
+            bundle.hold(trio.current_time() + self._swap_timeout)
+            self.swap_started.set()
+
+    def swap_ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
+        """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
+        for bundle in self._roles.swaps.get(directory, {}).get(name, ()):
+            bundle.release(actor)
+
+    async def expire_swaps(self) -> None:
+        """End each swap at its deadline, for ever; sleeps while there is none."""
+        while True:
+            deadlines = [
+                bundle.swap_deadline for bundle in self.bundles if bundle.swap_deadline is not None
+            ]
+            self.swap_started = trio.Event()
+            with trio.move_on_at(min(deadlines, default=float("inf"))):
+                await self.swap_started.wait()
+            for bundle in self.bundles:
+                if bundle.swap_deadline is not None and bundle.swap_deadline <= trio.current_time():
+                    bundle.release(None)
+
+    async def catch_up(self) -> None:
+        """Take in what happened in the store itself; one system call when nothing did."""
+        events = self.watcher.read()
+        if not events:
+            return
+        if events.overflow:
+            for _ in self._resolve(None):
+                pass
+            for bundle in list(self.bundles):
+                await bundle.rescan()
+            return
+        for directory, names in events.names.items():
+            await self.replaced(directory, sorted(names), None, echo=True)
+
+    def bundle_directory(self, bundle: LiveBundle) -> int | None:
+        """Return a descriptor of the store's directory that a bundle's plain copy belongs in."""
+        for directory, names in self._roles.bundles.items():
+            if names.get(bundle.spec.bundle[-1]) is bundle:
+                return self._roles.descriptors[directory]
+        return None
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        for bundle in self.bundles:
+            bundle.close()
+        self._roles.close()
+        self.watcher.close()
+
+    def _is_plain_copy(self, inode: FileId) -> bool:
+        """Whether this is a file that stands where a bundle does, which a link may lead to."""
+        for directory, bundles in self._roles.bundles.items():
+            for name in bundles:
+                status = status_at(self._roles.descriptors[directory], name)
+                if status is not None and file_id(status) == inode:
+                    return True
+        return False
+
+    def _resolve(self, actor: Actor | None) -> Iterator[LiveBundle]:
+        """Find all directories anew; yield the bundles that have another source directory than before."""
+        old, self._roles = self._roles, _Roles()
+        changed = []
+        for spec in self._expand():
+            bundle = self._bundles.get(spec) or self._new_bundle(spec)
+            directory = self._walk(spec.source)
+            source_id = None if directory is None else file_id(os.stat(directory))
+            if bundle.attach(directory, actor) and source_id is not None:
+                changed.append(bundle)
+            if source_id is not None:
+                self._roles.sources.setdefault(source_id, []).append(bundle)
+            parent = self._descend(spec.source[:-1])
+            if parent is not None:
+                names = self._roles.swaps.setdefault(parent, {})
+                names.setdefault(spec.source[-1] + SWAP_SUFFIX, []).append(bundle)
+            place = self._descend(spec.bundle[:-1])
+            if place is not None:
+                self._roles.bundles.setdefault(place, {})[spec.bundle[-1]] = bundle
+        for spec, bundle in list(self._bundles.items()):
+            gone = (
+                bundle.directory is None
+                and not bundle.is_swapping
+                and self.plain[bundle].is_current
+            )
+            if gone and spec not in self._specs:
+                del self._bundles[spec], self.plain[bundle]
+        old.close()
+        self.watcher.watch(
+            [
+                *((fd, key) for key, fd in self._roles.descriptors.items()),
+                *self._source_descriptors(),
+            ]
+        )
+        return iter(changed)
+
+    def _source_descriptors(self) -> Iterator[tuple[int, FileId]]:
+        for bundle in self.bundles:
+            if bundle.directory is not None and bundle.directory_id is not None:
+                yield bundle.directory, bundle.directory_id
+
+    def _new_bundle(self, spec: BundleSpec) -> LiveBundle:
+        name = spec.bundle[-1]
+        is_inside = spec.bundle[:-1] == spec.source
+        hidden = frozenset({name, temporary_name(name)} if is_inside else ())
+        bundle = LiveBundle(
+            spec, self._reader, is_busy=self._is_busy, observer=self._observer, hidden_names=hidden
+        )
+        self._bundles[spec] = bundle
+        self.plain[bundle] = PlainCopy(bundle)
+        return bundle
+
+    def _expand(self) -> Iterator[BundleSpec]:
+        """Yield the specifications without wildcards: as configured, and one for each directory that matches."""
+        seen = set()
+        for spec in self._specs:
+            if not spec.is_pattern:
+                yield spec
+                continue
+            parent = self._descend(spec.source[:-1])
+            if parent is None:
+                continue
+            self._roles.patterns.setdefault(parent, []).append(spec)
+            for name in sorted(os.listdir(fd_path(self._roles.descriptors[parent]).encode())):
+                expanded = spec.expand(name)
+                # Beside the directories lie the plain copies of their bundles, and D.bk while D is swapped.
+                if (
+                    expanded is not None
+                    and not name.endswith(SWAP_SUFFIX)
+                    and self._is_directory(expanded.source)
+                ):
+                    seen.add(expanded)
+                    yield expanded
+        for spec in self._bundles.keys() - seen - set(self._specs):
+            # The directory of a pattern is gone: its bundle goes on as an empty one while it may come back in a swap.
+            yield spec
+
+    def _walk(self, path: tuple[bytes, ...]) -> int | None:
+        """Return a descriptor of this directory, None where there is none; note what is on the way."""
+        self._descend(path[:-1], following=path[-1])
+        return self._open_directory(path)
+
+    def _open_directory(self, path: tuple[bytes, ...]) -> int | None:
+        try:
+            start, rest = self._roots.locate(path)
+            descriptor = self.walker.open(start, b"/".join(rest))
+        except OSError:
+            return None
+        if stat.S_ISDIR(os.stat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def _is_directory(self, path: tuple[bytes, ...]) -> bool:
+        descriptor = self._open_directory(path)
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is not None
+
+    def _descend(self, path: tuple[bytes, ...], following: bytes | None = None) -> FileId | None:
+        """Note every directory on this path and the name that leads on from it; return the last one's identity."""
+        directory = None
+        for depth in range(len(path) + 1):
+            descriptor = self._open_directory(path[:depth])
+            if descriptor is None:
+                if depth == 0:
+                    # The root of a Dom0 mount is in no store.
+                    continue
+                return None
+            directory = file_id(os.stat(descriptor))
+            if directory in self._roles.descriptors:
+                os.close(descriptor)
+            else:
+                self._roles.descriptors[directory] = descriptor
+            name = path[depth] if depth < len(path) else following
+            if name is not None:
+                self._roles.components.setdefault(directory, set()).add(name)
+        return directory

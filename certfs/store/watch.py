@@ -1,0 +1,98 @@
+"""Being told of changes that are made in the store itself, beneath the mount (promise I13).
+
+Owns the inotify descriptor: which directories are watched, and turning the kernel's events into names. The kernel
+queues an event before the call that caused it returns, so reading the queue before answering makes such a change as
+visible as one made through the mount.
+"""
+
+import errno
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from inotify_simple import INotify, flags
+
+from certfs.errors import StoreError
+from certfs.store.backing import FileId, describe, fd_path
+
+# No IN_MODIFY: a file in the middle of being written is none of our business (I3).
+_MASK = (
+    flags.CLOSE_WRITE
+    | flags.CREATE
+    | flags.DELETE
+    | flags.MOVED_FROM
+    | flags.MOVED_TO
+    | flags.ATTRIB
+    | flags.ONLYDIR
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreEvents:
+    """What happened since the last look: names by directory; ``overflow`` if the kernel dropped some."""
+
+    names: dict[FileId, set[bytes]] = field(default_factory=dict)
+    overflow: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.names) or self.overflow
+
+
+class StoreWatcher:
+    """Watches directories for changes of the names in them; a directory is known by its identity.
+
+    ``problem`` is why not all of them are watched, empty if they are. Serving goes on without: what is changed through
+    the mount needs no watching. StoreError where the system has no inotify to give.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except OSError as e:
+            raise StoreError(
+                f"inotify: {describe(e)}",
+                advice="raise fs.inotify.max_user_instances with sysctl(8)",
+            ) from None
+        self._watches: dict[int, FileId] = {}
+        self.problem = ""
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when something happened."""
+        return int(self._inotify.fileno())
+
+    def watch(self, directories: Iterable[tuple[int, FileId]]) -> None:
+        """Watch exactly these directories (descriptor and identity) from now on."""
+        wanted = {}
+        self.problem = ""
+        for fd, directory in directories:
+            try:
+                wanted[self._inotify.add_watch(fd_path(fd), _MASK)] = directory
+            except OSError as e:
+                used_up = e.errno == errno.ENOSPC
+                self.problem = "fs.inotify.max_user_watches is used up" if used_up else describe(e)
+        for watch in self._watches.keys() - wanted.keys():
+            self._remove(watch)
+        self._watches = wanted
+
+    def _remove(self, watch: int) -> None:
+        try:
+            self._inotify.rm_watch(watch)
+        except OSError:
+            # The kernel ends a watch by itself when its directory is gone (inotify(7), IN_IGNORED).
+            return
+
+    def read(self) -> StoreEvents:
+        """Return what happened, without waiting."""
+        names: dict[FileId, set[bytes]] = {}
+        overflow = False
+        for event in self._inotify.read(timeout=0):
+            if event.mask & flags.Q_OVERFLOW:
+                overflow = True
+            directory = self._watches.get(event.wd)
+            if directory is not None and event.name:
+                names.setdefault(directory, set()).add(os.fsencode(event.name))
+        return StoreEvents(names, overflow)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._inotify.close()

@@ -1,0 +1,1 @@
+"""Tests of what works on the directories beneath the mount, on real directories."""

@@ -1,0 +1,121 @@
+"""Walking a path gives what the kernel gives, without asking our own mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from certfs.store.backing import FileId, file_id
+from certfs.store.links import PathWalker
+from tests.store.conftest import nowhere
+
+Outcome = FileId | int
+"""The identity of what a path leads to, or the errno that there is instead."""
+
+
+def kernel(start: int, path: bytes) -> Outcome:
+    """Resolve a path as the kernel does."""
+    try:
+        return file_id(os.stat(path, dir_fd=start))
+    except OSError as error:
+        return error.errno or 0
+
+
+def walked(start: int, path: bytes) -> Outcome:
+    """Resolve a path as certfs does."""
+    try:
+        fd = PathWalker(nowhere).open(start, path)
+    except OSError as error:
+        return error.errno or 0
+    try:
+        return file_id(os.stat(fd))
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture(scope="module")
+def forest() -> Iterator[Path]:
+    """Give a directory with every kind of link."""
+    root = Path(tempfile.mkdtemp(prefix="certfs-links-"))
+    (root / "d" / "e").mkdir(parents=True)
+    (root / "file").write_text("file")
+    (root / "d" / "inner").write_text("inner")
+    for name, target in {
+        "to-file": "file",
+        "to-dir": "d",
+        "to-absolute": str(root / "file"),
+        "to-absolute-dir": str(root / "d"),
+        "d/up": "..",
+        "d/up-file": "../file",
+        "d/e/up-up": "../../to-file",
+        "dangling": "nothing",
+        "dangling-dir": "nothing/at/all",
+        "loop": "loop",
+        "loop-a": "loop-b",
+        "loop-b": "d/up/loop-a",
+        "through-file": "file/x",
+        "file-slash": "file/",
+        "file-dot": "file/.",
+        "dir-slash": "d/",
+        "dir-dot": "d/./",
+        "to-root": "/",
+        "dots": "././d/../d/inner",
+        "long": "a" * 300,
+    }.items():
+        (root / name).symlink_to(target)
+    previous = "file"
+    for number in range(45):
+        (root / f"chain{number}").symlink_to(previous)
+        previous = f"chain{number}"
+    yield root
+    shutil.rmtree(root)
+
+
+_NAMES = """
+    d e up up-file up-up to-file to-dir to-absolute to-absolute-dir file inner dangling
+    dangling-dir loop loop-a through-file file-slash file-dot dir-slash dir-dot dots long
+    chain10 chain38 chain39 chain40 chain44 . .. none
+"""
+_PARTS = st.sampled_from(_NAMES.split())
+
+
+@given(parts=st.lists(_PARTS, min_size=1, max_size=5), slash=st.sampled_from(["", "/", "/.", "//"]))
+@settings(max_examples=400)
+def test_any_path_leads_where_the_kernel_says(forest: Path, parts: list[str], slash: str) -> None:
+    """path_resolution(7): the same file or the same error, relative and absolute."""
+    start = os.open(forest, os.O_PATH)
+    try:
+        relative = os.fsencode("/".join(parts) + slash)
+        absolute = os.fsencode(forest) + b"/" + relative
+        assert walked(start, relative) == kernel(start, relative)
+        assert walked(start, absolute) == kernel(start, absolute)
+    finally:
+        os.close(start)
+
+
+def test_a_chain_ends_after_forty_links(forest: Path) -> None:
+    """ELOOP comes with the 41st link, as path_resolution(7) has it."""
+    start = os.open(forest, os.O_PATH)
+    try:
+        assert walked(start, b"chain39") == file_id((forest / "file").stat())
+        assert walked(start, b"chain40") == errno.ELOOP
+    finally:
+        os.close(start)
+
+
+def test_no_descriptor_is_left(forest: Path) -> None:
+    """I18: neither a success nor a failure keeps a descriptor open."""
+    start = os.open(forest, os.O_PATH)
+    before = len(os.listdir("/proc/self/fd"))
+    for name in os.listdir(forest):
+        walked(start, os.fsencode(name))
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(start)
