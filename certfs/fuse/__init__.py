@@ -1,0 +1,1 @@
+"""The FUSE adapter: the only place that knows pyfuse3, node numbers and ``FUSEError``."""

@@ -1,0 +1,267 @@
+"""The state that all operations share, and the steps that more than one family of them takes.
+
+Owns the composition of inode table, handle table, bundles and calls, and the rule by which a bundle's answer waits for
+what happened before it.
+
+Concurrency: handlers run as trio tasks on one thread; between two awaits nothing else happens. The kernel serialises
+changes of one directory; what it does not serialise is a lookup against a RELEASE, which is why ``settle`` exists.
+"""
+
+import errno
+import os
+import select
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyfuse3
+import trio
+
+from certfs.fuse import attributes
+from certfs.fuse.calls import Calls
+from certfs.fuse.handles import HandleTable
+from certfs.fuse.inodes import ROOT, Inode, InodeTable
+from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
+from certfs.store.backing import FileId, file_id
+from certfs.store.live import Actor, LiveBundle
+from certfs.store.trust import Roots, Trust
+
+_RELEASE_SECONDS = 0.25
+"""How long an answer waits for the next RELEASE that may be on its way behind other requests."""
+
+TEMPORARY_SUFFIX = b".tmp"
+"""What the regeneration script puts behind a bundle's name; its rename is a commit (promise I8)."""
+
+
+def error(code: int) -> OSError:
+    """Return the OSError of an errno."""
+    return OSError(code, os.strerror(code))
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What the kernel sent and was not answered yet, of the kinds that it sends in the background.
+
+    ``descriptor`` is the session's /dev/fuse, -1 before there is one.
+    """
+
+    descriptor: int = -1
+    background: int = 0
+
+    def is_quiet(self) -> bool:
+        """Whether no request waits to be read and no background request is being handled."""
+        if self.background:
+            return False
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return not poll.poll(0)
+
+
+class FilesystemBase(pyfuse3.Operations):
+    """What every family of operations works on."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(
+        self, roots: Roots, trust: Trust, inodes: InodeTable, synthetic: SyntheticFiles
+    ) -> None:
+        super().__init__()
+        self.roots = roots
+        self.trust = trust
+        self.inodes = inodes
+        self.handles = HandleTable()
+        self.synthetic = synthetic
+        self.calls = Calls()
+        self.traffic = Traffic()
+        self.owner = (os.geteuid(), os.getegid())
+        self.started_ns = time.time_ns()
+        self.unsettled: set[Inode] = set()
+        self.on_init: Callable[[], None] = lambda: None
+        self.flush_plain_copies: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        whole = roots.directories.get(b"")
+        self.trees: dict[bytes, Inode] = {}
+        if whole is not None:
+            inodes.add_root(os.dup(whole), ROOT)
+        else:
+            self.trees = {
+                name: inodes.add_root(os.dup(fd)) for name, fd in roots.directories.items()
+            }
+
+    def init(self) -> None:
+        """Take note that the kernel and the session have agreed: from now on requests are answered."""
+        self.on_init()
+
+    def actor(self, ctx: pyfuse3.RequestContext) -> Actor:
+        """Return who made a request; the name of the command is read only for changes that matter."""
+        command = "?"
+        with suppress(OSError):
+            comm = os.open(f"/proc/{ctx.pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                command = os.read(comm, 64).strip().decode("utf-8", "backslashreplace")
+            finally:
+                os.close(comm)
+        return Actor(ctx.uid, ctx.pid, command)
+
+    def node(self, number: int) -> Inode:
+        """Return the inode of the store behind a node number; for one of our own files there is none: EPERM."""
+        if self.synthetic.find(number) is not None or self.is_virtual(number):
+            raise error(errno.EPERM)
+        return self.inodes[number]
+
+    def is_virtual(self, number: int) -> bool:
+        """Whether the number is that of a directory of our own making."""
+        return number == STATUS_DIRECTORY_NUMBER or (number == ROOT and bool(self.trees))
+
+    async def settle(self, bundle: LiveBundle) -> None:
+        """Wait until the bundle shows every change that was complete before now (promises I1, I13).
+
+        A RELEASE is a background request: close(2) does not wait for it, and with a dozen of them unanswered the kernel
+        holds further ones back, behind a LOOKUP that was sent later. While a source is being written its RELEASE may be
+        among those, so the answer waits until nothing is on its way, for a bounded time.
+        """
+        if self.unsettled:
+            await self._await_releases()
+        await self.trust.catch_up()
+        await bundle.settle()
+
+    async def _await_releases(self) -> None:
+        """Wait for the RELEASE of every source that is being written, as long as one may be on its way.
+
+        Given up when none came for a while though requests keep coming: then a writer is simply not done.
+        """
+        waiting = set(self.unsettled)
+        deadline = trio.current_time() + _RELEASE_SECONDS
+        while waiting and trio.current_time() < deadline and not self.traffic.is_quiet():
+            await trio.lowlevel.checkpoint()
+            if not waiting <= self.unsettled:
+                waiting &= self.unsettled
+                deadline = trio.current_time() + _RELEASE_SECONDS
+
+    async def bundle_content(self, directory: FileId, name: bytes) -> Content | None:
+        """Return the content of the bundle of this name as it is now; None if the name is not a bundle's.
+
+        ENOENT where it is a bundle without a certificate (promise I7).
+        """
+        bundle = self.trust.bundle_at(directory, name)
+        if bundle is None:
+            return None
+        await self.settle(bundle)
+        if not bundle.exists:
+            raise error(errno.ENOENT)
+        return self.synthetic.of_bundle(bundle)
+
+    async def status_content(self) -> Content:
+        """Return a new inode with the status as it is now; what takes long of it is done in a thread."""
+        await self.calls.away(self.synthetic.prepare_status)
+        return self.synthetic.of_status()
+
+    def content_entry(self, content: Content) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a file of our own."""
+        return attributes.of_content(
+            content.number, content.readable.size, content.time_ns, self.owner
+        )
+
+    def entry(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a file of the store."""
+        timeout = attributes.PASSED_THROUGH_SECONDS
+        parent = inode.parent
+        if parent is not None and self.is_script_temporary(parent.id, inode.name):
+            # A rename onto the bundle leaves the kernel with this name's timeout for the bundle's name.
+            timeout = 0.0
+        return attributes.from_status(status, inode.number, entry_timeout=timeout)
+
+    def is_script_temporary(self, directory: FileId, name: bytes) -> bool:
+        """Whether this is BUNDLE.tmp beside its bundle."""
+        return (
+            name.endswith(TEMPORARY_SUFFIX)
+            and self.trust.bundle_at(directory, name.removesuffix(TEMPORARY_SUFFIX)) is not None
+        )
+
+    def refuse_bundle(self, parent: Inode, name: bytes) -> None:
+        """Refuse a change of a name that is a bundle's: it behaves like an immutable file (promise I8)."""
+        if self.trust.bundle_at(parent.id, name) is not None or self.trust.is_hidden(
+            parent.id, name
+        ):
+            raise error(errno.EPERM)
+
+    def is_busy(self, identity: FileId) -> bool:
+        """Whether the inode of this identity is being written through the mount (promise I3)."""
+        inode = self.inodes.find(identity)
+        return inode is not None and inode.dirty and inode.writers > 0
+
+    def mark_dirty(self, inode: Inode) -> None:
+        """Take note that an open file was changed."""
+        if not inode.dirty:
+            inode.dirty = True
+            self.await_release(inode)
+
+    def await_release(self, inode: Inode) -> None:
+        """Let bundles wait for the RELEASE of an inode if it is a source that is being written."""
+        if inode.dirty and self.may_be_source(inode):
+            self.unsettled.add(inode)
+
+    def may_be_source(self, inode: Inode) -> bool:
+        """Whether the inode has the name of a source, or names that are not known."""
+        parent = inode.parent
+        return parent is None or self.trust.is_source(parent.id, inode.name)
+
+    async def make(
+        self, parent: Inode, name: bytes, ctx: pyfuse3.RequestContext, create: Callable[[int], None]
+    ) -> pyfuse3.EntryAttributes:
+        """Let ``create`` make ``name`` in the directory that it is given, as if the caller had made it (I19)."""
+        with self.inodes.using(parent) as directory:
+            status = await self.calls.change(_make, directory, name, ctx.uid, ctx.gid, create)
+        return self.entry(self.inodes.remember(parent, name, status), status)
+
+    async def status(self, inode: Inode) -> os.stat_result:
+        """Return the status of an inode, by its name where it has no descriptor; ESTALE where it is gone."""
+        if inode.fd >= 0 or inode.parent is None:
+            with self.inodes.using(inode) as fd:
+                return await self.calls.read(os.stat, fd)
+        try:
+            with self.inodes.using(inode.parent) as directory:
+                status = await self.calls.read(status_of, directory, inode.name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise error(errno.ESTALE) from None
+        if file_id(status) != inode.id:
+            raise error(errno.ESTALE)
+        return status
+
+
+def status_of(directory: int, name: bytes) -> os.stat_result:
+    """Return the status of ``name`` itself; a link is not followed."""
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _make(
+    directory: int, name: bytes, uid: int, gid: int, create: Callable[[int], None]
+) -> os.stat_result:
+    create(directory)
+    return give_away(directory, name, uid, gid)
+
+
+def give_away(directory: int, name: bytes, uid: int, gid: int) -> os.stat_result:
+    """Make what was just created belong to the caller, and return its status.
+
+    The group comes from a set-group-id directory where the filesystem gave it that one (mkdir(2)). chown drops set-id
+    bits, which were asked for, so they are set again.
+    """
+    status = status_of(directory, name)
+    group = status.st_gid if os.stat(directory).st_mode & stat.S_ISGID else gid
+    if (status.st_uid, status.st_gid) == (uid, group):
+        return status
+    try:
+        os.chown(name, uid, group, dir_fd=directory, follow_symlinks=False)
+    except PermissionError:
+        # Without root only the mounting user gets here, and a group of its own may still be out of reach.
+        if os.geteuid() == 0:
+            raise
+        return status
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
+        os.chmod(name, mode, dir_fd=directory)
+    return status_of(directory, name)

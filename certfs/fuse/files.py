@@ -1,0 +1,314 @@
+"""Operations on open files: create, open, read, write, fsync, release.
+
+Owns the moment at which a written source enters its bundle: when its last writer is released (promise I3). FLUSH is not
+used: it comes at the close of every duplicate, so nothing can be concluded from it, and answering it costs every
+close(2) a round trip (see docs/adr).
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+
+import pyfuse3
+
+from certfs.fuse.base import FilesystemBase, error, give_away
+from certfs.fuse.guard import guarded
+from certfs.fuse.handles import ContentHandle, FileHandle
+from certfs.fuse.inodes import Inode
+from certfs.fuse.synthetic import Content
+from certfs.store.backing import fd_path, file_id
+
+# What is handed on to the store. O_DIRECT is not: our buffers are not aligned, and the page cache in question is the
+# kernel's for this mount, which O_DIRECT has already passed by. O_APPEND is not: the kernel has found the end
+# already, and pages of a shared mapping come through the same handle with offsets that count (pwrite(2), BUGS).
+_OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+
+_SMALL_WRITE = 32 << 10
+_PUSHED_SIZE = 1 << 20
+"""How much of a new generation its first open puts into the kernel's page cache."""
+
+
+class FileOperations(FilesystemBase):
+    """CREATE, OPEN, READ, WRITE, FLUSH, FSYNC, RELEASE."""
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open a file; a bundle for reading only."""
+        content = self.synthetic.find(inode)
+        if content is not None:
+            if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+                raise error(errno.EPERM)
+            content.opens += 1
+            self._push(content)
+            return pyfuse3.FileInfo(fh=self.handles.add(ContentHandle(inode)), keep_cache=True)
+        node = self.node(inode)
+        with self._truncating(node) if flags & os.O_TRUNC else nullcontext():
+            with self.inodes.using(node) as fd:
+                file = await self._reopen(fd, flags & _OPEN_FLAGS)
+            return self._opened(node, file, flags, ctx)
+
+    @contextmanager
+    def _truncating(self, node: Inode) -> Iterator[None]:
+        """Hold a file for one that is being written from before it is emptied: its last content counts (I3)."""
+        was_dirty = node.dirty
+        node.writers += 1
+        self.mark_dirty(node)
+        try:
+            yield
+        finally:
+            node.writers -= 1
+            if not node.writers and not was_dirty:
+                # It could not be opened, so nothing was changed.
+                node.dirty = False
+                self.unsettled.discard(node)
+
+    @staticmethod
+    def _push(content: Content) -> None:
+        """Put the start of a new generation into the kernel's page cache, which saves its first reader a READ or more.
+
+        Only when nobody else has it open: no READ of it is then under way, whose page the kernel would wait for.
+        """
+        if content.opens == 1 and not content.pushed:
+            content.pushed = True
+            with suppress(OSError):
+                pyfuse3.notify_store(content.number, 0, content.readable.read(0, _PUSHED_SIZE))
+
+    async def _reopen(self, fd: int, flags: int) -> int:
+        run = self.calls.read if flags == os.O_RDONLY else self.calls.change
+        try:
+            return await run(_open, fd, flags)
+        except OSError as e:
+            if e.errno == errno.EMFILE and self.inodes.shrink(64):
+                return await run(_open, fd, flags)
+            raise
+
+    def _opened(
+        self,
+        node: Inode,
+        file: int,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+        *,
+        created: bool = False,
+    ) -> pyfuse3.FileInfo:
+        """Enter an open file into the tables."""
+        truncates = bool(flags & os.O_TRUNC)
+        writes = created or truncates or flags & os.O_ACCMODE != os.O_RDONLY
+        handle = FileHandle(
+            fd=file,
+            inode=node,
+            actor=self.actor(ctx) if writes and self.may_be_source(node) else None,
+            writes=writes,
+            synchronous=bool(flags & (os.O_SYNC | os.O_DSYNC)),
+        )
+        self.inodes.hold(node)
+        if writes:
+            node.writers += 1
+        if truncates and not created:
+            drop_set_id(file, ctx)
+        if truncates or created:
+            # A new name is a change even if nothing is ever written.
+            self.mark_dirty(node)
+        return pyfuse3.FileInfo(fh=self.handles.add(handle), keep_cache=False)
+
+    @guarded
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Create a file and open it."""
+        parent = self.node(parent_inode)
+        self.refuse_bundle(parent, name)
+        with self.inodes.using(parent) as directory:
+            file, created, status = await self.calls.change(
+                _create, directory, name, mode, flags, ctx
+            )
+        node = self.inodes.remember(parent, name, status)
+        entry = self.entry(node, status)
+        return self._opened(node, file, flags, ctx, created=created), entry
+
+    @guarded
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Read from an open file."""
+        self.traffic.background += 1
+        try:
+            handle = self.handles.find(fh)
+            if isinstance(handle, ContentHandle):
+                content = self.synthetic.find(handle.number)
+                return content.readable.read(off, size) if content is not None else b""
+            return await self.calls.read(os.pread, self.handles.get(fh, FileHandle).fd, size, off)
+        finally:
+            self.traffic.background -= 1
+
+    @guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write to an open file; all or as much as the store takes."""
+        handle = self.handles.get(fh, FileHandle)
+        self.mark_dirty(handle.inode)
+        if handle.synchronous:
+            run = self.calls.away
+        else:
+            # A large write may have to wait for others' pages to reach the disk.
+            run = self.calls.change if len(buf) <= _SMALL_WRITE else self.calls.hand_over
+        return await run(os.pwrite, handle.fd, buf, off)
+
+    async def flush(self, fh: int) -> None:
+        """Tell the kernel not to send FLUSH: after this once it never does."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+        """Write an open file to the disk."""
+        handle = self.handles.find(fh)
+        if isinstance(handle, FileHandle):
+            await self.calls.away(os.fdatasync if datasync else os.fsync, handle.fd)
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        """Let go of an open file; the last writer of a source makes it part of its bundle."""
+        self.traffic.background += 1
+        try:
+            handle = self.handles.remove(fh)
+            if isinstance(handle, ContentHandle):
+                self.synthetic.closed(handle.number)
+            elif isinstance(handle, FileHandle):
+                await self._release_file(handle)
+        finally:
+            self.traffic.background -= 1
+
+    async def _release_file(self, handle: FileHandle) -> None:
+        node = handle.inode
+        try:
+            if handle.writes:
+                node.writers -= 1
+                if node.writers == 0 and node.dirty:
+                    await self._commit_writes(handle, node)
+        finally:
+            # Closed after the source was read: as long as it is open its inode is there to be read.
+            if handle.writes:
+                await self.calls.change(os.close, handle.fd)
+            else:
+                os.close(handle.fd)
+            self.inodes.release(node)
+
+    async def _commit_writes(self, handle: FileHandle, node: Inode) -> None:
+        """Make a file that was written part of the bundles that it is a source of."""
+        node.dirty = False
+        try:
+            known = node.parent is not None
+            if node.parent is not None and self.may_be_source(node):
+                await self.trust.changed(node.parent.id, node.name, handle.actor)
+            status = os.fstat(handle.fd)
+            if status.st_nlink > (1 if known else 0):
+                await self.trust.inode_changed(file_id(status), handle.actor)
+        finally:
+            # Only now: an answer that came between would have been given without this source.
+            if not node.dirty:
+                self.unsettled.discard(node)
+
+
+def drop_set_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
+    """Take set-id bits away as the kernel does when somebody who is not root truncates a file.
+
+    For write(2) the kernel does it itself, with a SETATTR; a truncation comes to us with nothing else. Without group
+    execute, set-group-id goes only for those outside the group (setattr_should_drop_sgid() in fs/attr.c).
+    """
+    status = os.fstat(fd)
+    if ctx.uid == 0 or not status.st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return
+    kept = status.st_mode & ~stat.S_ISUID
+    if kept & stat.S_ISGID and (kept & stat.S_IXGRP or not _is_member(ctx, status.st_gid)):
+        kept &= ~stat.S_ISGID
+    if kept != status.st_mode:
+        os.chmod(fd_path(fd), stat.S_IMODE(kept))
+
+
+def change_owner(fd: int, uid: int, gid: int, ctx: pyfuse3.RequestContext) -> None:
+    """Change owner and group (-1 leaves one as it is), and take set-id bits away as for the caller (chown(2)).
+
+    The kernel takes them away when we do it, but set-group-id without group execute only from those outside the group,
+    which root never is.
+    """
+    loses = _loses_set_group_id(fd, ctx)
+    os.chown(fd_path(fd), uid, gid)
+    if loses:
+        _clear_set_group_id(fd)
+
+
+def keep_owner(fd: int, ctx: pyfuse3.RequestContext, writing: bool) -> None:  # noqa: FBT001 - called by position
+    """Do what a SETATTR without any field stands for: chown(path, -1, -1), which changes ctime and takes set-id away.
+
+    The kernel sends the same before a write that takes set-group-id away, to a file that somebody is ``writing``. Only
+    there a caller who is neither owner nor root may do that.
+    """
+    if ctx.uid in {0, os.stat(fd).st_uid} or not _loses_set_group_id(fd, ctx):
+        change_owner(fd, -1, -1, ctx)
+    elif writing:
+        _clear_set_group_id(fd)
+    else:
+        raise error(errno.EPERM)
+
+
+def set_mode(fd: int, mode: int, ctx: pyfuse3.RequestContext) -> None:
+    """Change the mode; set-group-id is for members of the group only (chmod(2)).
+
+    For chmod(2) the kernel has seen to that, but not where it takes set-user-id away before a write.
+    """
+    if mode & stat.S_ISGID and ctx.uid != 0 and not _is_member(ctx, os.stat(fd).st_gid):
+        mode &= ~stat.S_ISGID
+    os.chmod(fd_path(fd), mode)
+
+
+def drop_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
+    """Take set-group-id away when somebody outside the group sets an access ACL (posix_acl_update_mode())."""
+    status = os.stat(fd)
+    if ctx.uid != 0 and status.st_mode & stat.S_ISGID and not _is_member(ctx, status.st_gid):
+        _clear_set_group_id(fd)
+
+
+def _loses_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> bool:
+    """Whether a change by this caller takes set-group-id from the file (setattr_should_drop_sgid() in fs/attr.c)."""
+    status = os.stat(fd)
+    return (
+        ctx.uid != 0
+        and bool(status.st_mode & stat.S_ISGID)
+        and not stat.S_ISDIR(status.st_mode)
+        and not _is_member(ctx, status.st_gid)
+    )
+
+
+def _clear_set_group_id(fd: int) -> None:
+    os.chmod(fd_path(fd), stat.S_IMODE(os.stat(fd).st_mode) & ~stat.S_ISGID)
+
+
+def _is_member(ctx: pyfuse3.RequestContext, group: int) -> bool:
+    with suppress(OSError, RuntimeError):
+        return group == ctx.gid or group in pyfuse3.get_sup_groups(ctx.pid)
+    return False
+
+
+def _open(fd: int, flags: int) -> int:
+    return os.open(fd_path(fd), flags | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def _create(
+    directory: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+) -> tuple[int, bool, os.stat_result]:
+    """Open or create for the caller; return the descriptor, whether the file is new, and its status.
+
+    The file is opened anew without O_CREAT where somebody else was faster, because then it is not the caller's.
+    """
+    flags = flags & (_OPEN_FLAGS | os.O_EXCL) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        file = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & 0o7777, dir_fd=directory)
+    except FileExistsError:
+        if flags & os.O_EXCL:
+            raise
+        file = os.open(name, flags & ~os.O_EXCL, dir_fd=directory)
+        return file, False, os.fstat(file)
+    try:
+        return file, True, give_away(directory, name, ctx.uid, ctx.gid)
+    except BaseException:
+        os.close(file)
+        raise

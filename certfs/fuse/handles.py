@@ -1,0 +1,85 @@
+"""Open files and directories.
+
+Owns the numbers that the kernel names them by, and what each kind of handle has to know until it is released.
+"""
+
+import errno
+import os
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from certfs.fuse.inodes import Inode
+from certfs.store.live import Actor
+
+
+@dataclass(slots=True, eq=False)
+class FileHandle:
+    """A file of the store, opened.
+
+    ``fd`` is its own descriptor, ``actor`` who opened it (known for sources that are written), ``writes`` if it is open
+    for writing, ``synchronous`` if every write waits for the disk.
+    """
+
+    fd: int
+    inode: Inode
+    actor: Actor | None
+    writes: bool
+    synchronous: bool
+
+
+@dataclass(slots=True, eq=False)
+class DirectoryHandle:
+    """An open directory: ``names`` is its listing as it was when it was first read."""
+
+    number: int
+    names: list[bytes] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ContentHandle:
+    """An open file of our own making, which stays what it was when it was opened (promise I2)."""
+
+    number: int
+
+
+Handle = FileHandle | DirectoryHandle | ContentHandle
+H = TypeVar("H", bound=Handle)
+
+
+@dataclass(slots=True)
+class HandleTable:
+    """All open handles by number."""
+
+    _handles: dict[int, Handle] = field(default_factory=dict)
+    _next: int = 0
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def add(self, handle: Handle) -> int:
+        """Return a new number for ``handle``."""
+        self._next += 1
+        self._handles[self._next] = handle
+        return self._next
+
+    def get(self, number: int, kind: type[H]) -> H:
+        """Return the handle of this number if it is of this kind; EBADF otherwise."""
+        handle = self._handles.get(number)
+        if not isinstance(handle, kind):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle
+
+    def find(self, number: int) -> Handle | None:
+        """Return the handle of this number, None where there is none."""
+        return self._handles.get(number)
+
+    def remove(self, number: int) -> Handle | None:
+        """Take the handle out of the table and return it."""
+        return self._handles.pop(number, None)
+
+    def close(self) -> None:
+        """Close the descriptors of all handles."""
+        for handle in self._handles.values():
+            if isinstance(handle, FileHandle):
+                os.close(handle.fd)
+        self._handles.clear()

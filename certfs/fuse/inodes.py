@@ -1,0 +1,207 @@
+"""The inodes that the kernel remembers, and how to reach them in the store.
+
+Owns node numbers, lookup counts and descriptors. A node has the number of its inode in the store, so that a program
+sees the same numbers (promise I11); where two filesystems of one store share a number, the second gets one of ours.
+
+A descriptor (O_PATH) stands for an inode whatever happens to its name, and keeps its number from being used again
+while the kernel remembers it. It is opened when it is first needed and, beyond a limit, closed again for the least
+recently used inode that can be reached by its name (promise I18).
+"""
+
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
+
+ROOT = 1
+FIRST_SYNTHETIC = 1 << 62
+"""Node numbers from here on are of our own making; no filesystem of Linux counts that far."""
+
+
+@dataclass(slots=True, eq=False)
+class Inode:
+    """One inode of the store that the kernel remembers.
+
+    ``parent`` and ``name`` are a way to reach it, None when it has no name any more. ``writers`` counts the handles
+    open for writing, ``dirty`` says that it was changed since there were none (promise I3).
+    """
+
+    number: int
+    id: FileId
+    parent: "Inode | None"
+    name: bytes
+    fd: int = -1
+    lookups: int = 0
+    uses: int = 0
+    writers: int = 0
+    dirty: bool = False
+
+
+class InodeTable:
+    """All inodes that the kernel remembers; ``limit`` bounds the descriptors kept for those with a name."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._by_number: dict[int, Inode] = {}
+        self._by_id: dict[FileId, Inode] = {}
+        self._recent: OrderedDict[int, Inode] = OrderedDict()
+        self._next_number = FIRST_SYNTHETIC + (1 << 61)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __getitem__(self, number: int) -> Inode:
+        """Return the inode of this number; ESTALE where the kernel should not remember it."""
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise _stale() from None
+
+    def find(self, identity: FileId) -> Inode | None:
+        """Return the inode of this identity if the kernel remembers it."""
+        return self._by_id.get(identity)
+
+    def add_root(self, fd: int, number: int | None = None) -> Inode:
+        """Add a directory that was there before the mount; it owns ``fd`` and is never forgotten."""
+        identity = file_id(os.stat(fd))
+        inode = Inode(number or self._number(identity), identity, None, b"", fd, lookups=1)
+        self._by_number[inode.number] = self._by_id[identity] = inode
+        return inode
+
+    def remember(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode:
+        """Return the inode that ``name`` in ``parent`` has, and count one lookup of it by the kernel."""
+        identity = file_id(status)
+        inode = self._by_id.get(identity)
+        if inode is None:
+            inode = Inode(self._number(identity), identity, parent, name)
+            self._by_number[inode.number] = self._by_id[identity] = inode
+        elif (inode.parent is not parent or inode.name != name) and inode.name:
+            # A root, which has no name, stays what it is: its descriptor is the way to everything else.
+            self.moved(inode, parent, name)
+        inode.lookups += 1
+        return inode
+
+    def _number(self, identity: FileId) -> int:
+        number = identity.inode
+        if ROOT < number < FIRST_SYNTHETIC and number not in self._by_number:
+            return number
+        self._next_number += 1
+        return self._next_number
+
+    def forget(self, number: int, lookups: int) -> None:
+        """Take back ``lookups``; with the last one the inode is no longer remembered."""
+        inode = self._by_number.get(number)
+        if inode is None:
+            return
+        inode.lookups -= lookups
+        if inode.lookups <= 0 and inode.uses == 0:
+            self._drop(inode)
+
+    def _drop(self, inode: Inode) -> None:
+        del self._by_number[inode.number]
+        if self._by_id.get(inode.id) is inode:
+            del self._by_id[inode.id]
+        self._recent.pop(inode.number, None)
+        if inode.fd >= 0:
+            os.close(inode.fd)
+            inode.fd = -1
+
+    def fd(self, inode: Inode) -> int:
+        """Return an O_PATH descriptor of the inode; ESTALE where it cannot be reached any more."""
+        if inode.fd < 0:
+            self._open(inode)
+        elif inode.number in self._recent:
+            self._recent.move_to_end(inode.number)
+        return inode.fd
+
+    def _open(self, inode: Inode) -> None:
+        if inode.parent is None or inode.number not in self._by_number:
+            raise _stale()
+        try:
+            fd = os.open(inode.name, O_PATH_NOFOLLOW, dir_fd=self.fd(inode.parent))
+        except (FileNotFoundError, NotADirectoryError):
+            raise _stale() from None
+        if file_id(os.stat(fd)) != inode.id:
+            os.close(fd)
+            raise _stale()
+        # Before it is entered itself: it is not the one to be closed.
+        if len(self._recent) >= self._limit:
+            self.shrink(1)
+        inode.fd = fd
+        self._recent[inode.number] = inode
+
+    def shrink(self, count: int) -> int:
+        """Close the descriptors of up to ``count`` inodes that were not used lately; return how many were closed."""
+        closed = 0
+        for number in list(islice(self._recent, count + 16)):
+            inode = self._recent[number]
+            if closed == count:
+                break
+            if inode.uses or inode.writers:
+                # Out of the way of those that can be closed.
+                self._recent.move_to_end(number)
+            else:
+                del self._recent[number]
+                os.close(inode.fd)
+                inode.fd = -1
+                closed += 1
+        return closed
+
+    @contextmanager
+    def using(self, inode: Inode) -> Iterator[int]:
+        """Keep the inode's descriptor open for the time of a call that runs elsewhere."""
+        fd = self.fd(inode)
+        inode.uses += 1
+        try:
+            yield fd
+        finally:
+            self.release(inode)
+
+    def hold(self, inode: Inode) -> None:
+        """Keep the inode for an open handle, which outlives the kernel's memory of it in no case but a crash."""
+        inode.uses += 1
+
+    def release(self, inode: Inode) -> None:
+        """Undo ``hold``."""
+        inode.uses -= 1
+        if inode.lookups <= 0 and inode.uses == 0 and inode.number in self._by_number:
+            self._drop(inode)
+
+    def before_removal(self, parent: Inode, name: bytes) -> Inode | None:
+        """Make sure that the inode of a name that is about to go can be reached without it; return the inode."""
+        try:
+            status = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        inode = self._by_id.get(file_id(status))
+        if inode is not None:
+            if inode.fd < 0:
+                inode.parent, inode.name = parent, name
+            self.fd(inode)
+        return inode
+
+    def lost_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Take note that the inode lost this name; if no other is known, its descriptor is the only way to it."""
+        if inode.parent is parent and inode.name == name:
+            inode.parent = None
+            self._recent.pop(inode.number, None)
+
+    def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Take note that the inode has this name now."""
+        inode.parent, inode.name = parent, name
+        if inode.fd >= 0:
+            self._recent[inode.number] = inode
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        for inode in list(self._by_number.values()):
+            self._drop(inode)
+
+
+def _stale() -> OSError:
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))

@@ -1,0 +1,166 @@
+"""Operations on attributes: stat, chmod, chown, truncate, times, extended attributes, statfs.
+
+Owns what an immutable bundle answers to each of them (promise I8).
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+import pyfuse3
+
+from certfs.fuse import attributes
+from certfs.fuse.base import FilesystemBase, error
+from certfs.fuse.files import change_owner, drop_set_group_id, drop_set_id, keep_owner, set_mode
+from certfs.fuse.guard import guarded
+from certfs.fuse.handles import FileHandle
+from certfs.fuse.inodes import ROOT, Inode
+from certfs.fuse.synthetic import Content
+from certfs.store.backing import fd_path, set_times
+
+_TRUSTED = "trusted."
+_ACCESS_ACL = b"system.posix_acl_access"
+
+
+class MetadataOperations(FilesystemBase):
+    """GETATTR, SETATTR, GETXATTR, SETXATTR, LISTXATTR, REMOVEXATTR, STATFS."""
+
+    @guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a file."""
+        content = self.synthetic.find(inode)
+        if content is not None:
+            return self.content_entry(content)
+        if self.is_virtual(inode):
+            return attributes.of_directory(inode, self.started_ns, self.owner)
+        return await self._attributes(self.inodes[inode])
+
+    async def _attributes(self, node: Inode) -> pyfuse3.EntryAttributes:
+        entry = self.entry(node, await self.status(node))
+        if node.number == ROOT:
+            # The root's number is FUSE's, but what is shown is the store's.
+            entry.st_ino = node.id.inode
+        return entry
+
+    @guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Change the attributes that ``fields`` names."""
+        content = self.synthetic.find(inode)
+        if content is not None:
+            return self._set_bundle_attributes(content, attr, fields)
+        node = self.node(inode)
+        with self.inodes.using(node) as fd:
+            if fields.update_size:
+                await self._truncate(node, fd, attr.st_size, fh, ctx)
+            if fields.update_mode:
+                await self.calls.change(set_mode, fd, stat.S_IMODE(attr.st_mode), ctx)
+            sets_times = fields.update_atime or fields.update_mtime
+            sets_owner = fields.update_uid or fields.update_gid
+            if sets_owner:
+                uid = attr.st_uid if fields.update_uid else -1
+                gid = attr.st_gid if fields.update_gid else -1
+                await self.calls.change(change_owner, fd, uid, gid, ctx)
+            elif not (sets_times or fields.update_size or fields.update_mode):
+                await self.calls.change(keep_owner, fd, ctx, bool(node.writers))
+            if sets_times:
+                atime = attr.st_atime_ns if fields.update_atime else None
+                mtime = attr.st_mtime_ns if fields.update_mtime else None
+                await self.calls.change(set_times, fd, atime, mtime)
+            return await self._attributes(node)
+
+    def _set_bundle_attributes(
+        self, content: Content, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
+    ) -> pyfuse3.EntryAttributes:
+        entry = self.content_entry(content)
+        changes = (
+            fields.update_size
+            or fields.update_atime
+            or fields.update_mtime
+            or (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(entry.st_mode))
+            or (fields.update_uid and attr.st_uid != entry.st_uid)
+            or (fields.update_gid and attr.st_gid != entry.st_gid)
+        )
+        if changes:
+            raise error(errno.EPERM)
+        return entry
+
+    async def _truncate(
+        self, node: Inode, fd: int, size: int, fh: int | None, ctx: pyfuse3.RequestContext
+    ) -> None:
+        handle = self.handles.find(fh) if fh is not None else None
+        if node.writers:
+            # Before it is cut short: its last complete content counts until the last writer closes (promise I3).
+            self.mark_dirty(node)
+        if isinstance(handle, FileHandle) and handle.writes:
+            await self.calls.change(os.ftruncate, handle.fd, size)
+        else:
+            await self.calls.change(os.truncate, fd_path(fd), size)
+        drop_set_id(fd, ctx)
+        if (
+            not node.writers
+            and node.parent is not None
+            and self.trust.has_role(node.parent.id, node.name)
+        ):
+            await self.trust.changed(node.parent.id, node.name, self.actor(ctx))
+
+    @guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """Return an extended attribute."""
+        if self._has_no_xattrs(inode):
+            raise error(errno.ENODATA)
+        with self.inodes.using(self.node(inode)) as fd:
+            return await self.calls.read(os.getxattr, fd_path(fd), name)
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        """Return the names of the extended attributes that the caller may see (xattr(7))."""
+        if self._has_no_xattrs(inode):
+            return []
+        with self.inodes.using(self.node(inode)) as fd:
+            names = await self.calls.read(os.listxattr, fd_path(fd))
+        return [
+            os.fsencode(name) for name in names if ctx.uid == 0 or not name.startswith(_TRUSTED)
+        ]
+
+    @guarded
+    async def setxattr(
+        self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        """Set an extended attribute."""
+        with self.inodes.using(self.node(inode)) as fd:
+            await self.calls.change(os.setxattr, fd_path(fd), name, value)
+            if name == _ACCESS_ACL:
+                drop_set_group_id(fd, ctx)
+
+    @guarded
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Remove an extended attribute."""
+        with self.inodes.using(self.node(inode)) as fd:
+            await self.calls.change(os.removexattr, fd_path(fd), name)
+
+    def _has_no_xattrs(self, inode: int) -> bool:
+        return self.synthetic.find(inode) is not None or self.is_virtual(inode)
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Return the figures of the store's filesystem."""
+        status = await self.calls.read(os.statvfs, next(iter(self.roots.directories.values())))
+        figures = pyfuse3.StatvfsData()
+        figures.f_bsize = status.f_bsize
+        figures.f_frsize = status.f_frsize
+        figures.f_blocks = status.f_blocks
+        figures.f_bfree = status.f_bfree
+        figures.f_bavail = status.f_bavail
+        figures.f_files = status.f_files
+        figures.f_ffree = status.f_ffree
+        figures.f_favail = status.f_favail
+        figures.f_namemax = status.f_namemax
+        return figures

@@ -1,0 +1,110 @@
+"""Files of our own making: a number for each generation, kept as long as somebody knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from certfs.fuse import attributes
+from certfs.fuse.inodes import FIRST_SYNTHETIC
+from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, SyntheticFiles, Text
+from certfs.store.links import PathWalker
+from certfs.store.scan import SourceReader
+from tests.store.conftest import nowhere
+from tests.store.scenes import Scene, scene
+from tests.support import pki
+
+ONE, TWO = (pki.authority(f"synthetic {number}") for number in range(2))
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Scene]:
+    """Give a bundle with one certificate."""
+    (tmp_path / "a.pem").write_bytes(ONE.pem)
+    made = scene(tmp_path, SourceReader(PathWalker(nowhere)))
+    made.bundle.load()
+    yield made
+    made.bundle.close()
+
+
+async def test_a_generation_has_one_number_and_the_next_another(live: Scene) -> None:
+    """I2: the kernel cannot mix the pages of two generations."""
+    files = SyntheticFiles(lambda: b"")
+    first = files.of_bundle(live.bundle)
+    assert files.of_bundle(live.bundle) is first
+    await live.put("b.pem", TWO.pem)
+    second = files.of_bundle(live.bundle)
+    assert second.number not in {first.number, STATUS_DIRECTORY_NUMBER}
+    assert first.number >= FIRST_SYNTHETIC
+    assert first.readable.read(0, 1 << 20) == ONE.pem
+
+
+def test_a_number_is_known_as_long_as_somebody_knows_it(live: Scene) -> None:
+    """I18: lookups and open handles keep it, and nothing else does."""
+    files = SyntheticFiles(lambda: b"")
+    content = files.of_bundle(live.bundle)
+    content.lookups = 2
+    content.opens = 1
+    files.forget(content.number, 2)
+    assert files.find(content.number) is content
+    files.closed(content.number)
+    assert files.find(content.number) is None
+    assert len(files) == 0
+    # The kernel forgot it, the bundle did not change: it is the same file again.
+    assert files.of_bundle(live.bundle) is content
+    assert files.find(content.number) is content
+
+
+def test_forgetting_what_nobody_knows_is_nothing() -> None:
+    """A number of a former life does no harm."""
+    files = SyntheticFiles(lambda: b"")
+    files.forget(FIRST_SYNTHETIC + 99, 1)
+    files.closed(FIRST_SYNTHETIC + 99)
+
+
+def test_each_look_at_the_status_is_a_new_file() -> None:
+    """A status that is being read does not change under its reader."""
+    states = iter([b"one", b"three"])
+    files = SyntheticFiles(lambda: next(states))
+    first, second = files.of_status(), files.of_status()
+    assert first.number != second.number
+    assert (first.readable.read(0, 9), second.readable.read(0, 9)) == (b"one", b"three")
+    assert (first.readable.size, second.readable.size) == (3, 5)
+
+
+def test_text_is_read_by_offset() -> None:
+    """As pread(2): short at the end, nothing behind it."""
+    text = Text(b"content")
+    assert (text.read(3, 2), text.read(5, 10), text.read(7, 1), text.read(9, 1)) == (
+        b"te",
+        b"nt",
+        b"",
+        b"",
+    )
+
+
+def test_what_the_kernel_may_believe_is_bounded(tmp_path: Path) -> None:
+    """I1, I13: a bundle's name not at all, the store's files for half of what is promised."""
+    own = attributes.of_content(FIRST_SYNTHETIC, 1000, 5, (1, 2))
+    assert own.entry_timeout == 0
+    assert (own.st_mode & 0o777, own.st_uid, own.st_gid, own.st_size) == (0o644, 1, 2, 1000)
+    assert own.st_blocks == 2
+    passed = attributes.from_status(tmp_path.stat(), 7, entry_timeout=0.05)
+    assert passed.attr_timeout <= 0.05
+    assert passed.st_ino == 7
+
+
+def test_attributes_are_the_store_s(tmp_path: Path) -> None:
+    """I11: every field of stat(2) that the kernel is told."""
+    (tmp_path / "a").write_bytes(b"x" * 5000)
+    status = (tmp_path / "a").stat()
+    entry = attributes.from_status(status, status.st_ino, entry_timeout=0)
+    names = (
+        "st_ino st_mode st_nlink st_uid st_gid st_rdev st_size st_blksize st_blocks "
+        "st_atime_ns st_mtime_ns st_ctime_ns"
+    )
+    assert [getattr(entry, name) for name in names.split()] == [
+        getattr(status, name) for name in names.split()
+    ]
