@@ -1,0 +1,165 @@
+"""Where a host's identity and trust are kept, and how their files are opened.
+
+Owns the names of the platform's files and the careful opening of directories and small files. Must
+not know what is in them.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from certfs.errors import PrivilegeError, StoreError
+
+SERVER_PEM = b"xapi-ssl.pem"
+POOL_PEM = b"xapi-pool-tls.pem"
+POOL_PEM_NEW = b"xapi-pool-tls.new"
+POOL_PEM_BACKUP = b"xapi-pool-tls.bak"
+CERTS = b"certs"
+CERTS_POOL = b"certs-pool"
+
+KEY_MODE = 0o400
+PUBLIC_MODE = 0o644
+SOURCE_DIRECTORY_MODE = 0o700
+"""The modes that the platform gives: a file with a key, a certificate, ``certs`` and
+``certs-pool``.
+"""
+
+READ_LIMIT = 1 << 20
+"""Bytes; what is larger is no PEM file of a host and is not read (promise I18)."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: opening a FIFO or a device that somebody put there must not block (promise I6).
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class HostPaths:
+    """A host's two directories: ``xensource`` with its keys, ``stunnel`` with its trust.
+
+    ``root`` is the store or standalone mount that they are in; None on a host of the platform.
+    """
+
+    xensource: Path
+    stunnel: Path
+    root: Path | None = None
+
+    @classmethod
+    def of_store(cls, directory: Path) -> "HostPaths":
+        """Return the directories inside a store or a standalone mount."""
+        return cls(directory / "xensource", directory / "stunnel", directory)
+
+    @property
+    def certs(self) -> Path:
+        """CA certificates that an admin has installed."""
+        return self.stunnel / os.fsdecode(CERTS)
+
+    @property
+    def certs_pool(self) -> Path:
+        """The pool certificates of all hosts of the pool."""
+        return self.stunnel / os.fsdecode(CERTS_POOL)
+
+
+DOM0 = HostPaths(Path("/etc/xensource"), Path("/etc/stunnel"))
+
+
+@contextlib.contextmanager
+def open_directory(
+    path: Path | bytes, *, within: int | None = None, create_mode: int | None = None
+) -> Iterator[int]:
+    """Open a directory for the time of a ``with``; relative to the directory ``within`` if given.
+
+    ``create_mode`` makes a missing directory (not its parents) with that mode. Raises ``OSError``.
+    """
+    if create_mode is not None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, create_mode, dir_fd=within)
+    fd = os.open(path, _DIRECTORY, dir_fd=within)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def host_directory(path: Path, *, create_mode: int | None = None) -> Iterator[int]:
+    """Do as :func:`open_directory`, but a failure is an error for people that names ``path``."""
+    with contextlib.ExitStack() as stack:
+        with file_errors(path):
+            fd = stack.enter_context(open_directory(path, create_mode=create_mode))
+        yield fd
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[int]:
+    """Open the directory ``path`` for one command that changes several of its files at a time.
+
+    Raises ``StoreError`` if another certfs command is at it.
+    """
+    with host_directory(path) as fd:
+        try:
+            # Bound to the descriptor: gone with the process, however it ends (flock(2)).
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{path}: another certfs command is working there",
+                advice="wait for it to end, then run this one again",
+            ) from None
+        yield fd
+
+
+def read_file(name: Path | bytes, *, within: int | None = None) -> bytes:
+    """Return the content of a regular file, or of one that a symlink leads to.
+
+    Raises ``OSError``: ENOENT and so on, EFBIG for more than READ_LIMIT bytes, EINVAL for what is
+    no file.
+    """
+    fd = os.open(name, _READ, dir_fd=within)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        data = file.read(READ_LIMIT + 1)
+    if len(data) > READ_LIMIT:
+        raise OSError(errno.EFBIG, f"larger than {READ_LIMIT} bytes", name)
+    return data
+
+
+def is_present(name: bytes, *, within: int) -> bool:
+    """Tell whether the directory has an entry of that name, be it a dangling symlink."""
+    try:
+        os.lstat(name, dir_fd=within)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def file_errors(path: Path, *, advice: str = "") -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an error for people that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            raise PrivilegeError(
+                f"{path}: {reason}",
+                advice=advice or "run this as the owner of the files, usually root",
+            ) from error
+        raise StoreError(f"{path}: {reason}", advice=advice or _advice(error.errno)) from error
+
+
+def _advice(code: int | None) -> str:
+    match code:
+        case errno.ENOENT:
+            return "check the path; for a store or a mount, name it with --store"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make room and run the command again; nothing was changed"
+        case errno.EROFS:
+            return "make the filesystem writable and run the command again"
+        case _:
+            return "mend this and run the command again"

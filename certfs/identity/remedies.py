@@ -1,0 +1,147 @@
+"""What can be mended on a host without a decision, each as a value that says and does it.
+
+Owns the mending itself; which remedy fits which finding is the health check's business. Each is
+safe to apply twice and leaves the host no worse wherever it is interrupted.
+"""
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from certfs.identity.bundles import update_plain_bundle
+from certfs.identity.generate import generate_pool_certificate, generate_server_certificate
+from certfs.identity.hostpem import HostPemDefect, parse_host_pem, public_pem
+from certfs.identity.paths import KEY_MODE, PUBLIC_MODE, HostPaths, open_directory, read_file
+from certfs.identity.subject import host_names
+from certfs.store.atomic import create_exclusive, write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    """Make a missing directory with the platform's mode."""
+
+    path: Path
+    mode: int
+
+    def __str__(self) -> str:
+        return f"make the directory {self.path} with mode {self.mode:04o}"
+
+    def apply(self) -> None:
+        """Do it. Raises ``OSError``."""
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Put the one usable copy of a file or directory in the place where it belongs."""
+
+    path: Path
+    target: Path
+
+    def __str__(self) -> str:
+        return f"rename {self.path} to {self.target.name}"
+
+    def apply(self) -> None:
+        """Do it. Raises ``OSError``."""
+        self.path.rename(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLeftover:
+    """Remove a temporary file, or a directory of which everything is elsewhere too."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"remove {self.path}"
+
+    def apply(self) -> None:
+        """Do it. Raises ``OSError``."""
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RestrictMode:
+    """Take away what others than owner and group may do with a file."""
+
+    path: Path
+    mode: int
+
+    def __str__(self) -> str:
+        return f"set the mode of {self.path} to {self.mode:04o}"
+
+    def apply(self) -> None:
+        """Do it. Raises ``OSError``."""
+        self.path.chmod(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishCertificate:
+    """Write the public part of the pool certificate to where the pool's hosts look for it."""
+
+    key_file: Path
+    path: Path
+
+    def __str__(self) -> str:
+        return f"write the certificate of {self.key_file} to {self.path}"
+
+    def apply(self) -> None:
+        """Do it. Raises ``OSError``."""
+        pem = parse_host_pem(read_file(self.key_file))
+        if isinstance(pem, HostPemDefect):
+            raise OSError(f"{self.key_file} {pem.reason}")
+        with open_directory(self.path.parent) as directory:
+            name = os.fsencode(self.path.name)
+            write_atomic(directory, name, public_pem(pem.leaf), mode=PUBLIC_MODE)
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Make a key and certificate that are missing, as the platform does at boot."""
+
+    path: Path
+    pool_uuid: str | None
+
+    def __str__(self) -> str:
+        return f"generate {self.path}"
+
+    def apply(self) -> None:
+        """Do it. Raises ``OSError``."""
+        if self.pool_uuid is None:
+            pem = generate_server_certificate(host_names())
+        else:
+            pem = generate_pool_certificate(self.pool_uuid)
+        with open_directory(self.path.parent) as directory, contextlib.suppress(FileExistsError):
+            create_exclusive(directory, os.fsencode(self.path.name), pem.render(), mode=KEY_MODE)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateBundle:
+    """Write a bundle anew from its source directory."""
+
+    paths: HostPaths
+    source: bytes
+
+    def __str__(self) -> str:
+        return f"write it anew from {os.fsdecode(self.source)}"
+
+    def apply(self) -> None:
+        """Do it."""
+        update_plain_bundle(self.paths, self.source)
+
+
+Remedy = (
+    MakeDirectory
+    | Rename
+    | RemoveLeftover
+    | RestrictMode
+    | PublishCertificate
+    | Generate
+    | UpdateBundle
+)

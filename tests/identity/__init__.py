@@ -1,0 +1,1 @@
+"""Tests of the host's certificates, with the openssl command as the second opinion."""

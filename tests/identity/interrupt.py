@@ -1,0 +1,112 @@
+"""Ending a command at a chosen system call, or making that call fail: with strace, no luck involved.
+
+Owns finding the system calls by which a command changes a filesystem, and running the command again
+so that it dies just before the Nth of them, or so that the Nth fails. What a kill between two calls
+leaves is what the first of them left, so this is every state that an interruption can leave.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.mounts import certfs_program, need_program
+
+_CHANGING = (
+    "rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,"
+    "chmod,fchmod,fchmodat,chown,fchown,fchownat,lchown,write,pwrite64,fsync,fdatasync,"
+    "truncate,ftruncate"
+)
+_CREATING = "openat"
+"""Counted apart, and only in the host's directories: Python opens more or fewer files as it starts."""
+_CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The `number`-th call (from 1) of the system call `name` that the command makes.
+
+    With `paths` only the calls that concern these directories count.
+    """
+
+    name: str
+    number: int
+    arguments: str
+    paths: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.number}"
+
+
+def steps(words: Sequence[str | Path], trace: Path) -> Iterator[Step]:
+    """Run a command undisturbed, and give the calls by which it changes files."""
+    yield from _steps(words, trace, _CHANGING, ())
+
+
+def creations(words: Sequence[str | Path], trace: Path, paths: Sequence[Path]) -> Iterator[Step]:
+    """Run a command undisturbed, and give the calls by which it makes files in `paths`."""
+    found = _steps(words, trace, _CREATING, tuple(paths))
+    yield from (step for step in found if "O_CREAT" in step.arguments)
+
+
+def _steps(
+    words: Sequence[str | Path], trace: Path, calls: str, paths: tuple[Path, ...]
+) -> Iterator[Step]:
+    need_program("strace")
+    done = _run(["-o", trace, "-y", "-s", "0", "-e", f"trace={calls}", *_only(paths)], words)
+    assert done.returncode == 0, done.stderr
+    counts: Counter[str] = Counter()
+    for line in trace.read_text(errors="replace").splitlines():
+        call = _CALL.match(line)
+        if call is not None:
+            counts[call[1]] += 1
+            yield Step(call[1], counts[call[1]], call[2], paths)
+
+
+def kill_at(step: Step, words: Sequence[str | Path]) -> None:
+    """Run the command and kill it as it enters that system call."""
+    done = _inject(step, words, "signal=KILL")
+    assert done.returncode == -signal.SIGKILL, f"{step}: not killed: {done}"
+
+
+def fail_at(
+    step: Step, words: Sequence[str | Path], *, error: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command and let that system call fail with `error`, such as ENOSPC.
+
+    The kernel's filter makes strace three times as fast; with it strace 6.1 injects errors, but no signals.
+    """
+    return _inject(step, words, f"error={error}", "--seccomp-bpf")
+
+
+def _inject(
+    step: Step, words: Sequence[str | Path], fault: str, *options: str
+) -> subprocess.CompletedProcess[str]:
+    inject = f"inject={step.name}:{fault}:when={step.number}"
+    what = ["-o", "/dev/null", "-e", f"trace={step.name}", "-e", inject, *_only(step.paths)]
+    return _run([*options, *what], words)
+
+
+def _only(paths: tuple[Path, ...]) -> list[str | Path]:
+    return [word for path in paths for word in ("-P", path)]
+
+
+def _run(
+    options: Sequence[str | Path], arguments: Sequence[str | Path]
+) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    return subprocess.run(
+        ["strace", "-f", "-qq", *options, certfs_program(), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=60,
+    )
