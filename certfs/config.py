@@ -1,0 +1,225 @@
+"""The configuration file: TOML in, one frozen value out.
+
+Owns every key, its default and what is allowed for it. An unknown key or an impossible value is an error that names
+the file, the key and what is allowed. Knows nothing of who uses the values. ``docs/config.md`` is the reference.
+"""
+
+import itertools
+import os
+import re
+import tomllib
+import uuid
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from certfs.core.bundle import WILDCARD, BundleSpec, is_source_name
+from certfs.errors import ConfigError
+
+DEFAULT_FILE = "/etc/certfs.toml"
+
+XENSOURCE = "/etc/xensource"
+STUNNEL = "/etc/stunnel"
+TRUSTED_CERTS = "/etc/trusted-certs"
+
+OWN_DIRECTORY = ".certfs"
+"""Where a mount shows its status and a store keeps its host UUID."""
+
+_DOCUMENTATION = "docs/config.md lists every key"
+_LONGEST = 240
+"""Bytes of a name: while a bundle's plain copy is written, its name is a little longer."""
+
+
+class _BundleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: Annotated[str, msgspec.Meta(min_length=1)]
+    bundle: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Dom0Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    trees: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host_uuid: str | None = None
+    identity: bool | None = None
+    source_size_limit: Annotated[int, msgspec.Meta(ge=1024, le=1 << 30)] = 1 << 20
+    swap_timeout: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
+    dom0: _Dom0Table = _Dom0Table()
+    bundle: list[_BundleTable] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be configured.
+
+    ``bundles`` are paths from the root of the mount. ``host_uuid`` stands for this host in a standalone store, None to
+    keep one in the store. ``makes_identity`` if a standalone store without host certificates gets them.
+    ``source_size_limit`` is in bytes, ``swap_timeout`` in seconds (I10). ``dom0_trees`` are the directories that are
+    presented over themselves.
+    """
+
+    bundles: tuple[BundleSpec, ...]
+    host_uuid: str | None
+    makes_identity: bool
+    source_size_limit: int
+    swap_timeout: float
+    dom0_trees: tuple[str, ...]
+
+
+def _spec(source: str, bundle: str) -> BundleSpec:
+    return BundleSpec(_path(source), _path(bundle))
+
+
+def _path(path: str) -> tuple[bytes, ...]:
+    return tuple(os.fsencode(part) for part in path.split("/"))
+
+
+PLATFORM_BUNDLES = (
+    _spec("stunnel/certs-pool", "stunnel/xapi-pool-ca-bundle.pem"),
+    _spec("stunnel/certs", "stunnel/xapi-stunnel-ca-bundle.pem"),
+    _spec("trusted-certs/ca-*", "trusted-certs/ca-bundle-*.pem"),
+    _spec("trusted-certs/pinned-*", "trusted-certs/pinned-bundle-*.pem"),
+)
+"""The bundles of a XenServer or XCP-ng host; the last two are those of the newer layout, where it is there."""
+
+
+def load_config(path: str | None) -> Config:
+    """Return what the file at ``path`` says, or the defaults without one; ConfigError names file and key."""
+    return _checked(path or "defaults", _read(path) if path is not None else _File())
+
+
+def _read(path: str) -> _File:
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as e:
+        raise ConfigError(
+            f"configuration file {path}: {e.strerror}", advice="name one that can be read"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(
+            f"{path} is not TOML: {e}", advice="see https://toml.io for the format"
+        ) from None
+    try:
+        return msgspec.convert(table, _File)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{path}: {_explain(str(e))}", advice=_DOCUMENTATION) from None
+
+
+def _explain(message: str) -> str:
+    """Turn msgspec's message into one that names the key first."""
+    message, _, where = message.partition(" - at ")
+    key = where.strip("`").removeprefix("$").removeprefix(".")
+    unknown = re.search(r"unknown field `(.*)`", message)
+    if unknown:
+        key = f"{key}.{unknown[1]}" if key else unknown[1]
+        struct = _struct_of(key)
+        return f"unknown key {key} (allowed here: {', '.join(struct.__struct_fields__)})"
+    return f"{key}: {message[:1].lower()}{message[1:]}" if key else message
+
+
+def _struct_of(key: str) -> type[msgspec.Struct]:
+    if key.startswith("dom0."):
+        return _Dom0Table
+    return _BundleTable if key.startswith("bundle[") else _File
+
+
+def _checked(path: str, file: _File) -> Config:
+    """Check what types cannot say."""
+    if file.host_uuid is not None:
+        _check_uuid(path, file.host_uuid)
+    trees = file.dom0.trees if file.dom0.trees is not None else _platform_trees()
+    for tree in trees:
+        if not tree.startswith("/") or os.path.normpath(tree) != tree or tree == "/":
+            raise ConfigError(
+                f"{path}: dom0.trees: {tree!r} is not an absolute, plain path",
+                advice=_DOCUMENTATION,
+            )
+    names = [os.path.basename(tree) for tree in trees]
+    if len(set(names)) != len(names):
+        raise ConfigError(
+            f"{path}: dom0.trees: two directories of one name", advice="present only one of them"
+        )
+    bundles: tuple[BundleSpec, ...] = PLATFORM_BUNDLES
+    if file.bundle is not None:
+        bundles = tuple(
+            _checked_bundle(path, index, table) for index, table in enumerate(file.bundle)
+        )
+        _check_together(path, bundles)
+    return Config(
+        bundles=bundles,
+        host_uuid=file.host_uuid,
+        makes_identity=file.bundle is None if file.identity is None else file.identity,
+        source_size_limit=file.source_size_limit,
+        swap_timeout=float(file.swap_timeout),
+        dom0_trees=trees,
+    )
+
+
+def _platform_trees() -> tuple[str, ...]:
+    """Return the directories of a host of the platform; the newer layout's only where the host has it."""
+    return (XENSOURCE, STUNNEL, *((TRUSTED_CERTS,) if os.path.isdir(TRUSTED_CERTS) else ()))
+
+
+def _check_uuid(path: str, text: str) -> None:
+    """Accept the canonical form only (RFC 9562, section 4), because the UUID names a file; Python accepts several."""
+    try:
+        is_canonical = str(uuid.UUID(text)) == text
+    except ValueError:
+        is_canonical = False
+    if not is_canonical:
+        raise ConfigError(
+            f"{path}: host_uuid: {text!r} is not a UUID in lower case",
+            advice="uuidgen makes one, such as 960abfff-6017-4d97-bd56-0a8f1a43e51a",
+        )
+
+
+def _checked_bundle(path: str, index: int, table: _BundleTable) -> BundleSpec:
+    for key, value in (("source", table.source), ("bundle", table.bundle)):
+        parts = value.split("/")
+        if any(part in {"", ".", ".."} for part in parts) or "\0" in value:
+            raise ConfigError(
+                f"{path}: bundle[{index}].{key}: {value!r} is not a plain relative path",
+                advice="write it from the root of the mount, such as stunnel/certs",
+            )
+        if parts[0] == OWN_DIRECTORY or any(len(os.fsencode(part)) > _LONGEST for part in parts):
+            raise ConfigError(
+                f"{path}: bundle[{index}].{key}: {value!r} cannot be used",
+                advice=f"{OWN_DIRECTORY} is certfs's own, and a name has at most {_LONGEST} bytes",
+            )
+    spec = _spec(table.source, table.bundle)
+    stars = [part.count(WILDCARD) for part in (*spec.source, *spec.bundle)]
+    last = (spec.source[-1].count(WILDCARD), spec.bundle[-1].count(WILDCARD))
+    if sum(stars) != sum(last) or last not in {(0, 0), (1, 1)}:
+        raise ConfigError(
+            f"{path}: bundle[{index}]: one * is allowed, in the last part of source and of bundle alike",
+            advice="such as trusted-certs/ca-* and trusted-certs/ca-bundle-*.pem",
+        )
+    if spec.bundle == spec.source or spec.source[: len(spec.bundle)] == spec.bundle:
+        raise ConfigError(
+            f"{path}: bundle[{index}]: the bundle {table.bundle!r} would hide its own source",
+            advice="give it another name",
+        )
+    return spec
+
+
+def _check_together(path: str, bundles: tuple[BundleSpec, ...]) -> None:
+    """Check that no bundle stands in the way of another one or feeds it."""
+    for (index, spec), (other_index, other) in itertools.permutations(enumerate(bundles), 2):
+        name = os.fsdecode(b"/".join(spec.bundle))
+        if spec.bundle == other.bundle:
+            raise ConfigError(
+                f"{path}: bundle[{other_index}].bundle: {name!r} is the bundle of bundle[{index}] too",
+                advice="give each its own",
+            )
+        if spec.bundle in {other.source[: len(spec.bundle)], other.bundle[: len(spec.bundle)]}:
+            raise ConfigError(
+                f"{path}: bundle[{index}].bundle: {name!r} is a directory of bundle[{other_index}]",
+                advice="a bundle is a file: give it another name",
+            )
+        if is_source_name(spec.bundle[-1]) and other.covers(spec.bundle[:-1]):
+            raise ConfigError(
+                f"{path}: bundle[{index}].bundle: {name!r} would be a source of bundle[{other_index}]",
+                advice="put it beside the directory of certificates and not into it",
+            )

@@ -1,0 +1,99 @@
+"""Asking a mount how it is, from outside, without being stuck when it does not answer.
+
+Owns the union of what the server says (``.certfs/status.json`` at the root of its mount) and what the supervisor wrote
+down (state.json). Both are documented in ``docs/operations.md``.
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from typing import Any, Final
+
+from certfs.daemon import runtime
+from certfs.daemon.runtime import Phase, State
+
+ANSWER_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one mount is."""
+
+    phase: Phase
+    report: dict[str, Any] | None
+    """The server's status.json; None if it did not answer in time."""
+    state: State | None
+    """The supervisor's; None for a mount of somebody else, whose runtime directory cannot be read."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``certfs status --json`` prints."""
+        known = {"answering": self.report is not None, "phase": self.phase}
+        log = {"log": self.state.log} if self.state else {}
+        return {**known, **(self.report or self._from_state()), **log}
+
+    def _from_state(self) -> dict[str, Any]:
+        state = self.state
+        if state is None:
+            return {}
+        return {
+            "version": state.version,
+            "mode": state.mode,
+            "config_file": state.config_file,
+            "mounts": [
+                {"target": target, "store": store}
+                for target, store in zip(state.targets, state.stores, strict=True)
+            ],
+            "server": {"pid": state.server.pid, "since": state.server_since}
+            if state.server
+            else None,
+            "supervisor": {"pid": state.supervisor.pid},
+            "since": state.since,
+            "bundles": None,
+            "plain_copies_current": None,
+            "events": [
+                {
+                    "at": event.at,
+                    "kind": event.kind,
+                    "detail": event.detail,
+                    "plain_seconds": event.plain_seconds,
+                    "live_seconds": event.live_seconds,
+                }
+                for event in state.events
+            ],
+        }
+
+
+def ask_instance(directory: str) -> Answer | None:
+    """Ask the instance with this runtime directory; None if nothing runs there."""
+    state = runtime.read_state(directory)
+    if state is None or not _runs(state):
+        return None
+    report = _read(state.mountpoint) if state.mountpoint and state.device else None
+    return Answer(state.phase, report, state)
+
+
+def ask_mount(mountpoint: str) -> Answer | None:
+    """Ask the certfs at ``mountpoint``, whoever it belongs to; None if there is none or it does not answer."""
+    report = _read(mountpoint)
+    return None if report is None else Answer("serving", report, None)
+
+
+def _runs(state: State) -> bool:
+    return state.supervisor.alive() or (state.server is not None and state.server.alive())
+
+
+def _read(mountpoint: str) -> dict[str, Any] | None:
+    """Read the status through the mount in a process of its own, which can be killed while it waits."""
+    command = ("cat", "--", f"{mountpoint}/.certfs/status.json")
+    try:
+        result = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=ANSWER_SECONDS,
+        )
+        report: dict[str, Any] = json.loads(result.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        return None
+    return report

@@ -1,0 +1,58 @@
+"""What an instance without supervisor leaves: processes, mounts, files; and how all of it is ended.
+
+Owns the judgement what of the mount table still belongs to such an instance.
+"""
+
+import os
+from contextlib import suppress
+from typing import Final
+
+from certfs.daemon import mounts, runtime
+from certfs.daemon.runtime import State
+from certfs.daemon.shadow import remove_links
+
+END_SECONDS: Final = 5.0
+
+
+def end_leftovers(directory: str) -> tuple[OSError, ...]:
+    """End what is left of the instance with this runtime directory; return what could not be detached.
+
+    A supervisor that does not answer is killed as well. The state file goes only when nothing is left.
+    """
+    state = runtime.read_state(directory)
+    errors: tuple[OSError, ...] = ()
+    if state:
+        devices = devices_of(directory, state)
+        for device in devices:
+            mounts.try_abort(device)
+        processes = [process for process in (state.supervisor, state.server) if process]
+        for process in processes:
+            process.kill()
+        errors = mounts.detach(devices, mounts.unmounter()).errors
+        for process in processes:
+            process.ends_within(END_SECONDS)
+        if not errors:
+            _lift_shadows(state)
+    if not errors:
+        runtime.clear_instance(directory)
+    return errors
+
+
+def _lift_shadows(state: State) -> None:
+    for target, store in zip(state.targets, state.stores, strict=True):
+        if target != store:
+            with suppress(OSError):
+                fd = os.open(target, os.O_PATH | os.O_DIRECTORY)
+                remove_links(store, fd)
+                os.close(fd)
+
+
+def devices_of(directory: str, state: State) -> set[str]:
+    """Return those devices of ``state`` that are still this instance's: a number that is free is given to anybody."""
+    hidden = f"{directory}/mount-"
+    return {
+        entry.device
+        for entry in mounts.table()
+        if entry.device in state.devices
+        and (entry.point in state.targets or entry.point.startswith(hidden))
+    }

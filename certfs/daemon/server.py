@@ -1,0 +1,329 @@
+"""W, the process that serves one mount: ``python -m certfs.daemon.server FD`` does the job that it reads from FD.
+
+Owns the composition of store, bundles and filesystem, and the life of one FUSE session. The supervisor's side and the
+messages between the two are in `certfs.daemon.job`.
+
+Concurrency: one trio loop answers the kernel, the supervisor, inotify and the clock. Whatever may block is handed to a
+thread by those who call it. The beat comes from this loop, so that its silence means that nobody is being answered.
+"""
+
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+from contextlib import suppress
+
+import pyfuse3
+import trio
+
+from certfs.config import Config, load_config
+from certfs.daemon import job as messages
+from certfs.daemon import journal, mounts
+from certfs.daemon.adoption import await_turn, show_life, start_successor
+from certfs.daemon.job import Failure, Job, failure_message
+from certfs.daemon.plaincopies import PlainCopies
+from certfs.daemon.status import StatusReport
+from certfs.errors import CertfsError, FuseError, StoreError
+from certfs.fuse import session
+from certfs.fuse.inodes import InodeTable
+from certfs.fuse.operations import Operations
+from certfs.fuse.synthetic import SyntheticFiles
+from certfs.identity.ensure import ensure_identity, host_uuid
+from certfs.store.backing import FileId
+from certfs.store.layout import make_directories
+from certfs.store.live import Published
+from certfs.store.scan import ignore_lease_breaks
+from certfs.store.trust import Roots, Trust
+
+log = logging.getLogger("certfs")
+
+_RETRY_SECONDS = 1.0
+_MAX_TASKS = 99
+_ECHO_SECONDS = 0.03
+
+
+class Server:
+    """One FUSE session over one store, from the mount to its end."""
+
+    def __init__(self, job: Job, config: Config) -> None:
+        self._job = job
+        self._loaded = False
+        self._watch_problem = ""
+        self._lingers: float | None = None
+        """Seconds for which what is open is served, once the supervisor has let go of this server."""
+        self._served = trio.Event()
+        roots = Roots({os.fsencode(tree.name): tree.fd for tree in job.mount.trees})
+        self.trust = Trust(
+            roots,
+            config.bundles,
+            is_busy=self._is_busy,
+            observer=self._observe,
+            size_limit=config.source_size_limit,
+            swap_timeout=config.swap_timeout,
+        )
+        self.plain = PlainCopies(self.trust, active=not job.passive)
+        self.status = StatusReport(job, self.trust, self.plain)
+        self.operations = Operations(
+            roots,
+            self.trust,
+            InodeTable(limit=_descriptor_limit() // 2),
+            SyntheticFiles(self.status.render, self.status.prepare),
+        )
+        self.operations.on_init = self._served.set
+        self.operations.flush_plain_copies = self.plain.flush
+
+    def _is_busy(self, identity: FileId) -> bool:
+        return self.operations.is_busy(identity)
+
+    def _observe(self, published: Published) -> None:
+        if self._loaded:
+            journal.report(published)
+            self.plain.wake()
+        elif published.remarks:
+            journal.report(
+                Published(published.bundle, type(published.change)(), None, published.remarks)
+            )
+
+    def load(self) -> None:
+        """Read the store."""
+        self.trust.load()
+        if self.plain.active:
+            self.trust.sweep()
+        journal.report_start(
+            (
+                b"/".join(bundle.spec.bundle),
+                bundle.generation.certificates,
+                len(bundle.catalog.names()),
+            )
+            for bundle in self.trust.bundles
+        )
+        self._report_watching()
+        self._loaded = True
+
+    def _report_watching(self) -> None:
+        problem = self.trust.watcher.problem
+        if problem and problem != self._watch_problem:
+            log.warning("not every change in the store itself will be noticed: %s", problem)
+        self._watch_problem = problem
+
+    def mount(self) -> None:
+        """Mount; FuseError where the kernel or fusermount3 refuses."""
+        before = _fuse_descriptors()
+        try:
+            pyfuse3.init(self.operations, self._job.mountpoint, self._options())
+        except RuntimeError as e:
+            raise FuseError(
+                f"{self._job.mountpoint}: the FUSE mount was refused ({e})",
+                advice="check /dev/fuse and fusermount3; the log has their own words",
+            ) from None
+        self.operations.traffic.descriptor = next(iter(_fuse_descriptors() - before))
+        top = mounts.top_at(mounts.table(), self._job.mountpoint)
+        self.trust.walker.device = top.device if top else None
+
+    def _options(self) -> set[str]:
+        options = {"fsname=certfs", "subtype=certfs", "default_permissions"}
+        if self._job.mount.allow_other:
+            options.add("allow_other")
+        if os.geteuid() == 0:
+            # As the store has it: what is forbidden beneath stays forbidden above (I19), and nothing else is (I11).
+            flags = [os.statvfs(tree.fd).f_flag for tree in self._job.mount.trees]
+            for option, flag in (
+                ("suid", os.ST_NOSUID),
+                ("dev", os.ST_NODEV),
+                ("exec", os.ST_NOEXEC),
+            ):
+                options.add(f"no{option}" if any(each & flag for each in flags) else option)
+        return options
+
+    async def run(self) -> None:
+        """Serve until the session ends or somebody says so."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, nursery.cancel_scope)
+            nursery.start_soon(self._watch_store)
+            nursery.start_soon(self.trust.expire_swaps)
+            nursery.start_soon(self.plain.keep)
+            nursery.start_soon(self._obey_signals, nursery.cancel_scope)
+            nursery.start_soon(self._obey, nursery.cancel_scope)
+        with trio.CancelScope(shield=True):
+            await self.plain.flush()
+
+    async def _serve(self, scope: trio.CancelScope) -> None:
+        session.install()
+        await pyfuse3.main(max_tasks=_MAX_TASKS)
+        scope.cancel()
+
+    async def _watch_store(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self.trust.watcher.fileno())
+            # Nearly all news are of what came through the mount: whoever waits for an answer goes first (I13: 100 ms).
+            await trio.sleep(_ECHO_SECONDS)
+            await self.trust.catch_up()
+            self._report_watching()
+            self.plain.wake()
+
+    async def _obey_signals(self, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async for _ in received:
+                scope.cancel()
+
+    async def _obey(self, scope: trio.CancelScope) -> None:
+        """Talk to the supervisor; when it dies, get another one (the mount goes on)."""
+        await self._served.wait()
+        link = trio.socket.from_stdlib_socket(socket.socket(fileno=self._job.link_fd))
+        await link.send(messages.READY)
+        while True:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._beat, link)
+                await self._receive(link, scope)
+                nursery.cancel_scope.cancel()
+            if self._lingers is not None:
+                # No beats any more, but the link stays open: its end tells the supervisor that this process has ended.
+                await trio.sleep(self._lingers)
+                scope.cancel()
+                return
+            log.warning("the supervisor is gone: starting another one")
+            # The successor closes the descriptor of the old link by its number.
+            self._job = await self._succeed(link.detach())
+            link = trio.socket.from_stdlib_socket(socket.socket(fileno=self._job.link_fd))
+            self.status.job = self._job
+
+    async def _succeed(self, _old_link: int) -> Job:
+        while True:
+            try:
+                return await trio.to_thread.run_sync(start_successor, self._job)
+            except OSError as e:
+                log.error("no supervisor can be started: %s", e)  # noqa: TRY400 - the reason is all there is to say
+            await trio.sleep(_RETRY_SECONDS)
+
+    @staticmethod
+    async def _beat(link: trio.socket.SocketType) -> None:
+        with suppress(OSError):
+            while True:
+                await link.send(messages.BEAT)
+                await trio.sleep(messages.BEAT_SECONDS)
+
+    async def _receive(self, link: trio.socket.SocketType, scope: trio.CancelScope) -> None:
+        """Do what the supervisor says until it lets go of this server or dies."""
+        while True:
+            try:
+                message = await link.recv(messages.MESSAGE_BYTES)
+            except OSError:
+                return
+            word, _, argument = message.partition(b" ")
+            if not word:
+                return
+            if word == messages.STOP:
+                scope.cancel()
+            elif word in {messages.ACTIVATE, messages.PASSIVE}:
+                self.plain.active = word == messages.ACTIVATE
+                self.plain.wake()
+            elif word == messages.FLUSH:
+                await self.plain.flush()
+                await link.send(messages.FLUSHED)
+            elif word == messages.RELEASE:
+                self._lingers = float(argument)
+                return
+
+
+def _descriptor_limit() -> int:
+    """Raise the limit of open descriptors as far as it goes, and return it (promise I18)."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
+
+
+def _fuse_descriptors() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                found.add(int(name))
+    return found
+
+
+def _prepare(job: Job, config: Config) -> None:
+    """Make what a standalone store lacks; StoreError where that is impossible."""
+    if job.mount.mode != "standalone":
+        return
+    (tree,) = job.mount.trees
+    try:
+        make_directories(tree.fd, config.bundles, platform=config.makes_identity)
+        if config.makes_identity:
+            report = ensure_identity(tree.fd, host_uuid=config.host_uuid or host_uuid(tree.fd))
+            for path in report.created:
+                log.info("made %s", path)
+            for problem in report.problems:
+                log.warning("%s", problem)
+    except OSError as e:
+        raise StoreError(
+            f"store {tree.store}: {e.strerror or e}",
+            advice="make it writable, or prepare it as somebody who may",
+        ) from None
+
+
+def _check_readable(job: Job) -> None:
+    for tree in job.mount.trees:
+        try:
+            os.listdir(f"/proc/self/fd/{tree.fd}")
+        except OSError as e:
+            raise StoreError(
+                f"store {tree.store} cannot be read: {e.strerror}", advice="check its permissions"
+            ) from None
+        if not stat.S_ISDIR(os.stat(tree.fd).st_mode):
+            raise StoreError(f"store {tree.store} is not a directory", advice="name a directory")
+
+
+def _serve(job: Job) -> None:
+    config = load_config(job.mount.config_file)
+    _check_readable(job)
+    _prepare(job, config)
+    server = Server(job, config)
+    # What is loaded stays: no need to look through it while it grows, nor at any collection afterwards.
+    gc.disable()
+    server.load()
+    await_turn(job)
+    server.mount()
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    try:
+        trio.run(server.run)
+    finally:
+        pyfuse3.close(unmount=False)
+        server.operations.close()
+        server.trust.close()
+
+
+def main() -> None:
+    """Do the job that the descriptor named on the command line holds."""
+    # Modes are the callers', already without what their umask takes away.
+    os.umask(0)
+    ignore_lease_breaks()
+    job = show_life(Job.receive(int(sys.argv[1])))
+    journal.start_log(journal=job.mount.journal)
+    try:
+        _serve(job)
+    except CertfsError as e:
+        _fail(job, Failure(e.exit_code, e.message, e.advice))
+    except Exception as e:
+        log.exception("the server ends unexpectedly")
+        _fail(
+            job,
+            Failure(
+                1, f"the server ended unexpectedly: {type(e).__name__}", "the log has the traceback"
+            ),
+        )
+
+
+def _fail(job: Job, failure: Failure) -> None:
+    with suppress(OSError), socket.socket(fileno=job.link_fd) as link:
+        link.send(failure_message(failure))
+    sys.exit(failure.exit_code)
+
+
+if __name__ == "__main__":
+    main()

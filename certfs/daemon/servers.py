@@ -1,0 +1,124 @@
+"""One server process, as its supervisor knows it: the link, when it was last heard, whether it lives.
+
+Owns the supervisor's side of the link (`certfs.daemon.job` describes it).
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from certfs.daemon.job import BEAT, FLUSHED, MESSAGE_BYTES, Job
+from certfs.daemon.order import Adoption, inbox
+from certfs.daemon.processes import ProcessId, manner, python, start
+from certfs.daemon.runtime import EventKind
+
+_EXIT_SECONDS = 0.1
+"""How long the status of one that died may take; it is missing while a thread of it waits for a disk."""
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """A server that was started or adopted. Closed by `close` once it has ended or is none of our business."""
+
+    process: ProcessId
+    link: socket.socket
+    life_fd: int
+    """The read end of its life pipe: readable when it has died."""
+    mountpoint: str
+    passive: bool
+    device: str | None = None
+    """``major:minor`` of its mount, once it is ready."""
+    since: float = field(default_factory=time.time)
+    heard: float = field(default_factory=time.monotonic)
+    """When it last said something (time.monotonic)."""
+
+    @classmethod
+    def start(cls, module: str, job: Job) -> Self:
+        """Start ``module`` as the server that does ``job``, with a link of its own."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        life = os.pipe()
+        job = replace(job, link_fd=theirs.fileno(), life=life)
+        box = inbox(job.to_json())
+        try:
+            pid = start(python(module, str(box)), keep=(*job.inherited(), box))
+        finally:
+            os.close(box)
+            os.close(life[1])
+            theirs.close()
+        return cls(ProcessId.of(pid), ours, life[0], job.mountpoint, job.passive)
+
+    @classmethod
+    def adopt(cls, adoption: Adoption) -> Self:
+        """Take over a server that runs; if it has died meanwhile, its life pipe says so."""
+        link = socket.socket(fileno=adoption.link_fd)
+        return cls(
+            adoption.process, link, adoption.life_fd, adoption.mountpoint, passive=adoption.passive
+        )
+
+    def handed_over(self, janitor: tuple[int, int]) -> Adoption:
+        """Return what another supervisor needs to adopt it."""
+        return Adoption(
+            process=self.process,
+            link_fd=self.link.fileno(),
+            life_fd=self.life_fd,
+            mountpoint=self.mountpoint,
+            passive=False,
+            janitor=janitor,
+        )
+
+    def say(self, message: bytes) -> None:
+        """Send ``message``; a server that is gone or reads nothing is noticed elsewhere."""
+        with suppress(OSError):
+            self.link.send(message, socket.MSG_DONTWAIT)
+
+    def hear(self) -> bytes:
+        """Return the next message, which must be there; empty when the server has closed the link."""
+        try:
+            message = self.link.recv(MESSAGE_BYTES)
+        except ConnectionResetError:
+            return b""
+        self.heard = time.monotonic()
+        return message
+
+    def ask(self, question: bytes, seconds: float) -> bool:
+        """Send ``question`` and wait for ``flushed``, passing over beats; whether it came in time.
+
+        Anything else that arrives meanwhile ends the wait unanswered: only a server that serves is asked.
+        """
+        self.say(question)
+        poll = select.poll()
+        poll.register(self.link, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            message = self.hear()
+            if message != BEAT:
+                return message == FLUSHED
+        return False
+
+    def kill(self) -> None:
+        """End it at once, also if it is stopped."""
+        self.process.kill()
+
+    def gone(self, seconds: float) -> bool:
+        """Wait for at most ``seconds`` until it has died; whether it has."""
+        poll = select.poll()
+        poll.register(self.life_fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def verdict(self, *, hung: bool) -> tuple[EventKind, str]:
+        """Return how it died, for programs and for people; what is not known counts as a kill from outside."""
+        if hung:
+            return "hung", "did not answer for 10 s"
+        exit_code = self.process.exit_code(_EXIT_SECONDS)
+        kind: EventKind = "killed" if exit_code in {None, -signal.SIGKILL} else "crashed"
+        return kind, manner(exit_code)
+
+    def close(self) -> None:
+        """Forget it."""
+        self.link.close()
+        os.close(self.life_fd)

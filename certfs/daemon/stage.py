@@ -1,0 +1,151 @@
+"""What of the servers' mounts is in view: the targets, what others bound from them, and what is left over.
+
+Owns the device numbers of an instance's mounts. The supervisor says which server is to be seen; how that is done is
+`certfs.daemon.views`.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from certfs.daemon import mounts, views
+from certfs.daemon.janitor import JanitorPipe
+from certfs.daemon.job import FILESYSTEM_TYPE, FLUSH, Failure, Job, Mount
+from certfs.daemon.leftovers import devices_of
+from certfs.daemon.runtime import State
+from certfs.daemon.servers import Server
+
+FLUSH_SECONDS: Final = 5.0
+"""How long a server may take to bring the plain copies up to date before they come into view."""
+
+Complain = Callable[[str], None]
+
+
+class Stage:
+    """The mount table as far as one instance is concerned."""
+
+    def __init__(self, mount: Mount, complain: Complain) -> None:
+        self._mount = mount
+        self._complain = complain
+        self._views = views.views_for(mount)
+        self._targets = {tree.target for tree in mount.trees}
+        self._foreign: tuple[views.View, ...] = ()
+        """Bind mounts that others made of ours; they come back with ours."""
+        self.devices: tuple[str, ...] = ()
+        """``major:minor`` of every mount of this instance that may be in the table."""
+        self.can_hide = self._views.hidden
+        """A server can go on while nothing of it is in view."""
+
+    def next_job(self, pipe: JanitorPipe, *, beside: bool) -> Job:
+        """Return the job of the next server, with a place to mount; ``beside`` another one that still serves."""
+        return Job(
+            mount=self._mount,
+            mountpoint=self._views.place(),
+            passive=beside,
+            waits=beside and not self.can_hide,
+            janitor=pipe.ends,
+        )
+
+    def clear(self, place: str) -> None:
+        """Remove a hidden place of `next_job`, if nothing is mounted there any more."""
+        views.discard_place(self._mount, place)
+
+    def identify(self, server: Server) -> bool:
+        """Find out the device of a server's mount; whether there is one."""
+        top = mounts.top_at(mounts.table(), server.mountpoint)
+        if top is None or top.kind != FILESYSTEM_TYPE:
+            return False
+        server.device = top.device
+        self.devices = (*self.devices, top.device)
+        return True
+
+    def show(self, server: Server, previous: Server | None) -> Failure | None:
+        """Bring ``server`` into view where it is not, in place of ``previous``; the failure if that is impossible."""
+        if previous:
+            self._remember_foreign(previous)
+            previous.ask(FLUSH, FLUSH_SECONDS)
+        device = previous.device if previous else None
+        for view in views.planned(self._mount):
+            if not self._is_seen(server, view.point):
+                error = self._views.show(view, server.mountpoint, device)
+                if error:
+                    text = f"cannot bring {view.point} into view: {error.strerror or error}"
+                    return Failure(6, text, "the log of the kernel (dmesg) may say why")
+        for view in self._foreign:
+            # One that a target propagates to (mount_namespaces(7)) is there already; a second would go back to it.
+            if not self._is_seen(server, view.point):
+                error = self._views.show(view, server.mountpoint, device)
+                if error:
+                    self._complain(f"cannot bind {view.point} again: {error.strerror or error}")
+        return None
+
+    @staticmethod
+    def _is_seen(server: Server, point: str) -> bool:
+        top = mounts.top_at(mounts.table(), point)
+        return top is not None and top.device == server.device
+
+    def hide(self, server: Server | None, *, except_for: Server | None = None) -> None:
+        """Take everything but the mount of ``except_for`` out of view; ``server`` is the one whose binds come back."""
+        if server:
+            self._remember_foreign(server)
+        spared = except_for.device if except_for else None
+        self._detach({device for device in self.devices if device != spared})
+
+    def take_over(self, server: Server, before: State | None) -> None:
+        """Go on with what another supervisor left ``before``, and have ``server`` in view."""
+        self.identify(server)
+        if before:
+            self.devices += tuple(devices_of(self._mount.runtime, before))
+            self.tidy(server)
+        if not self.shows(server):
+            self.hide(server, except_for=server)
+            self.show(server, None)
+
+    def step_aside(self, server: Server) -> None:
+        """Take everything out of view but the hidden mount of ``server``, which goes on."""
+        self._remember_foreign(server)
+        self._detach(set(self.devices), keep=server.mountpoint)
+
+    def remove(self, server: Server) -> None:
+        """Take what ``server`` shows out of view."""
+        if server.device:
+            self._detach({server.device})
+
+    def shows(self, server: Server) -> bool:
+        """Whether every target has a mount of ``server``."""
+        seen = {entry.point for entry in mounts.table() if entry.device == server.device}
+        return self._targets <= seen
+
+    def mounted(self, server: Server) -> bool:
+        """Whether any mount of ``server`` is in the table."""
+        return any(entry.device == server.device for entry in mounts.table())
+
+    def tidy(self, *alive: Server | None) -> bool:
+        """Detach what belongs to none of the servers ``alive``, forget what is gone; whether anything changed.
+
+        A dead mount that lay beneath somebody else's comes into view when that one goes.
+        """
+        before = self.devices
+        there = {entry.device for entry in mounts.table() if entry.kind == FILESYSTEM_TYPE}
+        self.devices = tuple(dict.fromkeys(device for device in before if device in there))
+        dead = set(self.devices) - {server.device for server in alive if server}
+        if dead:
+            self._detach(dead)
+        return self.devices != before
+
+    def _detach(self, devices: set[str], *, keep: str | None = None) -> None:
+        detached = self._views.hide(devices, keep=keep)
+        for error in detached.errors:
+            self._complain(f"cannot detach {error.filename}: {error.strerror}")
+        if keep is None:
+            # At once: a number that is free again is the next mount's, the one of the next server for instance.
+            gone = devices - detached.left
+            self.devices = tuple(device for device in self.devices if device not in gone)
+
+    def _remember_foreign(self, server: Server) -> None:
+        ours = {server.mountpoint, *self._targets}
+        found = tuple(
+            views.View(entry.root, entry.point)
+            for entry in mounts.table()
+            if entry.device == server.device and entry.point not in ours
+        )
+        self._foreign = found or self._foreign

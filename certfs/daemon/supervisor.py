@@ -1,0 +1,398 @@
+"""The supervisor (S): starts the server, watches it, and decides what is in view when it dies.
+
+It owns the policy: what a death, a silence, a request or a signal leads to. It never resolves a path through a mount of
+ours in its own process, imports nothing but the standard library and the modules beside it, and sleeps in one place
+(`Reactor.step`).
+
+The servers it knows: ``current`` is in view (or would be, if nobody had asked for plain directories); ``coming`` was
+started and is not ready yet; ``released`` ones serve what was opened before they were replaced, and end by themselves.
+"""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from typing import Final
+
+from certfs.daemon import console, mounts, shadow
+from certfs.daemon import job as messages
+from certfs.daemon.clients import Client, Clients
+from certfs.daemon.control import Reply, Verb
+from certfs.daemon.janitor import Janitor, JanitorPipe
+from certfs.daemon.job import Failure, failure_from
+from certfs.daemon.notify import notify
+from certfs.daemon.order import Adoption, Order, execute
+from certfs.daemon.outcome import Outcome
+from certfs.daemon.processes import reap, reap_strangers, urgent
+from certfs.daemon.reactor import TABLE_CHANGED, Reactor
+from certfs.daemon.record import Record
+from certfs.daemon.runtime import Phase, await_lock, clear_instance
+from certfs.daemon.servers import Server
+from certfs.daemon.stage import FLUSH_SECONDS, Stage
+
+START_SECONDS: Final = 120.0
+"""A server that is not ready by then is given up: the first scan of a very large store takes its time."""
+END_SECONDS: Final = 1.0
+"""How long a server may take to end after its mount is gone, unless files are still open."""
+LINGER: Final = b" 3600"
+"""How many seconds a server that was replaced or unmounted goes on serving what is open."""
+LOCK_SECONDS: Final = 3.0
+TABLE_SECONDS: Final = 0.05
+ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_BUG: Final = Failure(1, "the server ended before it served", "its log says why")
+_TOO_SLOW: Final = Failure(9, f"the server was not ready after {START_SECONDS:.0f} s")
+_BUSY: Final = Failure(8, "another restart or detached command is under way", "wait for its end")
+
+
+class Supervisor:
+    """One instance of certfs, from the order to the end."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._mount = order.mount
+        self._reactor = Reactor()
+        self._record = Record(order)
+        self._stage = Stage(order.mount, lambda text: self._record.log("error", text))
+        pipe = JanitorPipe(*order.adopt.janitor) if order.adopt else JanitorPipe.create()
+        self._janitor = Janitor(pipe, self._reactor, replaced=self._save)
+        self._lock_fd = order.lock_fd
+        self._current: Server | None = None
+        self._coming: Server | None = None
+        self._released: set[Server] = set()
+        self._holds: set[Client] = set()
+        self._restarting: Client | None = None
+        self._restart_began = 0.0
+        self._outcome = Outcome(order)
+        self._exit_code: int | None = None
+
+    def run(self) -> int:
+        """Supervise until the mount has ended; return the exit code."""
+        os.chdir("/")
+        urgent(os.getpid())
+        mounts.mount_connections()
+        self._reactor.on_signals((*ENDING, signal.SIGCHLD), self._signalled)
+        if self._order.adopt is None:
+            self._janitor.start()
+            self._start()
+        elif not self._adopt(self._order.adopt):
+            return 0
+        Clients(self._mount.runtime, self._reactor, asked=self._asked, left=self._left)
+        table = os.open(mounts.MOUNTINFO, os.O_RDONLY)
+        self._reactor.watch(table, self._table_changed, TABLE_CHANGED)
+        while self._exit_code is None:
+            self._reactor.step(self._held_up)
+        return self._exit_code
+
+    # --- starting a server
+
+    def _start(self) -> None:
+        """Start the next server; if that is impossible, try again later."""
+        if self._coming or (self._holds and not self._stage.can_hide):
+            return
+        self._reactor.cancel("again")
+        job = self._stage.next_job(self._janitor.pipe, beside=self._current is not None)
+        try:
+            server = Server.start(self._order.server_module, job)
+        except OSError as error:
+            self._stage.clear(job.mountpoint)
+            self._not_started(Failure(1, f"cannot start the server: {error.strerror}"))
+            return
+        self._coming = server
+        self._watch(server)
+        self._reactor.after("start", START_SECONDS, lambda: self._give_up(server, _TOO_SLOW))
+        self._save()
+
+    def _watch(self, server: Server) -> None:
+        self._reactor.watch(server.link.fileno(), lambda: self._hear(server))
+        self._reactor.watch(server.life_fd, lambda: self._ended(server))
+
+    def _hear(self, server: Server) -> None:
+        message = server.hear()
+        if message == b"":
+            self._reactor.forget(server.link.fileno())  # its life pipe tells the rest
+        elif server is self._current:
+            self._expect_beat(server)
+            if self._mount.log:
+                console.bound(self._mount.log)
+        elif message == messages.READY:
+            self._ready(server)
+        elif message == messages.LOADED:
+            self._make_room()
+            server.say(messages.MOUNT)
+        elif message.startswith(messages.ERROR):
+            self._give_up(server, failure_from(message))
+
+    def _make_room(self) -> None:
+        """Take the server out of view and let it go (the way of an ordinary user, whose servers have one place)."""
+        if self._current:
+            self._reactor.cancel("beat")
+            self._current.ask(messages.FLUSH, FLUSH_SECONDS)
+            self._retire(self._current)
+            self._current = None
+
+    def _ready(self, server: Server) -> None:
+        """Bring a server that is ready into view, in place of the one that is there."""
+        if not self._stage.identify(server):
+            self._give_up(server, Failure(6, f"nothing is mounted at {server.mountpoint}"))
+            return
+        self._janitor.watch(self._stage.devices)
+        failure = None if self._holds else self._stage.show(server, self._current)
+        if failure:
+            self._give_up(server, failure)
+            return
+        self._reactor.cancel("start")
+        self._coming, replaced, self._current = None, self._current, server
+        self._expect_beat(server)
+        if replaced:
+            self._retire(replaced)
+        if server.passive:
+            server.say(messages.ACTIVATE)
+        self._record.live()
+        if self._restarting:
+            seconds = time.monotonic() - self._restart_began
+            self._record.note("restarted", "on request", live_seconds=seconds)
+        shadow.cast(self._mount)
+        self._outcome.tell(None)
+        self._save()
+        if self._restarting:
+            self._restarting.answer(Reply())
+            self._renew(server)
+
+    def _retire(self, server: Server) -> None:
+        """Let a server that was replaced serve what is open, and no more."""
+        server.say(messages.PASSIVE)
+        self._stage.remove(server)
+        server.say(messages.RELEASE + LINGER)
+        self._release(server)
+
+    def _release(self, server: Server) -> None:
+        self._reactor.forget(server.link.fileno())
+        self._released.add(server)
+        self._stage.clear(server.mountpoint)
+
+    def _give_up(self, server: Server, failure: Failure) -> None:
+        """Do without a server that was to come into view."""
+        self._coming = None
+        server.kill()
+        self._stage.remove(server)
+        self._release(server)
+        if self._current and not self._holds:
+            self._stage.show(self._current, None)  # where the new one had taken its place already
+        self._not_started(failure)
+
+    def _not_started(self, failure: Failure) -> None:
+        """Deal with a server that never served: the first, a new one beside the old, or one after a death."""
+        self._reactor.cancel("start")
+        if self._outcome.pending:
+            self._end(failure.exit_code)
+            self._outcome.tell(failure)  # now that nothing is left
+            return
+        self._record.note("not started", failure.message)
+        if self._restarting:
+            self._restarting.answer(Reply(failure))
+            self._restarting = None
+        if self._current is None:
+            self._start_later(0.0, killed=False)
+        self._save()
+
+    # --- losing a server
+
+    def _ended(self, server: Server) -> None:
+        """Deal with the end of a process: an unmount, a death, or one that was to end."""
+        self._reactor.forget(server.life_fd)
+        self._reactor.forget(server.link.fileno())
+        if server in self._released:
+            self._released.discard(server)
+        elif server is self._coming:
+            self._coming = None
+            self._not_started(_BUG)
+        elif self._stage.mounted(server):
+            self._lost(server)
+        else:
+            self._end(0)
+        reap(server.process.pid)
+        server.close()
+        self._stage.clear(server.mountpoint)
+
+    def _silent(self, server: Server) -> None:
+        """Deal with a server that does not answer: as if it had died (I15)."""
+        server.kill()
+        self._release(server)
+        self._lost(server, hung=True)
+
+    def _lost(self, server: Server, *, hung: bool = False) -> None:
+        """Bring the plain directories into view and start another server."""
+        lost = time.monotonic()
+        self._reactor.cancel("beat")
+        self._current = None
+        mounts.try_abort(
+            server.device
+        )  # also one that has died may not be done: a thread waits for a disk
+        self._stage.hide(server, except_for=self._coming)
+        plain_seconds = time.monotonic() - lost
+        kind, detail = server.verdict(hung=hung)
+        self._record.lose(kind, detail, lost=lost, plain_seconds=plain_seconds)
+        self._start_later(time.time() - server.since, killed=kind == "killed")
+        self._save()
+
+    def _start_later(self, served_seconds: float, *, killed: bool) -> None:
+        if self._coming:
+            return
+        self._record.strikes = self._record.strikes.after(served_seconds)
+        delay = self._record.strikes.delay(killed=killed)
+        if delay:
+            text = f"death {self._record.strikes.count} in a row: plain directories for {delay} s"
+            self._record.log("error", text)
+            notify(f"STATUS={text}")
+        self._reactor.after("again", delay, self._start)
+
+    def _expect_beat(self, server: Server) -> None:
+        deadline = server.heard + messages.HANG_SECONDS
+        self._reactor.at("beat", deadline, lambda: self._silent(server))
+
+    def _held_up(self) -> None:
+        if self._current:
+            self._current.heard = time.monotonic()
+            self._expect_beat(self._current)
+
+    # --- requests, signals, the mount table
+
+    def _asked(self, client: Client, verb: Verb) -> None:
+        if verb == "unmount":
+            client.answer(Reply(lingering=self._end(0)))
+        elif self._restarting or (self._holds and verb == "restart"):
+            client.answer(Reply(_BUSY))
+        elif verb == "restart":
+            self._restarting, self._restart_began = client, time.monotonic()
+            self._start()
+        else:
+            self._hold(client)
+
+    def _hold(self, client: Client) -> None:
+        """Keep the plain directories in view for as long as ``client`` is connected."""
+        if not self._stage.can_hide:
+            self._make_room()
+        elif self._current and not self._holds:
+            self._current.ask(messages.FLUSH, FLUSH_SECONDS)
+            self._holds.add(client)
+            self._stage.step_aside(self._current)
+        self._holds.add(client)
+        self._save()
+        client.answer(Reply())
+
+    def _left(self, client: Client) -> None:
+        if client is self._restarting:
+            self._restarting = None
+        if client not in self._holds:
+            return
+        self._holds.discard(client)
+        if self._holds:
+            return
+        if self._current is None:
+            self._start()
+        elif failure := self._stage.show(self._current, None):
+            self._record.log("error", failure.message)
+            self._silent(self._current)
+        self._save()
+
+    def _signalled(self, number: int) -> None:
+        if number in ENDING:
+            self._end(0)
+            return
+        self._janitor.check()
+        servers = (self._current, self._coming, *self._released)
+        own = [server.process for server in servers if server]
+        reap_strangers({process.pid for process in (*own, self._janitor.process) if process})
+
+    def _table_changed(self) -> None:
+        """Look at the mount table soon: where containers come and go it changes all the time."""
+        self._reactor.after("table", TABLE_SECONDS, self._look_at_table)
+
+    def _look_at_table(self) -> None:
+        if self._stage.tidy(self._current, self._coming):
+            self._save()
+        if self._current and not self._holds and not self._stage.shows(self._current):
+            self._record.log("info", "unmounted from outside")
+            self._end(0)
+
+    # --- ending
+
+    def _end(self, exit_code: int) -> int | None:
+        """Take everything out of view and end; return the server that still serves open files, if one does."""
+        if self._exit_code is not None:
+            return None
+        notify("STOPPING=1")
+        current, lingering = self._current, None
+        answering = current is not None and current.ask(messages.FLUSH, FLUSH_SECONDS)
+        if self._coming:
+            self._put_down(self._coming)
+        self._stage.hide(None)
+        if current and not current.gone(END_SECONDS):
+            if answering:
+                current.say(messages.RELEASE + LINGER)
+                lingering = current.process.pid
+            else:
+                current.kill()
+        self._janitor.pipe.dismiss()
+        shadow.lift(self._mount)
+        clear_instance(self._mount.runtime)
+        self._record.log("info", "ended")
+        self._reactor.clear()
+        self._exit_code = exit_code
+        return lingering
+
+    def _put_down(self, server: Server) -> None:
+        server.kill()
+        server.gone(END_SECONDS)
+        self._stage.identify(server)  # it may have mounted without a word
+
+    # --- one supervisor after the other
+
+    def _adopt(self, adoption: Adoption) -> bool:
+        """Take over a running server; whether it is the one to take over, and this process the one to do it."""
+        server, before = Server.adopt(adoption), self._record.before
+        in_charge = before.server if before else None
+        if adoption.passive and in_charge and in_charge != server.process and in_charge.alive():
+            self._put_down(server)  # it was to replace that one, whose own new supervisor goes on
+            self._stage.hide(None)
+            return False
+        if self._lock_fd is None:
+            self._lock_fd = await_lock(self._mount.runtime, LOCK_SECONDS)
+            if self._lock_fd is None:
+                return False
+        self._current = server
+        self._watch(server)
+        self._stage.take_over(server, before)
+        if before and before.janitor:
+            before.janitor.kill()  # each supervisor has one that is its own child
+        self._janitor.start()
+        if adoption.passive:
+            server.say(messages.ACTIVATE)
+        self._expect_beat(server)
+        if before and before.supervisor.pid != os.getpid():
+            self._record.note("adopted", "the supervisor died, and this one took over")
+        self._save()
+        return True
+
+    def _renew(self, server: Server) -> None:
+        """Become a new supervisor, of the code that is installed now, with the same pid."""
+        adoption = server.handed_over(self._janitor.pipe.ends)
+        order = replace(self._order, adopt=adoption, report_fd=None, lock_fd=self._lock_fd)
+        try:
+            execute(order)
+        except OSError as error:
+            self._record.log("error", f"the supervisor stays the old one: {error}")
+            self._restarting = None
+
+    def _save(self) -> None:
+        self._janitor.watch(self._stage.devices)
+        phase: Phase = "detached" if self._holds else "serving" if self._current else "plain"
+        if self._outcome.pending:
+            phase = "starting"
+        server = self._current or self._coming
+        self._record.save(phase, server, janitor=self._janitor.process, devices=self._stage.devices)
+
+
+if __name__ == "__main__":
+    sys.exit(Supervisor(Order.receive(int(sys.argv[1]))).run())

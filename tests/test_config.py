@@ -1,0 +1,259 @@
+"""The configuration: what is allowed is taken, everything else is named with its key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from certfs.config import PLATFORM_BUNDLES, Config, load_config
+from certfs.core.bundle import BundleSpec
+from certfs.errors import ConfigError
+
+Loader = Callable[[str], Config]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Loader:
+    """Give a function that loads the text of a configuration file."""
+
+    def load_text(text: str) -> Config:
+        path = tmp_path / "certfs.toml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(str(path))
+
+    return load_text
+
+
+def message_of(load: Loader, text: str) -> str:
+    """Give what the user is told of a wrong file."""
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert caught.value.advice
+    assert "certfs.toml" in caught.value.message
+    return caught.value.message
+
+
+def test_without_a_file_everything_has_its_default() -> None:
+    """A host of the platform needs no configuration."""
+    config = load_config(None)
+    assert config.bundles == PLATFORM_BUNDLES
+    assert config.source_size_limit == 1 << 20
+    assert config.swap_timeout == 30.0
+    assert config.makes_identity
+    assert config.host_uuid is None
+    assert config.dom0_trees[:2] == ("/etc/xensource", "/etc/stunnel")
+
+
+def test_an_empty_file_is_the_same_as_none(load: Loader) -> None:
+    """Every key has a default."""
+    assert load("") == load_config(None)
+
+
+def test_every_key_is_taken(load: Loader) -> None:
+    """What docs/config.md lists."""
+    config = load(
+        """
+        host_uuid = "960abfff-6017-4d97-bd56-0a8f1a43e51a"
+        identity = true
+        source_size_limit = 65536
+        swap_timeout = 5
+        [dom0]
+        trees = ["/etc/stunnel", "/srv/x"]
+        [[bundle]]
+        source = "in"
+        bundle = "out/all.pem"
+        [[bundle]]
+        source = "by-purpose/ca-*"
+        bundle = "by-purpose/bundle-*.pem"
+        """
+    )
+    assert config == Config(
+        bundles=(
+            BundleSpec((b"in",), (b"out", b"all.pem")),
+            BundleSpec((b"by-purpose", b"ca-*"), (b"by-purpose", b"bundle-*.pem")),
+        ),
+        host_uuid="960abfff-6017-4d97-bd56-0a8f1a43e51a",
+        makes_identity=True,
+        source_size_limit=65536,
+        swap_timeout=5.0,
+        dom0_trees=("/etc/stunnel", "/srv/x"),
+    )
+
+
+def test_who_names_bundles_gets_no_host_certificates(load: Loader) -> None:
+    """Somebody without XAPI has no use for them, unless they say so."""
+    bundles = '[[bundle]]\nsource = "in"\nbundle = "out.pem"\n'
+    assert not load(bundles).makes_identity
+    assert load("identity = true\n" + bundles).makes_identity
+    assert not load("identity = false").makes_identity
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("x = 1", "unknown key x (allowed here: host_uuid, identity, source_size_limit"),
+        ("[dom0]\ntree = []", "unknown key dom0.tree (allowed here: trees)"),
+        (
+            '[[bundle]]\nsource = "a"\nbundle = "b"\nmode = 1',
+            "unknown key bundle[0].mode (allowed here: source, bundle)",
+        ),
+        ('identity = "yes"', "identity: expected `bool"),
+        ("source_size_limit = 10", "source_size_limit: expected `int` >= 1024"),
+        ("source_size_limit = 1e6", "source_size_limit: expected `int`"),
+        ("swap_timeout = 0", "swap_timeout: expected `float` > 0"),
+        ("swap_timeout = -inf", "swap_timeout: expected `float` > 0"),
+        ("swap_timeout = inf", "swap_timeout: expected `float` <= 3600"),
+        ("swap_timeout = nan", "swap_timeout: "),
+        ('[[bundle]]\nsource = "a"', "bundle[0]: object missing required field `bundle`"),
+        (
+            '[[bundle]]\nsource = ""\nbundle = "b"',
+            "bundle[0].source: expected `str` of length >= 1",
+        ),
+        ("dom0 = 1", "dom0: expected `object`"),
+        ("[dom0]\ntrees = []", "dom0.trees: expected `array` of length >= 1"),
+        ('[dom0]\ntrees = ["etc"]', "dom0.trees: 'etc' is not an absolute, plain path"),
+        ('[dom0]\ntrees = ["/"]', "dom0.trees: '/' is not an absolute"),
+        ('[dom0]\ntrees = ["/etc/../etc/x"]', "is not an absolute, plain path"),
+        ('[dom0]\ntrees = ["/a/x", "/b/x"]', "two directories of one name"),
+        ("= 1", "is not TOML"),
+        ("a = \x00", "is not TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(load: Loader, text: str, expected: str) -> None:
+    """File, key and what is allowed are in one line."""
+    message = message_of(load, text)
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not a uuid",
+        "960abfff60174d97bd560a8f1a43e51a",
+        "{960abfff-6017-4d97-bd56-0a8f1a43e51a}",
+        "urn:uuid:960abfff-6017-4d97-bd56-0a8f1a43e51a",
+        "960ABFFF-6017-4D97-BD56-0A8F1A43E51A",
+        "../../../etc/passwd",
+        "",
+    ],
+)
+def test_a_uuid_is_in_the_form_that_names_files(load: Loader, text: str) -> None:
+    """It becomes a file name in ``certs-pool``."""
+    assert "host_uuid" in message_of(load, f'host_uuid = "{text}"')
+
+
+def bundle(source: str, path: str) -> str:
+    """Write one entry of the table."""
+    return f'[[bundle]]\nsource = "{source}"\nbundle = "{path}"\n'
+
+
+@pytest.mark.parametrize(
+    "source, path",
+    [
+        ("/in", "out"),
+        ("in", "/out"),
+        ("in/", "out"),
+        ("in//x", "out"),
+        ("./in", "out"),
+        ("in/../x", "out"),
+        ("in", ".."),
+        ("in", "a\\u0000b"),
+    ],
+)
+def test_a_path_is_plain_and_relative(load: Loader, source: str, path: str) -> None:
+    """It is seen from the root of the mount and cannot lead out of it."""
+    assert "is not a plain relative path" in message_of(load, bundle(source, path))
+
+
+@pytest.mark.parametrize(
+    "source, path",
+    [
+        ("in-*", "out"),
+        ("in", "out-*"),
+        ("in-*-*", "out-*"),
+        ("in-*", "out-*-*"),
+        ("*/in", "out"),
+        ("*/in-*", "out-*"),
+        ("in-*", "*/out"),
+    ],
+)
+def test_a_pattern_has_one_star_in_each_last_part(load: Loader, source: str, path: str) -> None:
+    """Otherwise a directory could not be told from the name of its bundle."""
+    assert "one * is allowed" in message_of(load, bundle(source, path))
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (bundle("in", "in"), "would hide its own source"),
+        (bundle("a/b", "a"), "would hide its own source"),
+        (
+            bundle("a", "x") + bundle("b", "x"),
+            "bundle[1].bundle: 'x' is the bundle of bundle[0] too",
+        ),
+        (
+            bundle("a", "x") + bundle("x/y", "z"),
+            "bundle[0].bundle: 'x' is a directory of bundle[1]",
+        ),
+        (
+            bundle("a", "x") + bundle("b", "x/z"),
+            "bundle[0].bundle: 'x' is a directory of bundle[1]",
+        ),
+        (bundle("a", "x") + bundle("x", "z"), "bundle[0].bundle: 'x' is a directory of bundle[1]"),
+        (
+            bundle("a", "b/x.pem") + bundle("b", "a/y.pem"),
+            "bundle[0].bundle: 'b/x.pem' would be a source of bundle[1]",
+        ),
+        (
+            bundle("p/ca-*", "p/out-*.pem") + bundle("b", "p/ca-1/y.pem"),
+            "bundle[1].bundle: 'p/ca-1/y.pem' would be a source of bundle[0]",
+        ),
+        (bundle("a", ".certfs/status.json"), "cannot be used"),
+        (bundle(".certfs", "b"), "cannot be used"),
+        (bundle("a", "b" * 241), "cannot be used"),
+    ],
+)
+def test_bundles_do_not_stand_in_each_other_s_way(load: Loader, text: str, expected: str) -> None:
+    """I4: above all no bundle may feed another, or two would keep each other's certificates alive."""
+    assert expected in message_of(load, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bundle("a", "a.pem"),
+        bundle("a", "a/all.pem"),
+        bundle("a", "x.pem") + bundle("a", "y.pem"),
+        bundle("a", "b/x.crt") + bundle("b", "y.pem"),
+        bundle("a", "b" * 240),
+        bundle("*", "bundles-*.pem"),
+        bundle("\u00fc/ca", "\u00fc/ca.pem"),
+    ],
+)
+def test_what_can_be_is_allowed(load: Loader, text: str) -> None:
+    """A bundle may lie in its own source directory, and two may have one source."""
+    assert load(text).bundles
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """The exit code is that of configuration."""
+    path = tmp_path / "none.toml"
+    with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
+        load_config(str(path))
+    assert ConfigError.exit_code == 3
+
+
+def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+    """One clear line, no traceback."""
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(str(tmp_path))
+
+
+def test_bytes_that_are_no_text_are_no_configuration(tmp_path: Path) -> None:
+    """TOML is UTF-8."""
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_config(str(tmp_path / "x"))
