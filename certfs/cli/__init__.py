@@ -1,0 +1,131 @@
+"""The command ``certfs``: one group of commands, and how their errors are shown.
+
+A command's module is imported when the command is used, so that ``certfs mount`` does not wait for a parser of
+certificates; the short help is therefore kept here.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from importlib import import_module
+from typing import Final, NamedTuple, NoReturn
+
+import click
+
+from certfs import __version__
+from certfs.errors import CertfsError
+
+
+class _Entry(NamedTuple):
+    module: str
+    short_help: str
+
+
+_CERTIFICATES: Final = "certfs.cli.certificates"
+_MOUNT: Final = "certfs.cli.mount"
+
+COMMANDS: Final = {
+    "certificate-show": _Entry(_CERTIFICATES, "Show one certificate in full."),
+    "check": _Entry("certfs.cli.check", "Judge bundles and host certificates, for monitoring."),
+    "completion": _Entry("certfs.cli.reference", "Print what makes a shell complete."),
+    "detached": _Entry(_MOUNT, "Run a command while the plain directories are in view."),
+    "gencert": _Entry(_CERTIFICATES, "Generate a host certificate at boot, if there is none."),
+    "host-get-server-certificate": _Entry(_CERTIFICATES, "Print this host's public certificate."),
+    "host-refresh-server-certificate": _Entry(_CERTIFICATES, "Renew the pool certificate."),
+    "host-server-certificate-install": _Entry(_CERTIFICATES, "Install a host certificate."),
+    "install-units": _Entry("certfs.cli.units", "Put the systemd unit in place."),
+    "list": _Entry(
+        "certfs.cli.inspect", "List the certificates of each bundle, and what was left out."
+    ),
+    "mount": _Entry(_MOUNT, "Mount, and return when the tree is served."),
+    "pool-certificate-list": _Entry(_CERTIFICATES, "List the installed CA certificates."),
+    "pool-install-ca-certificate": _Entry(_CERTIFICATES, "Install a CA certificate."),
+    "pool-uninstall-ca-certificate": _Entry(_CERTIFICATES, "Remove a CA certificate."),
+    "repair": _Entry(_CERTIFICATES, "Mend what can be mended without a decision."),
+    "reset-server-certificate": _Entry(_CERTIFICATES, "Make a new self-signed host certificate."),
+    "restart": _Entry(_MOUNT, "Replace the server without one failed open."),
+    "status": _Entry("certfs.cli.status", "Show what is mounted, and how it is."),
+    "unmount": _Entry(_MOUNT, "End a mount; the host is an ordinary one again."),
+}
+"""A command is the function of its module with its name, hyphens as underscores; ``list`` is ``list_``."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return every name, sorted."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command, None if there is none of that name."""
+        del ctx
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module = import_module(entry.module)
+        attribute = cmd_name.replace("-", "_")
+        command = getattr(module, attribute, None) or getattr(module, attribute + "_")
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.{attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing one of them."""
+        del ctx
+        rows = [(name, COMMANDS[name].short_help) for name in sorted(COMMANDS)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExamples:\n"
+    "  certfs mount --store ~/certificates ~/mnt   a store of your own, no root needed\n"
+    "  certfs mount                                /etc/xensource and /etc/stunnel, as root\n"
+    "  certfs status                               what is mounted, and how it is\n"
+    "  certfs unmount ~/mnt",
+)
+@click.version_option(__version__, message="certfs %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+@click.pass_context
+def group(ctx: click.Context, *, debug: bool) -> None:
+    """TLS CA bundles that are always the certificates in their directories now.
+
+    Copy a PEM in, and the next TLS connection trusts it; remove it, and the next one does not.
+    """
+    ctx.obj = debug
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; errors are one clear line on standard error (docs/cli.md lists the codes)."""
+    try:
+        group(prog_name="certfs")
+    except CertfsError as error:
+        click.echo(f"certfs: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001  the last resort: say that it is a bug, not how Python sees it
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        else:
+            click.echo(
+                f"certfs: a bug in certfs, please report it: {type(error).__name__}: {error}"
+                f" (traceback in {_keep_traceback()}; --debug shows it)",
+                err=True,
+            )
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _keep_traceback() -> str:
+    """Write the current traceback to a file of the caller's and return its path."""
+    try:
+        fd, path = tempfile.mkstemp(prefix="certfs-bug-", suffix=".txt")
+    except OSError:
+        return os.devnull
+    with open(fd, "w", encoding="utf-8", errors="backslashreplace") as stream:
+        traceback.print_exc(file=stream)
+    return path

@@ -1,0 +1,163 @@
+"""How the certificate commands answer: text for people, or one JSON object for programs.
+
+Owns the options that these commands share and the two forms of an answer. Must not know what the
+commands do.
+"""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import click
+from cryptography import x509
+
+from certfs.core.text import printable
+from certfs.errors import CertfsError, StoreError
+from certfs.identity.describe import Description, describe
+from certfs.identity.errors import CertificateError
+from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
+from certfs.identity.validate import Document, iso
+
+P = ParamSpec("P")
+Decorator = Callable[[Callable[P, None]], Callable[P, None]]
+
+
+class InputFile(click.Path):
+    """A file to read, ``-`` for standard input; or a pipe, so that a key is in no file."""
+
+    def __init__(self) -> None:
+        """Make the parameter type."""
+        super().__init__(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+
+
+def read_document(path: Path) -> Document:
+    """Return what an admin gave a command to read."""
+    if str(path) == "-":
+        document = Document(Path("standard input"), sys.stdin.buffer.read(READ_LIMIT + 1))
+    else:
+        with file_errors(path), path.open("rb") as file:
+            document = Document(path, file.read(READ_LIMIT + 1))
+    if len(document.data) > READ_LIMIT:
+        raise StoreError(
+            f"{document.path} is larger than {READ_LIMIT} bytes",
+            advice="give a file of certificates and nothing else, or several smaller ones",
+        )
+    return document
+
+
+def store_option(function: Callable[P, None]) -> Callable[P, None]:
+    """Add ``--store``; the command's argument ``paths`` is the host's directories."""
+    return click.option(
+        "--store",
+        "paths",
+        metavar="DIR",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        callback=_host_paths,
+        help="Work on the store or mount DIR (its xensource and stunnel) "
+        "instead of /etc/xensource and /etc/stunnel.",
+    )(function)
+
+
+def _host_paths(_context: click.Context, _option: click.Parameter, value: Path | None) -> HostPaths:
+    return DOM0 if value is None else HostPaths.of_store(Path(os.path.abspath(value)))
+
+
+def dry_run_option(function: Callable[P, None]) -> Callable[P, None]:
+    """Add ``--dry-run``."""
+    return click.option(
+        "--dry-run", is_flag=True, help="Check everything, say what would change, change nothing."
+    )(function)
+
+
+def json_option(function: Callable[P, None]) -> Callable[P, None]:
+    """Add ``--json``, and with it the JSON form of errors; the argument is ``as_json``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except CertfsError as error:
+            if not kwargs.get("as_json"):
+                raise
+            click.echo(to_json(error_object(error)))
+            raise SystemExit(error.exit_code) from None
+
+    return wrapper
+
+
+def error_object(error: CertfsError) -> dict[str, object]:
+    """Return an error as JSON has it; ``error`` is the platform's name where it has one."""
+    name = error.name if isinstance(error, CertificateError) else type(error).__name__
+    return {
+        "error": name,
+        "exit_code": error.exit_code,
+        "message": error.message,
+        "advice": error.advice,
+    }
+
+
+def to_json(value: object) -> str:
+    """Return ``value`` as JSON: certificates described, times in ISO 8601, paths as text."""
+    return json.dumps(_plain(value), indent=2)
+
+
+def _plain(value: Any) -> object:  # noqa: ANN401, PLR0911 - one return for each kind of value
+    if isinstance(value, x509.Certificate):
+        return _plain(describe(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain({name: getattr(value, name) for name in value.__dataclass_fields__})
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def certificate_lines(certificate: x509.Certificate) -> str:
+    """Return what people want to see of a certificate that was just installed or removed."""
+    said = describe(certificate)
+    return (
+        f"  subject   {said.subject}\n"
+        f"  valid     {iso(said.not_before)} to {iso(said.not_after)}\n"
+        f"  SHA-256   {said.fingerprint_sha256}"
+    )
+
+
+def description_lines(said: Description) -> str:
+    """Return everything that can be said of a certificate."""
+    rows = (
+        ("subject", said.subject),
+        ("issuer", said.issuer),
+        ("serial number", said.serial_number),
+        ("valid from", iso(said.not_before)),
+        ("valid until", iso(said.not_after)),
+        ("key", said.key),
+        ("signature", said.signature),
+        ("names", ", ".join(said.names) or "none"),
+        ("CA", "yes" if said.is_ca else "no"),
+        ("SHA-256", said.fingerprint_sha256),
+        ("SHA-1", said.fingerprint_sha1),
+    )
+    return "\n".join(f"{label:<14}{text}" for label, text in rows)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Write lines for people; what a terminal would act on is escaped, file names included."""
+    click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
+
+
+def warn(*sentences: str) -> None:
+    """Say something on standard error, which leaves standard output to the answer."""
+    for sentence in sentences:
+        say(sentence, err=True)

@@ -1,0 +1,153 @@
+"""The commands about CA certificates, and those that show what is installed."""
+
+import os
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from certfs.cli.answers import (
+    InputFile,
+    certificate_lines,
+    description_lines,
+    dry_run_option,
+    json_option,
+    read_document,
+    say,
+    store_option,
+    to_json,
+    warn,
+)
+from certfs.identity.authorities import AuthorityChange, install_authority, uninstall_authority
+from certfs.identity.describe import describe, fingerprint, name_text
+from certfs.identity.errors import CertificateCorruptError
+from certfs.identity.hostpem import HostPemDefect, parse_certificates
+from certfs.identity.listing import Installed, installed
+from certfs.identity.paths import DOM0, HostPaths
+from certfs.identity.validate import iso
+
+
+def _complete_name(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    paths: HostPaths = context.params.get("paths") or DOM0
+    try:
+        names = sorted(os.listdir(paths.certs))
+    except OSError:
+        return []
+    return [CompletionItem(n) for n in names if n.startswith(incomplete) and n.endswith(".pem")]
+
+
+@click.command(
+    "pool-install-ca-certificate",
+    epilog="\b\nExample:\n  certfs pool-install-ca-certificate company-root.pem",
+)
+@click.argument("file", type=InputFile())
+@click.option("--name", help="Its name in certs, by default the file's own.")
+@store_option
+@dry_run_option
+@json_option
+def pool_install_ca_certificate(
+    *, file: Path, name: str | None, paths: HostPaths, dry_run: bool, as_json: bool
+) -> None:
+    """Check the certificates in FILE and trust them from now on."""
+    document = read_document(file)
+    change = install_authority(
+        paths, document, name=name if name is not None else file.name, dry_run=dry_run
+    )
+    _tell(change, "trusted", dry_run=dry_run, as_json=as_json)
+
+
+@click.command(
+    "pool-uninstall-ca-certificate",
+    epilog="\b\nExample:\n  certfs pool-uninstall-ca-certificate company-root.pem",
+)
+@click.argument("name", shell_complete=_complete_name)
+@click.option("--force", is_flag=True, help="It is no error if there is none of that name.")
+@store_option
+@dry_run_option
+@json_option
+def pool_uninstall_ca_certificate(
+    *, name: str, force: bool, paths: HostPaths, dry_run: bool, as_json: bool
+) -> None:
+    """Remove the file NAME from certs: its certificates are not trusted any more."""
+    change = uninstall_authority(paths, name, force=force, dry_run=dry_run)
+    _tell(change, "not trusted any more", dry_run=dry_run, as_json=as_json)
+
+
+@click.command(
+    "pool-certificate-list",
+    epilog="\b\nExample:\n  certfs pool-certificate-list",
+)
+@store_option
+@json_option
+def pool_certificate_list(*, paths: HostPaths, as_json: bool) -> None:
+    """List the certificates of this host, its pool and the CAs.
+
+    The types are the platform's: host (shown to everybody), host_internal (shown to the pool), ca
+    (trusted by an admin's wish), pool (trusted as a host of the pool).
+    """
+    files = list(installed(paths))
+    if as_json:
+        click.echo(to_json({"certificates": [_row(file) for file in files]}))
+        return
+    for file in files:
+        say(f"{file.path}  ({file.kind})")
+        for certificate in file.certificates:
+            until = iso(certificate.not_valid_after_utc)
+            say(f"  {name_text(certificate.subject)}, until {until}")
+            say(f"  {fingerprint(certificate)}")
+        if file.defect:
+            say(f"  {file.defect}")
+
+
+@click.command(
+    "certificate-show",
+    epilog="\b\nExample:\n  certfs certificate-show /etc/xensource/xapi-ssl.pem",
+)
+@click.argument("file", type=InputFile())
+@json_option
+def certificate_show(*, file: Path, as_json: bool) -> None:
+    """Show every certificate in FILE in full, and no key that is in it."""
+    document = read_document(file)
+    certificates = parse_certificates(document.data)
+    if isinstance(certificates, HostPemDefect) or not certificates:
+        reason = certificates.reason if isinstance(certificates, HostPemDefect) else "nothing in it"
+        raise CertificateCorruptError(
+            f"{document.path} cannot be shown: {reason}",
+            advice="certificates are shown in PEM form; openssl x509 -in FILE converts others",
+        )
+    if as_json:
+        click.echo(to_json({"path": document.path, "certificates": certificates}))
+        return
+    say("\n\n".join(description_lines(describe(one)) for one in certificates))
+
+
+def _tell(change: AuthorityChange, said: str, *, dry_run: bool, as_json: bool) -> None:
+    changed = change.changed and not dry_run
+    if as_json:
+        answer = {
+            "path": change.path,
+            "changed": changed,
+            "certificates": change.certificates,
+            "warnings": change.warnings,
+        }
+        click.echo(to_json(answer))
+        return
+    if not change.changed:
+        say(f"{change.path} does not exist: nothing to do")
+        return
+    say(f"{change.path}: {'would be ' if dry_run else ''}{said}")
+    for certificate in change.certificates:
+        say(certificate_lines(certificate))
+    warn(*(f"warning: {warning}" for warning in change.warnings))
+
+
+def _row(file: Installed) -> dict[str, object]:
+    return {
+        "type": file.kind,
+        "name": file.path.name,
+        "path": file.path,
+        "defect": file.defect,
+        "certificates": file.certificates,
+    }

@@ -1,0 +1,302 @@
+"""The commands about a host's own certificates, under the names that admins know from xe.
+
+Owns their options, their help and what they say; the work is done in ``certfs.identity``.
+``commands`` is every certificate command, also those about CAs and about health.
+"""
+
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import click
+
+from certfs.cli.answers import (
+    InputFile,
+    certificate_lines,
+    dry_run_option,
+    json_option,
+    read_document,
+    say,
+    store_option,
+    to_json,
+    warn,
+)
+from certfs.cli.authorities import (
+    certificate_show,
+    pool_certificate_list,
+    pool_install_ca_certificate,
+    pool_uninstall_ca_certificate,
+)
+from certfs.cli.health import repair
+from certfs.errors import CertfsError
+from certfs.identity import refresh, replace
+from certfs.identity.boot import Presented, generate_if_missing
+from certfs.identity.errors import CertificateLibraryCorruptError
+from certfs.identity.hostpem import public_pem
+from certfs.identity.listing import Kind, installed, need_host_uuid
+from certfs.identity.paths import HostPaths
+from certfs.identity.refresh import RefreshReport, Stage
+from certfs.identity.replace import RELOAD_HINT, Replacement
+
+_OVERLAP_SECONDS = 5.0
+"""The platform's: a slow client may still be on its way with what it knew before."""
+
+
+class ReloadError(CertfsError):
+    """The command that was to make stunnel reload failed."""
+
+    exit_code = 36
+
+
+@click.command(
+    "host-get-server-certificate",
+    epilog="\b\nExample:\n  certfs host-get-server-certificate | openssl x509 -noout -text",
+)
+@click.option("--pool", is_flag=True, help="The certificate shown to the pool, not to everybody.")
+@store_option
+@json_option
+def host_get_server_certificate(*, pool: bool, paths: HostPaths, as_json: bool) -> None:
+    """Print the host's certificate in PEM form, and nothing private."""
+    kind = Kind.HOST_INTERNAL if pool else Kind.HOST
+    file = next(file for file in installed(paths) if file.kind is kind)
+    if not file.certificates:
+        raise CertificateLibraryCorruptError(
+            f"{file.path} {file.defect}", advice="certfs repair mends what it can"
+        )
+    leaf = file.certificates[0]
+    pem = public_pem(leaf).decode("ascii")
+    if as_json:
+        pem = to_json({"path": file.path, "certificate": leaf, "pem": pem}) + "\n"
+    click.echo(pem, nl=False)
+
+
+@click.command(
+    "host-server-certificate-install",
+    epilog="\b\nExample:\n"
+    "  certfs host-server-certificate-install --certificate host.pem --private-key host.key \\\n"
+    "      --certificate-chain intermediate.pem",
+)
+@click.option("--certificate", required=True, type=InputFile(), help="The host's certificate.")
+@click.option("--private-key", required=True, type=InputFile(), help="Its key, not encrypted.")
+@click.option("--certificate-chain", type=InputFile(), help="The certificates that lead to a CA.")
+@store_option
+@dry_run_option
+@json_option
+def host_server_certificate_install(  # noqa: PLR0913 - one for each option
+    *,
+    certificate: Path,
+    private_key: Path,
+    certificate_chain: Path | None,
+    paths: HostPaths,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Check a key and certificate as the platform does, and make them the host's own.
+
+    xapi-ssl.pem is replaced in one step; owner, group and mode stay.
+    """
+    done = replace.install_server_certificate(
+        paths,
+        certificate=read_document(certificate),
+        private_key=read_document(private_key),
+        chain=read_document(certificate_chain) if certificate_chain is not None else None,
+        dry_run=dry_run,
+    )
+    _tell_replacement(done, dry_run=dry_run, as_json=as_json)
+
+
+@click.command(
+    "reset-server-certificate",
+    epilog="\b\nExample:\n  certfs reset-server-certificate",
+)
+@store_option
+@dry_run_option
+@json_option
+def reset_server_certificate(*, paths: HostPaths, dry_run: bool, as_json: bool) -> None:
+    """Make a new self-signed certificate for the host."""
+    done = replace.reset_server_certificate(paths, dry_run=dry_run)
+    _tell_replacement(done, dry_run=dry_run, as_json=as_json)
+
+
+@click.command(
+    "host-refresh-server-certificate",
+    epilog="\b\nExamples:\n"
+    '  certfs host-refresh-server-certificate --reload "systemctl reload-or-restart stunnel@xapi"\n'
+    "  certfs host-refresh-server-certificate\n"
+    "  certfs host-refresh-server-certificate --finish",
+)
+@click.option("--finish", is_flag=True, help="stunnel has reloaded: take the old one out of trust.")
+@click.option(
+    "--reload",
+    "reload_command",
+    metavar="COMMAND",
+    help="Do it all: after the switch run COMMAND, which makes stunnel reload, wait, and finish.",
+)
+@click.option(
+    "--overlap",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, max=3600),
+    default=_OVERLAP_SECONDS,
+    show_default=True,
+    help="With --reload: how long both stay trusted after it.",
+)
+@store_option
+@dry_run_option
+@json_option
+def host_refresh_server_certificate(  # noqa: PLR0913 - one for each option
+    *,
+    finish: bool,
+    reload_command: str | None,
+    overlap: float,
+    paths: HostPaths,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Replace the certificate that this host shows to its pool, without a moment of distrust.
+
+    The new certificate is trusted beside the old one, then its key is put in use. When stunnel has
+    reloaded, --finish ends the trust in the old one. Whatever interrupts it, run it again.
+    """
+    if finish and reload_command is not None:
+        raise click.UsageError("--finish and --reload exclude each other: --reload finishes too")
+    uuid = need_host_uuid(paths)
+    if dry_run:
+        report = refresh.report(paths, host_uuid=uuid)
+    elif finish:
+        report = refresh.finish(paths, host_uuid=uuid)
+    else:
+        report = refresh.begin(paths, host_uuid=uuid)
+        if reload_command is not None:
+            _reload(reload_command)
+            time.sleep(overlap)
+            report = refresh.finish(paths, host_uuid=uuid)
+    _tell_refresh(report, finish=finish, dry_run=dry_run, as_json=as_json)
+
+
+@click.command(
+    "gencert",
+    epilog="\b\nExample:\n  certfs gencert /etc/xensource/xapi-ssl.pem 204 default",
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("group_and_name", nargs=-1, metavar="[GID] default|xapi:pool")
+def gencert(*, path: Path, group_and_name: tuple[str, ...]) -> None:
+    """Generate the key and certificate PATH if it is missing, as the platform does at boot.
+
+    GID is the number of the group that may read it.
+    """
+    match group_and_name:
+        case (name,):
+            group = -1
+        case (number, name) if number.removeprefix("-").isdigit():
+            group = int(number)
+        case (number, _):
+            raise click.UsageError(f"GID must be a number, not {number!r}")
+        case _:
+            raise click.UsageError("give one of default, xapi:pool after PATH and GID")
+    if path.exists():
+        say(f"{path} is there: nothing to do")
+        return
+    if name not in set(Presented):
+        raise click.UsageError(f"{name!r} is neither default nor xapi:pool")
+    made = generate_if_missing(path, Presented(name), group=group)
+    say(f"{path}: generated\n{certificate_lines(made)}" if made else f"{path} is there")
+
+
+commands: tuple[click.Command, ...] = (
+    host_get_server_certificate,
+    host_server_certificate_install,
+    reset_server_certificate,
+    host_refresh_server_certificate,
+    pool_install_ca_certificate,
+    pool_uninstall_ca_certificate,
+    pool_certificate_list,
+    certificate_show,
+    gencert,
+    repair,
+)
+
+
+def _reload(command: str) -> None:
+    try:
+        done = subprocess.run(shlex.split(command), check=False, stdin=subprocess.DEVNULL)
+    except (OSError, ValueError) as error:
+        raise ReloadError(f"{command!r} cannot be run: {error}", advice=_AFTER_RELOAD) from error
+    if done.returncode != 0:
+        raise ReloadError(f"{command!r} ended with status {done.returncode}", advice=_AFTER_RELOAD)
+
+
+_AFTER_RELOAD = (
+    "old and new certificate are both trusted; make stunnel reload, "
+    "then run certfs host-refresh-server-certificate --finish"
+)
+
+
+def _tell_replacement(done: Replacement, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        answer = {
+            "path": done.path,
+            "changed": not dry_run,
+            "certificate": done.certificate,
+            "warnings": done.warnings,
+            "next": "" if dry_run else RELOAD_HINT,
+        }
+        click.echo(to_json(answer))
+        return
+    said = "would be replaced by" if dry_run else "replaced by"
+    say(f"{done.path}: {said}\n{certificate_lines(done.certificate)}")
+    warn(*(f"warning: {warning}" for warning in done.warnings))
+    if not dry_run:
+        warn(RELOAD_HINT)
+
+
+def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json: bool) -> None:
+    said, following = _refresh_sentences(report, finish=finish, dry_run=dry_run)
+    warnings = _others_warning(report)
+    if as_json:
+        answer = {
+            "stage": report.stage,
+            "changed": report.changed,
+            "certificate": report.certificate,
+            "warnings": warnings,
+            "next": following,
+        }
+        click.echo(to_json(answer))
+        return
+    say(said)
+    if report.certificate is not None:
+        say(certificate_lines(report.certificate))
+    warn(*(f"warning: {warning}" for warning in warnings))
+    if following:
+        warn(following)
+
+
+def _refresh_sentences(report: RefreshReport, *, finish: bool, dry_run: bool) -> tuple[str, str]:
+    """Return what has happened, and what is to be done next."""
+    if dry_run:
+        following = _AFTER_RELOAD if report.stage is Stage.SWITCHED and not finish else ""
+        return _WOULD.get((report.stage, finish), _WOULD_NOT), following
+    if report.stage is Stage.SWITCHED:
+        said = "is in use" if report.changed else "is in use already"
+        return f"the new certificate {said}; the old one is trusted until --finish:", _NEXT
+    if report.changed:
+        return "the old certificate is not trusted any more; the pool certificate is:", ""
+    return "no refresh is under way; the pool certificate is:", ""
+
+
+_WOULD = {
+    (Stage.IDLE, False): "a new key and certificate would be made, trusted beside this one:",
+    (Stage.PREPARED, False): "an interrupted refresh would be taken up, with this certificate:",
+    (Stage.SWITCHED, True): "the certificate before this one would not be trusted any more:",
+}
+_WOULD_NOT = "nothing would change; the pool certificate is:"
+_NEXT = f"{RELOAD_HINT}; then run certfs host-refresh-server-certificate --finish"
+
+
+def _others_warning(report: RefreshReport) -> tuple[str, ...]:
+    if report.stage is Stage.IDLE or not report.others:
+        return ()
+    count = len(report.others)
+    hosts = "another host is" if count == 1 else f"{count} other hosts are"
+    advice = "copy this host's UUID.new.pem to certs-pool there before stunnel here reloads"
+    return (f"{hosts} in certs-pool: {advice}, or they refuse this host",)

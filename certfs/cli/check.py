@@ -1,0 +1,134 @@
+"""``certfs check``: whether what is trusted is as it should be, as an exit code for monitoring.
+
+Owns the judgement of bundles; that of a host's own files is `certfs.identity.health`. Together they are one answer.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from certfs.cli.places import find_place, opened, with_place
+from certfs.core.certificate import Severity
+from certfs.core.text import printable
+from certfs.identity.finding import Severity as Grade
+from certfs.identity.health import judge
+from certfs.store.inspection import Item, inspect
+
+_WARNING_DAYS = 30
+_INSTALLED = {(b"stunnel", b"certs"), (b"stunnel", b"certs-pool")}
+_STATUS = {0: "ok", 1: "warning", 2: "critical"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """One thing that is not as it should be; ``severity`` is the exit code that it asks for."""
+
+    severity: int
+    name: str
+    file: str
+    what: str
+    mend: str
+
+
+@click.command(
+    "check",
+    epilog="\b\nExamples:\n  certfs check\n  certfs check /mnt/certs --json",
+)
+@with_place
+def check(
+    *, mountpoint: str | None, store: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """Judge bundles and host certificates; the exit code is for monitoring.
+
+    0: fine. 1: something was left out, expires within 30 days or wants mending. 2: something is expired or broken, or
+    a bundle is empty although it has sources.
+    """
+    place = find_place(mountpoint, store, config_file)
+    now = datetime.now(UTC)
+    judgements: list[_Judgement] = []
+    with opened(place) as trust:
+        for bundle in trust.bundles:
+            # The validity of what a host has installed is judged with the host's own files, as the platform alerts it.
+            judges_validity = place.paths is None or bundle.spec.source not in _INSTALLED
+            judgements.extend(
+                _judge_bundle(list(inspect(bundle)), now if judges_validity else None)
+            )
+    if place.paths is not None:
+        judgements.extend(
+            _Judgement(
+                int(found.severity), found.name, printable(str(found.file)), found.what, found.mend
+            )
+            for found in judge(place.paths, now=now)
+        )
+    worst = max((judgement.severity for judgement in judgements), default=0)
+    if as_json:
+        answer = {
+            "status": _STATUS[worst],
+            "exit_code": worst,
+            "findings": [
+                {
+                    "severity": _STATUS[each.severity] if each.severity else "note",
+                    "name": each.name,
+                    "file": each.file,
+                    "what": each.what,
+                    "mend": each.mend,
+                }
+                for each in judgements
+            ],
+        }
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        for each in sorted(judgements, key=lambda judgement: -judgement.severity):
+            label = _STATUS[each.severity].upper() if each.severity else "NOTE"
+            click.echo(f"{label}: {each.file} {each.what}")
+            if each.mend:
+                click.echo(f"  {each.mend}")
+        if worst == 0:
+            click.echo("OK")
+    sys.exit(worst)
+
+
+def _judge_bundle(items: list[Item], now: datetime | None) -> Iterator[_Judgement]:
+    """Yield what is wrong with one bundle; without ``now`` validity is not judged."""
+    for item in items:
+        source = printable(item.source)
+        if item.certificate is None and item.severity > Severity.NOTE:
+            where = f" at line {item.line}" if item.line else ""
+            yield _Judgement(
+                Grade.WARNING,
+                "LEFT_OUT",
+                source,
+                f"is not wholly in the bundle{where}: {printable(item.reason)}",
+                "mend or remove the file",
+            )
+        elif item.included and now is not None:
+            yield from _judge_validity(item, source, now)
+    if items and not any(item.included for item in items):
+        yield _Judgement(
+            Grade.CRITICAL,
+            "BUNDLE_EMPTY",
+            printable(items[0].bundle),
+            "is empty although it has sources",
+            "certfs list shows why each of them was left out",
+        )
+
+
+def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgement]:
+    certificate = item.x509
+    if certificate is None:
+        return
+    subject = printable(certificate.subject.rfc4514_string())
+    end = certificate.not_valid_after_utc
+    if end < now:
+        what = f"holds {subject}, which expired at {end:%Y-%m-%dT%H:%M:%SZ}"
+        yield _Judgement(Grade.CRITICAL, "EXPIRED", source, what, "renew or remove it")
+    elif end - now < timedelta(days=_WARNING_DAYS):
+        what = f"holds {subject}, which expires in {(end - now).days} days"
+        yield _Judgement(Grade.WARNING, "EXPIRING", source, what, "renew it")
+    if certificate.not_valid_before_utc > now:
+        what = f"holds {subject}, which is not valid before {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
+        yield _Judgement(Grade.WARNING, "NOT_VALID_YET", source, what, "check this host's clock")

@@ -1,0 +1,118 @@
+"""``certfs list``: every certificate of every bundle, and what was left out with the reason (promise I9)."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from certfs.cli.places import find_place, opened, with_place
+from certfs.core.certificate import Severity
+from certfs.core.text import printable
+from certfs.store.inspection import Item, inspect
+
+
+def _object(item: Item, now: datetime) -> dict[str, Any]:
+    certificate = item.x509
+    return {
+        "bundle": printable(item.bundle),
+        "source": printable(item.source),
+        "line": item.line,
+        "subject": printable(certificate.subject.rfc4514_string()) if certificate else None,
+        "issuer": printable(certificate.issuer.rfc4514_string()) if certificate else None,
+        "sha256": item.certificate.fingerprint.hex() if item.certificate else None,
+        "not_before": certificate.not_valid_before_utc.isoformat() if certificate else None,
+        "not_after": certificate.not_valid_after_utc.isoformat() if certificate else None,
+        "days_left": (certificate.not_valid_after_utc - now).days if certificate else None,
+        "included": item.included,
+        "severity": item.severity.name.lower(),
+        "reason": _reason(item) or None,
+        "duplicate_of": printable(item.duplicate_of) or None,
+    }
+
+
+def _reason(item: Item) -> str:
+    if item.duplicate_of:
+        return f"duplicate of {printable(item.duplicate_of)}"
+    return printable(item.reason)
+
+
+@click.command(
+    "list",
+    epilog="\b\nExamples:\n  certfs list\n  certfs list /mnt/certs --json\n  certfs list --store /srv/store",
+)
+@with_place
+def list_(
+    *, mountpoint: str | None, store: str | None, config_file: str | None, as_json: bool
+) -> None:
+    """List each certificate of each bundle with its source, and what was left out with the reason.
+
+    Without MOUNTPOINT it is this host's /etc/stunnel, mounted or not.
+    """
+    now = datetime.now(UTC)
+    with opened(find_place(mountpoint, store, config_file)) as trust:
+        items = [item for bundle in trust.bundles for item in inspect(bundle)]
+    if as_json:
+        click.echo(json.dumps([_object(item, now) for item in items], indent=2))
+    else:
+        _show(items, now)
+
+
+def _show(items: list[Item], now: datetime) -> None:
+    """Write the table: in columns and colours on a terminal, tab-separated when piped."""
+    if not sys.stdout.isatty():
+        for item in items:
+            click.echo("\t".join(_row(item, now)))
+        return
+    from rich.console import Console  # noqa: PLC0415 - not needed where no person looks
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console()
+    for bundle in dict.fromkeys(item.bundle for item in items):
+        table = Table(
+            "source",
+            "subject",
+            "days left",
+            "sha256",
+            "left out",
+            title=printable(bundle),
+            expand=False,
+        )
+        for item in items:
+            if item.bundle == bundle:
+                _, source, subject, days, sha256, reason = _row(item, now)
+                table.add_row(
+                    Text(source.rpartition("/")[2]),
+                    Text(subject),
+                    Text(days),
+                    Text(sha256[:16]),
+                    Text(reason),
+                    style=_style(item, now),
+                )
+        console.print(table)
+    if not items:
+        console.print("no sources")
+
+
+def _row(item: Item, now: datetime) -> tuple[str, str, str, str, str, str]:
+    fields = _object(item, now)
+    where = f"line {item.line}: " if item.line else ""
+    return (
+        fields["bundle"],
+        fields["source"],
+        fields["subject"] or "",
+        "" if fields["days_left"] is None else str(fields["days_left"]),
+        fields["sha256"] or "",
+        where + _reason(item) if not item.included else "",
+    )
+
+
+def _style(item: Item, now: datetime) -> str:
+    certificate = item.x509
+    if certificate is not None and certificate.not_valid_after_utc < now:
+        return "red"
+    if item.severity > Severity.NOTE:
+        return "yellow"
+    return "" if item.included else "dim"

@@ -1,0 +1,128 @@
+"""The commands that mount, unmount, replace and stand aside.
+
+Owns their arguments and what they say; what they do is `certfs.daemon`'s.
+"""
+
+import os
+import subprocess
+import sys
+from typing import Final
+
+import click
+
+from certfs.config import DEFAULT_FILE, load_config
+from certfs.daemon import instances, launch
+from certfs.errors import NotMountedError
+
+_CANNOT_RUN: Final = 127
+"""What a shell answers for a command that cannot be run."""
+_CONFIG = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help=f"Configuration (TOML). Default for the host's own directories: {DEFAULT_FILE}, if there.",
+)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  certfs mount --store ~/certificates ~/mnt\n"
+    "  certfs mount --store /srv/tls /srv/tls --foreground\n"
+    "  certfs mount                        (root) over /etc/xensource and /etc/stunnel"
+)
+@click.option("--store", metavar="DIR", help="The directory that holds the real files.")
+@click.option("--foreground", is_flag=True, help="Stay; log to standard error.")
+@_CONFIG
+@click.option(
+    "--allow-other/--no-allow-other",
+    default=None,
+    help="Let other users in. Default: yes for root, no otherwise.",
+)
+@click.option("--log", metavar="FILE", help="Where the daemon logs.")
+@click.argument("mountpoint", required=False)
+def mount(  # noqa: PLR0913  one for each option
+    *,
+    store: str | None,
+    mountpoint: str | None,
+    foreground: bool,
+    config_file: str | None,
+    allow_other: bool | None,
+    log: str | None,
+) -> None:
+    """Mount a store at MOUNTPOINT, or without arguments the host's own directories over themselves.
+
+    Returns when the tree is served. Both paths may be the same directory: then a crash leaves the plain files in view.
+    """
+    if (store is None) != (mountpoint is None):
+        raise click.UsageError(
+            "--store DIR and MOUNTPOINT go together (or give neither, as root on a host)"
+        )
+    if store is None and config_file is None and os.path.exists(DEFAULT_FILE):
+        config_file = DEFAULT_FILE
+    config_file = os.path.abspath(config_file) if config_file else None
+    config = load_config(config_file)
+    if store is not None and mountpoint is not None:
+        places = launch.standalone(store, mountpoint)
+    else:
+        places = launch.dom0(config.dom0_trees)
+    plan = launch.Plan(
+        mode="dom0" if store is None else "standalone",
+        places=places,
+        config_file=config_file,
+        allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
+        log=os.path.abspath(log) if log else None,
+    )
+    if foreground:
+        launch.become_supervisor(plan)
+    pid = launch.launch(plan)
+    where = " and ".join(place.target for place in places)
+    click.echo(f"serving {where} (process {pid})")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  certfs unmount ~/mnt\n  certfs unmount      (root) the host's own directories"
+)
+@click.option("--if-mounted", is_flag=True, help="Not being mounted is fine.")
+@click.argument("mountpoint", required=False)
+def unmount(*, mountpoint: str | None, if_mounted: bool) -> None:
+    """End a mount, at once and also if files are open: they stay usable until they are closed."""
+    try:
+        click.echo(instances.unmount(mountpoint))
+    except NotMountedError:
+        if not if_mounted:
+            raise
+
+
+@click.command(
+    epilog="\b\nExamples:\n  certfs restart        after an upgrade\n  certfs restart ~/mnt"
+)
+@click.argument("mountpoint", required=False)
+def restart(*, mountpoint: str | None) -> None:
+    """Replace the server by a new one, which reads the configuration again, without one failed open or read."""
+    instances.restart(mountpoint)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="\b\nExamples:\n"
+    "  certfs detached -- tar --one-file-system -cf /backup/etc.tar /etc\n"
+    "  certfs detached --mountpoint ~/mnt -- rsync -a ~/mnt/ backup:",
+)
+@click.option(
+    "--mountpoint",
+    metavar="MOUNTPOINT",
+    help="Default: the host's own directories.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def detached(*, mountpoint: str | None, command: tuple[str, ...]) -> None:
+    """Run COMMAND while the plain directories are in view, and attach again whatever becomes of it.
+
+    The exit code is COMMAND's. Changes that are made meanwhile are picked up.
+    """
+    with instances.detached(mountpoint):
+        try:
+            status = subprocess.run(command, check=False).returncode
+        except OSError as error:
+            click.echo(f"certfs: cannot run {command[0]}: {error.strerror}", err=True)
+            status = _CANNOT_RUN
+    sys.exit(128 - status if status < 0 else status)

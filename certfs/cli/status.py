@@ -1,0 +1,138 @@
+"""``certfs status``: what is mounted, and how it is.
+
+Owns how the answer looks; where it comes from is `certfs.daemon.inquiry`.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+from certfs.daemon import runtime
+from certfs.daemon.inquiry import Answer, ask_instance, ask_mount
+from certfs.daemon.instances import find
+from certfs.daemon.launch import canonical
+from certfs.errors import DeadlineError, NotMountedError
+
+_LAST_EVENTS: Final = 5
+_PHASES: Final = {
+    "starting": "starting",
+    "serving": "serving",
+    "detached": "detached: a command runs with the plain directories in view",
+    "plain": "NOT SERVING: the plain directories are in view",
+}
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  certfs status\n"
+    "  certfs status ~/mnt\n"
+    "  certfs status --json | jq .bundles[].certificates"
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object (schema: docs/operations.md)."
+)
+@click.argument("mountpoint", required=False)
+def status(*, mountpoint: str | None, as_json: bool) -> None:
+    """Show what is mounted where, since when, its bundles, and the last crashes and restarts.
+
+    Without MOUNTPOINT the host's own directories, else whatever you have mounted. A mount that does not answer within 3
+    seconds is reported as such, with exit code 9.
+    """
+    answers = _answers(mountpoint)
+    if as_json and len(answers) > 1:
+        targets = ", ".join(answer.state.targets[0] for answer in answers if answer.state)
+        raise click.UsageError(f"there are several mounts, name one of them: {targets}")
+    for number, answer in enumerate(answers):
+        if as_json:
+            click.echo(json.dumps(answer.to_json(), indent=2))
+        else:
+            click.echo(("\n" if number else "") + "\n".join(_lines(answer.to_json())))
+    if any(answer.report is None for answer in answers):
+        sys.exit(DeadlineError.exit_code)
+
+
+def _answers(mountpoint: str | None) -> list[Answer]:
+    if mountpoint is not None:
+        answer = _at(mountpoint)
+        if answer:
+            return [answer]
+        raise NotMountedError(
+            f"certfs is not mounted at {mountpoint}, or does not answer",
+            advice="certfs status without an argument shows what you have mounted",
+        )
+    answers = [answer for place in runtime.instances() if (answer := ask_instance(place))]
+    if not answers:
+        raise NotMountedError(
+            "you have no certfs mounted",
+            advice="certfs mount --help says how, or name a mountpoint",
+        )
+    of_the_host = [answer for answer in answers if answer.state and answer.state.mode == "dom0"]
+    return of_the_host or answers
+
+
+def _at(mountpoint: str) -> Answer | None:
+    try:
+        return ask_instance(find(mountpoint))
+    except NotMountedError:
+        return ask_mount(canonical(mountpoint))
+
+
+def _lines(status: dict[str, Any]) -> Iterator[str]:
+    for each in status["mounts"]:
+        same = each["target"] == each["store"]
+        store = "" if same else f"  (store {each['store']})"
+        yield click.style(each["target"], bold=True) + store
+    phase = _PHASES[status["phase"]]
+    if status["phase"] == "serving" and not status["answering"]:
+        phase = "NOT ANSWERING"
+    good = phase == "serving"
+    yield f"  state        {click.style(phase, fg='green' if good else 'red')}"
+    yield f"  since        {_moment(status['since'])}"
+    for name in ("server", "supervisor"):
+        if status[name]:
+            yield f"  {name:<11}  process {status[name]['pid']}"
+    if status.get("log"):
+        yield f"  log          {status['log']}"
+    for bundle in status["bundles"] or ():
+        yield from _bundle_lines(bundle)
+    events = status["events"][-_LAST_EVENTS:]
+    for event in events:
+        yield f"  {_moment(event['at'])}  {event['kind']}: {event['detail']}{_times(event)}"
+
+
+def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
+    if not bundle["exists"]:
+        yield f"  {bundle['bundle']}: absent, no certificate in {bundle['source']}"
+    else:
+        yield (
+            f"  {bundle['bundle']}: {bundle['certificates']} certificates"
+            f" from {bundle['sources']} sources, {bundle['size']} bytes, generation {bundle['generation']}"
+        )
+        yield f"    sha256 {bundle['sha256']}, last change {_moment(bundle['changed'])}"
+    if bundle["swap"]:
+        yield "    a swap of the source directory is in progress"
+    for remark in bundle["left_out"]:
+        line = f" line {remark['line']}" if remark["line"] else ""
+        yield click.style(
+            f"    left out: {remark['source']}{line}: {remark['reason']}", fg="yellow"
+        )
+    if not bundle["plain_copy"]["current"]:
+        reason = bundle["plain_copy"]["error"] or "being written"
+        yield click.style(f"    the store's plain copy is not current: {reason}", fg="yellow")
+
+
+def _times(event: dict[str, Any]) -> str:
+    parts = [
+        f"{what} after {event[key]:.2f} s"
+        for what, key in (("plain", "plain_seconds"), ("live", "live_seconds"))
+        if event[key] is not None
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

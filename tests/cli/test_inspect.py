@@ -1,0 +1,423 @@
+"""``certfs list`` and ``certfs check``: what is trusted, what was left out and why, as text, JSON and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import mounts, pki, pki_forms
+from tests.support.mounts import certfs_program
+from tests.support.tree import Tree
+
+ONE, TWO = (pki.authority(f"inspect {number}") for number in range(2))
+
+_CONFIG = '[[bundle]]\nsource = "certs"\nbundle = "bundle.pem"\n'
+_UNPRINTABLE = re.compile(r"[^\n\t\x20-\x7e\u00a0-\uffff]")
+KEYS = {
+    "bundle": str,
+    "source": str,
+    "line": int,
+    "subject": str,
+    "issuer": str,
+    "sha256": str,
+    "not_before": str,
+    "not_after": str,
+    "days_left": int,
+    "included": bool,
+    "severity": str,
+    "reason": str,
+    "duplicate_of": str,
+}
+"""The schema of ``certfs list --json`` as docs/bundles.md states it."""
+
+
+class Place:
+    """A store with one bundle and no host, and the commands on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = root / "store"
+        self.certs = self.store / "certs"
+        self.certs.mkdir(parents=True)
+        self.config = root / "certfs.toml"
+        self.config.write_text(_CONFIG, encoding="ascii")
+
+    def put(self, name: str | bytes, data: bytes) -> None:
+        """Write a source."""
+        path = os.fsencode(self.certs) + b"/" + os.fsencode(name)
+        with open(path, "wb") as file:
+            file.write(data)
+
+    def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on the store."""
+        return run(command, "--store", str(self.store), "--config", str(self.config), *options)
+
+    def rows(self) -> list[list[str]]:
+        """Give the lines of ``certfs list``, piped."""
+        ended = self.run("list")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return [line.split("\t") for line in ended.stdout.splitlines()]
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Give the objects of ``certfs list --json``."""
+        ended = self.run("list", "--json")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        answer: list[dict[str, Any]] = json.loads(ended.stdout)
+        return answer
+
+    def check(self) -> tuple[int, list[dict[str, Any]]]:
+        """Give exit code and findings of ``certfs check``."""
+        ended = self.run("check", "--json")
+        answer = json.loads(ended.stdout)
+        assert ended.stderr == ""
+        assert answer["exit_code"] == ended.returncode
+        assert answer["status"] == ("ok", "warning", "critical")[ended.returncode]
+        return ended.returncode, answer["findings"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``certfs``."""
+    return subprocess.run(
+        [certfs_program(), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Give an empty store."""
+    return Place(tmp_path)
+
+
+# --- list ----------------------------------------------------------------------
+
+
+def test_piped_each_entry_is_a_line_of_six_fields(place: Place) -> None:
+    """Bundle, source, subject, days left, SHA-256, reason; for cut(1) and awk(1)."""
+    place.put("a.pem", ONE.pem + b"\n-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
+    lines = len((ONE.pem + b"\n").splitlines())
+    first, second = place.rows()
+    assert first[:3] == ["bundle.pem", "certs/a.pem", "CN=inspect 0"]
+    assert int(first[3]) in range(3640, 3651)
+    assert first[4:] == [ONE.sha256, ""]
+    assert second[:5] == ["bundle.pem", "certs/a.pem", "", "", ""]
+    assert second[5].startswith(f"line {lines + 1}: CERTIFICATE has ")
+
+
+def test_the_json_has_its_schema(place: Place) -> None:
+    """Every object has every key; what does not apply is null."""
+    place.put("a.pem", ONE.pem)
+    place.put("b.pem", ONE.pem + b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n")
+    place.put("c.pem", b"junk")
+    objects = place.objects()
+    assert len(objects) == 4
+    for each in objects:
+        assert each.keys() == KEYS.keys()
+        for key, value in each.items():
+            assert value is None or type(value) is KEYS[key], key
+    good = objects[0]
+    assert good["included"]
+    assert good["reason"] is None
+    assert good["issuer"] == good["subject"] == "CN=inspect 0"
+    assert datetime.fromisoformat(good["not_before"]) == ONE.certificate.not_valid_before_utc
+    assert datetime.fromisoformat(good["not_after"]) == ONE.certificate.not_valid_after_utc
+    assert [each["severity"] for each in objects] == ["note", "note", "note", "defect"]
+
+
+def test_the_order_is_the_bundle_s(place: Place) -> None:
+    """I5: ``*.new.pem`` first, then by name, within a file as written."""
+    place.put("b.pem", ONE.pem)
+    place.put("z.new.pem", TWO.pem)
+    place.put("a.pem", b"junk")
+    assert [each["source"] for each in place.objects()] == [
+        "certs/z.new.pem",
+        "certs/a.pem",
+        "certs/b.pem",
+    ]
+
+
+def test_a_duplicate_names_its_original(place: Place) -> None:
+    """I9: the file that the certificate is taken from."""
+    place.put("a.pem", ONE.pem)
+    place.put("b.pem", ONE.pem)
+    _, duplicate = place.objects()
+    assert not duplicate["included"]
+    assert duplicate["duplicate_of"] == "certs/a.pem"
+    assert duplicate["reason"] == "duplicate of certs/a.pem"
+    assert duplicate["sha256"] == ONE.sha256
+    assert place.rows()[1][5] == "duplicate of certs/a.pem"
+
+
+_EVIL_NAMES = [
+    b"\x1b[31mred\x1b[0m.pem",
+    b"two\nlines\t.pem",
+    b"\xff\xfe.pem",
+    b"\xe2\x80\xaegnp.pem",
+    b"\x9b31m.pem",
+    b"[red]markup.pem",
+    b"back\\slash.pem",
+]
+
+
+def test_a_name_is_never_printed_raw(place: Place) -> None:
+    """Escapes, newlines, right-to-left marks and bytes that are no text are written out."""
+    for name in _EVIL_NAMES:
+        place.put(name, b"junk")
+    for options in ((), ("--json",)):
+        for command in ("list", "check"):
+            said = place.run(command, *options).stdout
+            assert not _UNPRINTABLE.search(said), said
+            assert "\u202e" not in said
+            assert "31mred" in said
+    assert len(place.rows()) == len(_EVIL_NAMES)
+    assert {each["source"] for each in place.objects()} >= {
+        "certs/[red]markup.pem",
+        "certs/\\xff\\xfe.pem",
+    }
+
+
+def test_a_subject_is_never_printed_raw(place: Place) -> None:
+    """Who can have a certificate installed cannot write on the admin's terminal."""
+    evil = pki.issue("\x1b[2J\x1b]0;title\x07 trusted\u202e", ca=True)
+    place.put("a.pem", evil.pem)
+    for options in ((), ("--json",)):
+        said = place.run("list", *options).stdout
+        assert not _UNPRINTABLE.search(said)
+        assert "\u202e" not in said
+        assert "trusted" in said
+
+
+def test_a_private_key_is_named_and_never_shown(place: Place) -> None:
+    """I4: not one line of it, in any form of any answer."""
+    secrets: set[bytes] = set()
+    for number, form in enumerate(pki_forms.with_keys()):
+        place.put(f"{number:02}.pem", form.data)
+        secrets |= set(form.secrets)
+    for command in ("list", "check"):
+        for options in ((), ("--json",)):
+            ended = place.run(command, *options)
+            said = ended.stdout + ended.stderr
+            assert "PRIVATE KEY" in said
+            assert [line for line in secrets if line.decode() in said] == []
+
+
+def test_an_odd_certificate_causes_no_noise(place: Place) -> None:
+    """A serial number that is not positive is OpenSSL's to judge, and no Python warning."""
+    der = bytearray(pki.issue("odd serial", extensions=False).der)
+    der[der.index(b"\xa0\x03\x02\x01\x02\x02") + 7] |= 0x80
+    place.put("a.pem", pki_forms.block(b"CERTIFICATE", bytes(der)))
+    for command in ("list", "check"):
+        ended = place.run(command)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(place: Place) -> None:
+    """``certfs list | head -1`` ends without a traceback."""
+    place.put("a.pem", b"".join(each.pem for each in pki.many(1000)))
+    shell = f"{certfs_program()} list --store {place.store} --config {place.config} | head -1"
+    ended = subprocess.run(
+        ["sh", "-c", shell], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.count("\n") == 1
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """Run ``certfs`` on a terminal of 200 columns and give what it wrote."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "LINES": "50"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [certfs_program(), *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 65536):
+            said += piece
+    except OSError:
+        pass  # EIO: the other end is closed (tty_ioctl(4))
+    os.close(ours)
+    assert process.wait(60) == 0
+    return said.decode()
+
+
+def test_on_a_terminal_there_are_columns_and_colours(place: Place) -> None:
+    """What was left out stands out, and a name brings no escapes of its own."""
+    place.put("a.pem", ONE.pem)
+    place.put(b"\x1b[35mevil[red].pem", b"junk")
+    said = on_a_terminal("list", "--store", str(place.store), "--config", str(place.config))
+    assert "days left" in said
+    assert ONE.sha256[:16] in said
+    assert "no PEM block" in said
+    assert "\x1b[33m" in said  # yellow is ours
+    assert "\x1b[35m" not in said  # magenta is the name's
+    assert "evil[red]" in said
+
+
+# --- check ---------------------------------------------------------------------
+
+
+def lasting(days: float) -> pki.Identity:
+    """Issue a certificate with so many days left."""
+    end = pki.NOW + days * pki.DAY
+    return pki.issue(f"{days} days", ca=True, not_before=pki.NOW - 100 * pki.DAY, not_after=end)
+
+
+@pytest.mark.parametrize(
+    "days, code, name",
+    [(400, 0, None), (31, 0, None), (29, 1, "EXPIRING"), (0.5, 1, "EXPIRING"), (-1, 2, "EXPIRED")],
+)
+def test_validity_decides(place: Place, days: float, code: int, name: str | None) -> None:
+    """0 with more than 30 days left, 1 with fewer, 2 when it is over."""
+    place.put("a.pem", lasting(days).pem)
+    found, findings = place.check()
+    assert found == code
+    assert [each["name"] for each in findings] == ([name] if name else [])
+
+
+def test_the_worst_decides(place: Place) -> None:
+    """One expired certificate among good ones is critical, and each has its line."""
+    for number, days in enumerate((400, 10, -3)):
+        place.put(f"{number}.pem", lasting(days).pem)
+    place.put("junk.pem", b"junk")
+    code, findings = place.check()
+    assert code == 2
+    assert {each["name"] for each in findings} == {"EXPIRED", "EXPIRING", "LEFT_OUT"}
+    said = place.run("check").stdout.splitlines()
+    assert said[0].startswith("CRITICAL: certs/2.pem ")
+
+
+def test_an_empty_directory_is_fine(place: Place) -> None:
+    """I7: no source, no bundle, nothing to say."""
+    assert place.check() == (0, [])
+    assert place.run("check").stdout == "OK\n"
+
+
+def test_sources_that_give_nothing_are_critical(place: Place) -> None:
+    """An admin who copied something in expects it to be trusted."""
+    place.put("a.pem", b"junk")
+    code, findings = place.check()
+    assert code == 2
+    assert {each["name"] for each in findings} == {"BUNDLE_EMPTY", "LEFT_OUT"}
+
+
+def test_something_left_out_is_a_warning(place: Place) -> None:
+    """I9: a good neighbour keeps the bundle alive, and the file is named."""
+    place.put("a.pem", ONE.pem)
+    place.put("b.pem", b"junk")
+    code, findings = place.check()
+    assert code == 1
+    assert [(each["file"], each["severity"]) for each in findings] == [("certs/b.pem", "warning")]
+    assert findings[0]["mend"]
+
+
+def test_what_nobody_means_as_trust_is_no_warning(place: Place) -> None:
+    """Duplicates, CRLs and what is commented out are left out quietly."""
+    place.put("a.pem", ONE.pem)
+    place.put("b.pem", ONE.pem + b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n")
+    place.put("c.pem", TWO.pem + b"# " + ONE.pem)
+    assert place.check() == (0, [])
+
+
+def test_a_certificate_of_the_future_is_a_warning(place: Place) -> None:
+    """More likely this host's clock is wrong than the certificate."""
+    place.put("a.pem", pki.issue("later", ca=True, not_before=pki.NOW + 5 * pki.DAY).pem)
+    code, findings = place.check()
+    assert (code, findings[0]["name"]) == (1, "NOT_VALID_YET")
+
+
+def test_a_private_key_is_a_warning(place: Place) -> None:
+    """I4: it should not be here, and the file is named."""
+    place.put("a.pem", ONE.host_pem)
+    code, findings = place.check()
+    assert (code, findings[0]["file"]) == (1, "certs/a.pem")
+
+
+# --- where to look -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, code, expected",
+    [
+        (("--store", "/nonexistent/store"), 4, "/nonexistent/store: No such file"),
+        (("/nonexistent/mount",), 7, "/nonexistent/mount is not a certfs mount"),
+        (("/etc",), 7, "/etc is not a certfs mount"),
+        (("--store", "/etc", "/etc"), 2, "exclude each other"),
+        (("--store", "/etc", "--config", "/nonexistent.toml"), 3, "/nonexistent.toml"),
+        (("--store", "/etc/passwd"), 4, "/etc/passwd: Not a directory"),
+    ],
+)
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_a_wrong_place_is_one_clear_line(
+    command: str, arguments: tuple[str, ...], code: int, expected: str
+) -> None:
+    """The exit code says what kind of mistake it is, and nothing is printed for a program to misread."""
+    ended = run(command, *arguments)
+    assert ended.returncode == code
+    assert expected in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_a_directory_that_may_not_be_read_is_no_empty_bundle() -> None:
+    """A monitoring agent without the right to look must not be told that all is well."""
+    mounts.need_root()
+    mounts.need_readable_checkout()
+    directory = mounts.scratch_directory()
+    try:
+        place = Place(directory)
+        place.put("a.pem", ONE.pem)
+        place.certs.chmod(0o700)
+        ended = subprocess.run(
+            [
+                *("setpriv", "--reuid=65534", "--clear-groups", certfs_program(), "check"),
+                *("--store", str(place.store), "--config", str(place.config)),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        shutil.rmtree(directory)
+    assert ended.returncode == 4
+    assert ended.stderr.startswith(f"certfs: {place.certs}: Permission denied")
+
+
+@pytest.mark.mount
+def test_a_mount_and_its_store_say_the_same(certfs_mount: mounts.CertfsMount) -> None:
+    """The judgement is made from the sources by the same code, whoever serves them."""
+    certfs_mount.expected_log.append("stunnel/certs/")
+    tree: Tree = certfs_mount.tree
+    for number, form in enumerate(pki_forms.every()):
+        (tree.certs / f"{number:03}.pem").write_bytes(form.data)
+    (tree.certs / "link.pem").symlink_to("000.pem")
+    (tree.certs / "dangling.pem").symlink_to("nothing")
+    on_mount = run("list", "--json", str(tree.root))
+    on_store = run("list", "--json", "--store", str(tree.store))
+    assert on_mount.returncode == on_store.returncode == 0
+    assert json.loads(on_mount.stdout) == json.loads(on_store.stdout)
+    included = [each["sha256"] for each in json.loads(on_mount.stdout) if each["included"]]
+    in_bundles = [
+        each
+        for path in (tree.pool_bundle, tree.user_bundle)
+        for each in pki.certificates_in(path.read_bytes())
+    ]
+    assert sorted(included) == sorted(in_bundles)
