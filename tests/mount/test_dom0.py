@@ -1,0 +1,159 @@
+"""Dom0 mode: over /etc/xensource and /etc/stunnel of a private mount namespace (I12, I13, I17)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import pki
+from tests.support.host import Host, host, kill_together
+from tests.support.mounts import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+
+@pytest.fixture
+def dom0() -> Iterator[Host]:
+    """A host with two sources in its pool, and certfs mounted."""
+    with host() as made:
+        for number in range(2):
+            (made.store.certs_pool / f"{number}.pem").write_bytes(pki.issue(f"host {number}").pem)
+        made.certfs("mount")
+        wait_until(made.store.pool_bundle.exists, what="the plain copy (I12)")
+        yield made
+
+
+def certificates(path: Path) -> int:
+    """Count the certificates of a file."""
+    return path.read_bytes().count(b"-----BEGIN CERTIFICATE-----")
+
+
+def test_the_hosts_own_directories_are_presented(dom0: Host) -> None:
+    """`certfs mount` without arguments presents /etc/xensource and /etc/stunnel with live bundles (I1)."""
+    (dom0.tree.certs_pool / "third.pem").write_bytes(pki.issue("third").pem)
+    assert dom0.presented()
+    assert certificates(dom0.tree.pool_bundle) == 3
+    assert (dom0.store.certs_pool / "third.pem").exists()
+
+
+def test_only_one_tree_can_be_presented() -> None:
+    """A configuration with /etc/stunnel alone leaves /etc/xensource as it is."""
+    with host() as made:
+        (made.store.root / "certfs.toml").write_text('[dom0]\ntrees = ["/etc/stunnel"]\n')
+        made.certfs("mount")
+        assert "/etc/stunnel" in made.certfs_mounts()
+        assert "/etc/xensource" not in made.certfs_mounts()
+
+
+def test_unmounting_leaves_an_ordinary_host(dom0: Host) -> None:
+    """After `certfs unmount` nothing is mounted, nothing runs, and the bundles are plain files (I12)."""
+    served = dom0.tree.pool_bundle.read_bytes()
+    dom0.certfs("unmount")
+    assert dom0.certfs_mounts() == []
+    assert dom0.tree.pool_bundle.read_bytes() == served
+    wait_until(lambda: dom0.daemons() == [], what="the end of the daemon")
+
+
+@pytest.mark.parametrize("target", ["/etc/stunnel", "/etc/xensource"])
+def test_a_plain_umount_of_one_tree_ends_everything(dom0: Host, target: str) -> None:
+    """`umount` of one of the two directories is understood as the wish to end the mount (I14: no crash)."""
+    assert dom0.run("umount", target).returncode == 0
+    wait_until(lambda: dom0.certfs_mounts() == [], what="the end of the mount")
+    wait_until(lambda: dom0.daemons() == [], what="the end of the daemon")
+    assert certificates(dom0.tree.pool_bundle) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_mount_cleanly(dom0: Host, number: signal.Signals) -> None:
+    """A signal to the supervisor ends the mount, and the plain bundles are there."""
+    os.kill(dom0.supervisor(), number)
+    wait_until(lambda: dom0.daemons() == [], what="the end of the daemon")
+    assert dom0.certfs_mounts() == []
+    assert certificates(dom0.tree.pool_bundle) == 2
+
+
+def test_a_second_instance_is_refused(dom0: Host) -> None:
+    """A second `certfs mount` ends with 8 and names the process that is there, and since when."""
+    said = dom0.certfs("mount", expect=8)
+    assert str(dom0.supervisor()) in said
+    assert "since" in said
+    assert said.count("\n") == 1
+    assert dom0.presented()
+
+
+def test_files_that_are_open_survive_unmounting(dom0: Host) -> None:
+    """Unmounting with open files detaches at once, says so, and the files stay readable until they are closed."""
+    with dom0.tree.pool_bundle.open("rb") as bundle:
+        content = bundle.read()
+        said = dom0.certfs("unmount")
+        assert "still open" in said
+        assert dom0.certfs_mounts() == []
+        bundle.seek(0)
+        assert bundle.read() == content
+    wait_until(lambda: dom0.daemons() == [], what="the end of the lingering server")
+
+
+def test_a_change_in_the_store_is_seen(dom0: Host) -> None:
+    """A file that is put into the store beneath the mount is in the bundle within 100 ms, without polling (I13)."""
+    began = time.monotonic()
+    (dom0.store.certs_pool / "below.pem").write_bytes(pki.issue("below").pem)
+    wait_until(lambda: certificates(dom0.tree.pool_bundle) == 3, seconds=2, what="the change")
+    assert time.monotonic() - began < 0.1
+
+
+def test_a_source_directory_may_go_and_come_back(dom0: Host) -> None:
+    """A source directory that is removed and made again in the store is followed, and so is one in the mount."""
+    for base in (dom0.store, dom0.tree):
+        for pem in base.certs_pool.iterdir():
+            pem.unlink()
+        base.certs_pool.rmdir()
+        wait_until(lambda: not dom0.tree.pool_bundle.exists(), what="the end of the bundle")
+        base.certs_pool.mkdir()
+        (base.certs_pool / "new.pem").write_bytes(pki.issue("new").pem)
+        wait_until(dom0.tree.pool_bundle.exists, what="the bundle of the new directory")
+        assert certificates(dom0.tree.pool_bundle) == 1
+
+
+def test_a_stale_mount_is_cleaned_up_at_start(dom0: Host) -> None:
+    """The dead mounts of an instance of which every process was killed do not hinder the next start."""
+    kill_together(*dom0.processes())
+    wait_until(lambda: dom0.processes() == [], what="the end of all processes")
+    assert "/etc/stunnel" in dom0.certfs_mounts()
+    dom0.certfs("mount")
+    assert dom0.certfs_mounts().count("/etc/stunnel") == 1
+    assert certificates(dom0.tree.pool_bundle) == 2
+
+
+def test_a_command_runs_detached(dom0: Host) -> None:
+    """`certfs detached` shows the plain directories to a command, and attaches again with what it changed."""
+    pem = dom0.store.root / "later"
+    pem.write_bytes(pki.issue("later").pem)
+    script = "grep -c fuse.certfs.*/etc /proc/self/mounts; cp /etc/later /etc/stunnel/certs-pool/later.pem; exit 7"
+    result = dom0.certfs("detached", "--", "sh", "-c", script, expect=7)
+    assert result.startswith("0\n")
+    wait_until(dom0.presented, what="the mount")
+    wait_until(lambda: certificates(dom0.tree.pool_bundle) == 3, what="the change")
+
+
+def test_a_killed_detached_command_attaches_again(dom0: Host) -> None:
+    """When `certfs detached` itself is killed, the mount comes back all the same."""
+    sleeping = "exec sleep 60 >/dev/null 2>&1"
+    command = dom0.start(*dom0.program(), "detached", "--", "sh", "-c", sleeping)
+    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    command.kill()
+    command.communicate(timeout=10)
+    wait_until(dom0.presented, what="the mount")
+
+
+def test_backups_see_the_files(dom0: Host) -> None:
+    """`tar --one-file-system` of /etc holds the certificates when it runs detached, the bundle included."""
+    listing = dom0.certfs(
+        "detached", "--", "sh", "-c", "tar --one-file-system -cf - /etc/stunnel | tar -tf -"
+    )
+    assert "etc/stunnel/certs-pool/0.pem" in listing
+    assert "etc/stunnel/xapi-pool-ca-bundle.pem" in listing

@@ -1,0 +1,339 @@
+"""`certfs mount` and its fellows on a store of one's own: what they say, what they leave, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import mounts, pki
+from tests.support.host import kill_together
+from tests.support.mounts import wait_until
+
+pytestmark = pytest.mark.mount
+
+BUNDLE = "stunnel/xapi-stunnel-ca-bundle.pem"
+
+
+@dataclass(slots=True)
+class Scene:
+    """A store, a mountpoint and a runtime directory of their own."""
+
+    directory: Path
+
+    @property
+    def store(self) -> Path:
+        """The store."""
+        return self.directory / "store"
+
+    @property
+    def mountpoint(self) -> Path:
+        """The mountpoint."""
+        return self.directory / "mnt"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process of this scene has in its environment."""
+        return {**os.environ, "CERTFS_RUNTIME_DIR": str(self.directory / "run")}
+
+    def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
+        """Run certfs, expect this exit code, and return what it said."""
+        result = subprocess.run(
+            [mounts.certfs_program(), *arguments],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=60,
+            env=self.environment,
+        )
+        assert result.returncode == expect, result.stdout
+        return result.stdout
+
+    def mount(self, *options: str | Path) -> None:
+        """Mount the store."""
+        self.certfs("mount", "--store", self.store, self.mountpoint, *options)
+
+    def start(self, *arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
+        """Start certfs and leave it running."""
+        return subprocess.Popen(
+            [mounts.certfs_program(), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**self.environment, **variables},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the state file of the one instance."""
+        (path,) = (self.directory / "run").glob("*/state.json")
+        state: dict[str, Any] = json.loads(path.read_text())
+        return state
+
+    def mounted(self) -> bool:
+        """Whether something is mounted in the scene."""
+        return any(point.startswith(f"{self.directory}/") for point in mounts.mountpoints())
+
+    def is_clean(self) -> bool:
+        """Whether nothing is mounted and no state is left."""
+        left = list((self.directory / "run").glob("*/state.json"))
+        left += (self.directory / "run").glob("*/mount-*")
+        return not self.mounted() and left == []
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """A store with one certificate of a user's, not mounted."""
+    mounts.need_fuse()
+    made = Scene(mounts.scratch_directory())
+    (made.store / "stunnel" / "certs").mkdir(parents=True)
+    (made.store / "stunnel" / "certs" / "one.pem").write_bytes(pki.issue("one").pem)
+    made.mountpoint.mkdir()
+    yield made
+    for _ in range(3):
+        if not made.mounted():
+            break
+        for point in mounts.mountpoints():
+            if point.startswith(f"{made.directory}/"):
+                made.certfs("unmount", "--if-mounted", point)
+                mounts.force_unmount(point)
+    shutil.rmtree(made.directory, ignore_errors=True)
+
+
+def read(path: Path) -> bytes:
+    """Return the content, or nothing if the file is not there."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def test_mounting_and_unmounting(scene: Scene) -> None:
+    """`mount` returns when the tree is served, `unmount` when it is gone, and nothing is left but the store."""
+    began = time.monotonic()
+    said = scene.certfs("mount", "--store", scene.store, scene.mountpoint)
+    print(f"certfs mount took {time.monotonic() - began:.2f} s")
+    assert str(scene.mountpoint) in said
+    assert b"CERTIFICATE" in read(scene.mountpoint / BUNDLE)
+    assert str(scene.mountpoint) in scene.certfs("unmount", scene.mountpoint)
+    assert scene.is_clean()
+    assert list(scene.mountpoint.iterdir()) == []
+    assert b"CERTIFICATE" in read(scene.store / BUNDLE)
+
+
+@pytest.mark.parametrize(
+    "code,arguments",
+    [
+        (2, ["--store", "{store}"]),
+        (2, ["{mnt}"]),
+        (3, ["--store", "{store}", "{mnt}", "--config", "{dir}/missing.toml"]),
+        (3, ["--store", "{store}", "{mnt}", "--config", "{dir}/bad.toml"]),
+        (4, ["--store", "{dir}/missing", "{mnt}"]),
+        (4, ["--store", "{dir}/file", "{mnt}"]),
+        (5, ["--store", "{store}", "{dir}/missing"]),
+        (5, ["--store", "{store}", "{dir}/file"]),
+        (5, ["--store", "{store}", "{store}/stunnel"]),
+        (5, ["--store", "{store}", "/proc"]),
+        (5, ["--store", "{store}", "{mnt}", "--log", "{mnt}/log"]),
+        (5, ["--store", "{store}", "{dir}"]),
+        (3, ["--store", "{store}", "{mnt}", "--log", "{dir}/missing/log"]),
+    ],
+)
+def test_what_prevents_a_mount_is_one_clear_line(
+    scene: Scene, code: int, arguments: list[str]
+) -> None:
+    """Whatever is wrong is said in one line with its exit code, and nothing is left mounted or running."""
+    (scene.directory / "file").touch()
+    (scene.directory / "bad.toml").write_text("unknown = 1\n")
+    places = {"store": scene.store, "mnt": scene.mountpoint, "dir": scene.directory}
+    said = scene.certfs(
+        "mount", *(argument.format(**places) for argument in arguments), expect=code
+    )
+    assert "Traceback" not in said
+    if code != 2:
+        assert said.startswith("certfs: ")
+        assert said.count("\n") == 1
+    assert scene.is_clean()
+
+
+def test_a_failure_in_the_server_is_reported(scene: Scene) -> None:
+    """What only the server can find out reaches the command: message, exit code, nothing left."""
+    (scene.store / "xensource").write_text("a file where a directory belongs")
+    said = scene.certfs("mount", "--store", scene.store, scene.mountpoint, expect=4)
+    assert said.startswith("certfs: ")
+    assert scene.is_clean()
+    assert list(scene.mountpoint.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["unmount", "restart", "status"])
+def test_nothing_mounted_is_said(scene: Scene, command: str) -> None:
+    """The commands for a mount that is not there end with 7."""
+    assert "not mounted" in scene.certfs(command, scene.mountpoint, expect=7)
+
+
+def test_a_second_mount_is_refused(scene: Scene) -> None:
+    """The same mountpoint again ends with 8 and names the process."""
+    scene.mount()
+    said = scene.certfs("mount", "--store", scene.store, scene.mountpoint, expect=8)
+    assert str(scene.state()["supervisor"]["pid"]) in said
+
+
+def test_a_plain_umount_ends_it(scene: Scene) -> None:
+    """`umount` or `fusermount3 -u` ends the daemon as well, and no state is left."""
+    scene.mount()
+    supervisor = scene.state()["supervisor"]["pid"]
+    command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    subprocess.run([*command, scene.mountpoint], check=True)
+    wait_until(lambda: not Path(f"/proc/{supervisor}").exists(), what="the end of the supervisor")
+    assert scene.is_clean()
+
+
+def test_the_foreground_ends_by_signal(scene: Scene) -> None:
+    """`--foreground` stays, tells systemd when it is ready, and a SIGINT ends it cleanly with 0."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(scene.directory / "notify"))
+        manager.settimeout(20)
+        arguments = ("mount", "--foreground", "--store", scene.store, scene.mountpoint)
+        process = scene.start(*arguments, NOTIFY_SOCKET=str(scene.directory / "notify"))
+        assert b"READY=1" in manager.recv(4096)
+        assert b"CERTIFICATE" in read(scene.mountpoint / BUNDLE)
+        process.send_signal(signal.SIGINT)
+        assert b"STOPPING=1" in manager.recv(4096)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert scene.is_clean()
+
+
+def test_a_failure_in_the_foreground(scene: Scene) -> None:
+    """In the foreground a server that cannot serve is one line on standard error and the same exit code."""
+    (scene.store / "xensource").write_text("a file where a directory belongs")
+    process = scene.start("mount", "--foreground", "--store", scene.store, scene.mountpoint)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 4
+    assert sum(line.startswith("certfs: ") for line in said.splitlines()) == 1
+    assert scene.is_clean()
+
+
+def test_the_paths_work_after_a_crash(scene: Scene) -> None:
+    """Between a crash and the next server the paths of a standalone mount lead to the plain files (I14)."""
+    scene.mount()
+    expected = read(scene.mountpoint / BUNDLE)
+    wait_until(lambda: read(scene.store / BUNDLE) == expected, what="the plain copy (I12)")
+    killed = scene.state()["server"]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    trouble, since = 0.0, time.monotonic()
+    while time.monotonic() < deadline:
+        try:
+            content = read(scene.mountpoint / BUNDLE)
+        except OSError:
+            trouble = time.monotonic() - since
+            continue
+        assert content == expected
+        state = scene.state()
+        if state["phase"] == "serving" and state["server"]["pid"] != killed:
+            break
+    print(f"trouble for {trouble:.3f} s after SIGKILL")
+    assert trouble < 0.3
+    scene.certfs("unmount", scene.mountpoint)
+    assert list(scene.mountpoint.iterdir()) == []
+
+
+def test_what_was_at_the_mountpoint_stays(scene: Scene) -> None:
+    """Files that the mount covers are there again afterwards, untouched."""
+    (scene.mountpoint / "stunnel").write_text("mine")
+    scene.mount()
+    scene.certfs("restart", scene.mountpoint)
+    scene.certfs("unmount", scene.mountpoint)
+    assert [path.name for path in scene.mountpoint.iterdir()] == ["stunnel"]
+    assert (scene.mountpoint / "stunnel").read_text() == "mine"
+
+
+def test_a_store_can_be_mounted_over_itself(scene: Scene) -> None:
+    """With the store as mountpoint it is its own plain view, after a crash and after the end."""
+    scene.certfs("mount", "--store", scene.store, scene.store)
+    status = scene.store / ".certfs" / "status.json"
+    wait_until(lambda: json.loads(status.read_text())["plain_copies_current"], what="the copies")
+    server, supervisor = (scene.state()[name]["pid"] for name in ("server", "supervisor"))
+    kill_together(supervisor, server)
+    wait_until(lambda: not scene.mounted(), what="the janitor's work")
+    assert b"CERTIFICATE" in read(scene.store / BUNDLE)
+    scene.certfs("mount", "--store", scene.store, scene.store)
+    (scene.store / "stunnel" / "certs" / "two.pem").write_bytes(pki.issue("two").pem)
+    assert read(scene.store / BUNDLE).count(b"BEGIN") == 2
+
+
+def test_strange_names(scene: Scene) -> None:
+    """Paths with blanks, newlines, backslashes and bytes that are not UTF-8 are paths like any other."""
+    strange = os.fsdecode(b"a b\\040\tc\n\xff'\"$(x)")
+    scene.store.rename(scene.directory / f"s {strange}")
+    mountpoint = scene.directory / f"m {strange}"
+    mountpoint.mkdir()
+    scene.certfs("mount", "--store", scene.directory / f"s {strange}", mountpoint)
+    scene.certfs("restart", mountpoint)
+    server, supervisor = (scene.state()[name]["pid"] for name in ("server", "supervisor"))
+    assert b"CERTIFICATE" in read(mountpoint / BUNDLE)
+    kill_together(supervisor, server)
+    wait_until(lambda: not scene.mounted(), what="the janitor's work")
+    scene.certfs("unmount", mountpoint)
+    assert list(mountpoint.iterdir()) == []
+
+
+def test_status_for_people_and_programs(scene: Scene) -> None:
+    """`certfs status` says what is mounted and how it is; `--json` has the documented keys."""
+    scene.mount()
+    scene.certfs("restart", scene.mountpoint)
+    said = scene.certfs("status", scene.mountpoint)
+    assert str(scene.mountpoint) in said
+    assert "1 certificates" in said
+    assert "restarted" in said
+    status = json.loads(scene.certfs("status", "--json", scene.mountpoint))
+    assert status["answering"]
+    assert status["phase"] == "serving"
+    assert status["mounts"] == [{"target": str(scene.mountpoint), "store": str(scene.store)}]
+    assert [bundle["certificates"] for bundle in status["bundles"]] == [1, 1]
+    assert status["events"][-1]["kind"] == "restarted"
+
+
+def test_status_of_a_hanging_mount_does_not_hang(scene: Scene) -> None:
+    """With a server that does not answer, `certfs status` says so after 3 s, with exit code 9."""
+    scene.mount()
+    server = scene.state()["server"]["pid"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        said = scene.certfs("status", scene.mountpoint, expect=9)
+        assert time.monotonic() - began < 6
+        assert "NOT ANSWERING" in said
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
+def test_a_hanging_supervisor_can_be_unmounted(scene: Scene) -> None:
+    """`certfs unmount` ends also an instance whose supervisor does not answer."""
+    scene.mount()
+    os.kill(scene.state()["supervisor"]["pid"], signal.SIGSTOP)
+    said = scene.certfs("unmount", scene.mountpoint)
+    assert "supervisor was dead" in said
+    assert scene.is_clean()
+
+
+def test_help_has_examples(scene: Scene) -> None:
+    """Every command explains itself with an example, and the group lists all of them."""
+    listing = scene.certfs("--help")
+    for command in ("mount", "unmount", "restart", "detached", "status", "install-units"):
+        assert f"  {command} " in listing
+        assert "Example" in scene.certfs(command, "--help")

@@ -1,0 +1,191 @@
+"""An ordinary user's mount, through fusermount3: no right to bind, to slide one mount under another, to umount(8)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import load, mounts, pki
+from tests.support.host import Host, host, kill_together
+from tests.support.mounts import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+NOBODY = 65534
+
+
+class User:
+    """Somebody who is not root, with a store and a mountpoint on a host where everybody may use FUSE."""
+
+    def __init__(self, made: Host) -> None:
+        self.host = made
+        self.home = made.directory / "home"
+        for path in (self.home, self.store, self.mountpoint, self.home / "run"):
+            path.mkdir()
+            os.chown(path, NOBODY, NOBODY)
+        node = made.directory / "fuse"
+        os.mknod(node, stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
+        node.chmod(0o666)
+        assert made.run("mount", "--bind", node, "/dev/fuse").returncode == 0
+
+    @property
+    def store(self) -> Path:
+        """The store."""
+        return self.home / "store"
+
+    @property
+    def mountpoint(self) -> Path:
+        """The mountpoint."""
+        return self.home / "mnt"
+
+    def command(self, *command: str | Path) -> list[str | Path]:
+        """Return the command line that runs ``command`` as this user."""
+        who = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        runtime = f"CERTFS_RUNTIME_DIR={self.home}/run"
+        return self.host.entering(
+            "setpriv", *who, "env", runtime, f"HOME={self.home}", "XDG_RUNTIME_DIR=", *command
+        )
+
+    def run(self, *command: str | Path, expect: int = 0) -> str:
+        """Run a command and return what it said."""
+        result = subprocess.run(
+            self.command(*command),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            env=self.host.environment,
+        )
+        assert result.returncode == expect, result.stdout
+        return result.stdout
+
+    def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
+        """Run certfs."""
+        return self.run(mounts.certfs_program(), *arguments, expect=expect)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state file."""
+        (path,) = (self.home / "run").glob("*/state.json")
+        state: dict[str, Any] = json.loads(path.read_text())
+        return state
+
+    def names(self) -> set[str]:
+        """Return what the user sees at the mountpoint."""
+        return set(self.run("ls", self.mountpoint).split())
+
+
+@pytest.fixture
+def user() -> Iterator[User]:
+    """An ordinary user with a mounted store."""
+    mounts.need_program("setpriv", "fusermount3")
+    mounts.need_readable_checkout()
+    with host() as made:
+        somebody = User(made)
+        somebody.certfs("mount", "--store", somebody.store, somebody.mountpoint)
+        yield somebody
+        somebody.certfs("unmount", "--if-mounted", somebody.mountpoint)
+        wait_until(lambda: made.daemons() == [], what="the end of the daemon")
+
+
+def test_mounting_and_unmounting(user: User) -> None:
+    """Mounting, `status` and unmounting work without root, and the mountpoint is empty afterwards."""
+    assert user.names() == {"stunnel", "xensource"}
+    assert "serving" in user.certfs("status")
+    user.certfs("unmount", user.mountpoint)
+    assert user.names() == set()
+
+
+def test_only_root_presents_the_hosts_directories(user: User) -> None:
+    """`certfs mount` without arguments needs root: exit code 10."""
+    assert "only root" in user.certfs("mount", expect=10)
+
+
+def test_a_crash_and_a_hang_are_overcome(user: User) -> None:
+    """After SIGKILL of the server, and of the supervisor too, no path stays at ENOTCONN (I14)."""
+    killed = user.state()["server"]["pid"]
+    began = time.monotonic()
+    os.kill(killed, signal.SIGKILL)
+
+    def live() -> bool:
+        state = user.state()
+        return bool(state["phase"] == "serving" and state["server"]["pid"] != killed)
+
+    wait_until(live, what="the live mount")
+    print(f"live again after {time.monotonic() - began:.2f} s")
+    assert user.names() == {"stunnel", "xensource"}
+    state = user.state()
+    kill_together(*(state[name]["pid"] for name in ("supervisor", "server")))
+    wait_until(lambda: user.host.certfs_mounts() == [], what="the janitor's work")
+    assert user.names() == {"stunnel", "xensource"}  # links to the store
+    user.certfs("unmount", user.mountpoint)
+    assert user.names() == set()
+
+
+def test_restarts_under_readers(user: User) -> None:
+    """Ten restarts while others read: not one failed open or read (I17)."""
+    program = user.home / "load.py"  # the user need not be able to read our checkout
+    shutil.copy(Path(load.__file__), program)
+    readers = [
+        subprocess.Popen(
+            user.command(sys.executable, program, "read", user.mountpoint),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=user.host.environment,
+        )
+        for _ in range(4)
+    ]
+    for _ in range(10):
+        user.certfs("restart", user.mountpoint)
+    for reader in readers:
+        notes = json.loads(reader.communicate(timeout=30)[0].splitlines()[-1])
+        assert notes["errors"] == {}
+        assert notes["torn"] == 0
+        assert notes["held_failures"] == 0
+
+
+def test_a_detached_command(user: User) -> None:
+    """`certfs detached` shows plain files to a command and attaches again with what it changed."""
+    pem = user.home / "new.pem"
+    pem.write_bytes(pki.issue("new").pem)
+    script = 'test -L "$0/stunnel" && cp "$1" "$0/stunnel/certs/new.pem"'
+    command = ("sh", "-c", script, user.mountpoint, pem)
+    user.certfs("detached", "--mountpoint", user.mountpoint, "--", *command)
+    wait_until(lambda: user.state()["phase"] == "serving", what="the mount")
+    bundle = user.mountpoint / "stunnel" / "xapi-stunnel-ca-bundle.pem"
+    assert "BEGIN CERTIFICATE" in user.run("cat", bundle)
+
+
+def test_fusermount_ends_it(user: User) -> None:
+    """`fusermount3 -u` ends the daemon as well."""
+    user.run("fusermount3", "-u", user.mountpoint)
+    wait_until(lambda: user.host.daemons() == [], what="the end of the daemon")
+    assert user.names() == set()
+
+
+def test_a_mountpoint_of_somebody_else(user: User) -> None:
+    """A mountpoint that the user may not write to is refused with 5, before anything is started."""
+    (user.host.directory / "foreign").mkdir()
+    said = user.certfs("mount", "--store", user.store, user.host.directory / "foreign", expect=5)
+    assert "not writable" in said
+
+
+def test_allow_other_needs_permission(user: User) -> None:
+    """`--allow-other` without user_allow_other in fuse.conf fails with 6 and leaves nothing."""
+    other = user.home / "other"
+    other.mkdir()
+    os.chown(other, NOBODY, NOBODY)
+    user.certfs("mount", "--allow-other", "--store", user.store, other, expect=6)
+    assert str(other) not in user.host.certfs_mounts()

@@ -1,0 +1,162 @@
+"""I11, I18: a store that does not answer holds up only who asks it; nothing grows with use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import mounts, peer, pki
+from tests.support.mounts import CertfsMount
+from tests.support.peer import Peer
+from tests.support.tree import Tree
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+CYCLES = int(os.environ.get("CERTFS_TEST_CYCLES", "3000"))
+"""Rounds of some eight operations for the test of growth; the nightly run does 125,000."""
+
+
+@contextlib.contextmanager
+def _loop_filesystem(place: Path) -> Iterator[Path]:
+    """Mount a small ext4 in a file, which can be frozen."""
+    mounts.need_root()
+    mounts.need_program("mkfs.ext4", "fsfreeze")
+    image, directory = place / "image", place / "filesystem"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=60)
+    directory.mkdir()
+    command = ["mount", "-o", "loop", image, directory]
+    if subprocess.run([*map(str, command)], check=False, timeout=60).returncode:
+        mounts.missing("a loop device")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True, timeout=60)
+
+
+@contextlib.contextmanager
+def _frozen(directory: Path) -> Iterator[None]:
+    """Let every write to a filesystem wait."""
+    subprocess.run(["fsfreeze", "-f", directory], check=True, timeout=60)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", directory], check=True, timeout=60)
+
+
+@pytest.fixture
+def freezable() -> Iterator[tuple[CertfsMount, Path]]:
+    """Mount a store that lies on a filesystem of its own; give both."""
+    place = mounts.scratch_directory()
+    try:
+        with _loop_filesystem(place) as directory:
+
+            def put_aside(store: Tree) -> None:
+                shutil.rmtree(store.root)
+                store.root.symlink_to(directory / "store")
+                (directory / "store").mkdir()
+                Tree(root=store.root, store=store.root).make()
+
+            with mounts.mounted(prepare=put_aside) as mount:
+                yield mount, directory
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def write_and_sync(path: str) -> None:
+    """Write a file and wait until it is on disk."""
+    with open(path, "wb", buffering=0) as file:
+        file.write(b"content")
+        os.fsync(file.fileno())
+
+
+def test_a_frozen_store_holds_up_only_who_writes(
+    freezable: tuple[CertfsMount, Path], other_process: Peer
+) -> None:
+    """While thirty writers wait for the store, readers of files and bundles are answered."""
+    mount, filesystem = freezable
+    tree = mount.tree
+    identity = pki.authority()
+    (tree.certs / "a.pem").write_bytes(identity.pem)
+    (tree.xensource / "file").write_bytes(b"to be read")
+    assert other_process.call(peer.read_or_none, str(tree.user_bundle)) == identity.pem
+    with peer.peers(30) as writers:
+        with _frozen(filesystem):
+            for number, writer in enumerate(writers):
+                writer.send(write_and_sync, str(tree.xensource / f"written-{number}"))
+            slowest = 0.0
+            for turn in range(100):
+                begin = time.monotonic()
+                assert other_process.call(peer.read_or_none, str(tree.user_bundle))
+                assert other_process.call(peer.read_file, str(tree.xensource / "file"))
+                other_process.call(os.listdir, str(tree.certs))
+                slowest = max(slowest, time.monotonic() - begin)
+                time.sleep(0.01 if turn < 50 else 0)
+        for writer in writers:
+            writer.receive()
+    assert slowest < 1.0
+    assert (tree.xensource / "written-29").read_bytes() == b"content"
+
+
+def _resident(pids: list[int]) -> int:
+    sizes = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids]
+    return sum(sizes) * os.sysconf("SC_PAGESIZE")
+
+
+def cycle(place: str, count: int) -> None:
+    """Create, link, rename, read, list and remove, with names that are all new."""
+    for number in range(count):
+        base = f"{place}/{os.getpid()}-{number}"
+        with open(base, "wb", buffering=0) as file:
+            file.write(b"x" * (number % 5000))
+        os.link(base, f"{base}.link")
+        os.rename(base, f"{base}.renamed")
+        os.mkdir(f"{base}.directory")
+        with open(f"{base}.renamed", "rb", buffering=0) as file:
+            file.read()
+        os.rmdir(f"{base}.directory")
+        os.unlink(f"{base}.renamed")
+        os.unlink(f"{base}.link")
+
+
+@pytest.mark.timeout(7200)
+def test_nothing_grows_with_use(certfs_mount: CertfsMount) -> None:
+    """I18: many thousand operations on new names leave neither memory nor descriptors behind."""
+    place = str(certfs_mount.tree.xensource)
+    with peer.peers(2) as workers:
+        sizes = []
+        for share in (CYCLES // 6, CYCLES // 6, CYCLES // 6):
+            for worker in workers:
+                worker.send(cycle, place, share)
+            for worker in workers:
+                worker.receive(seconds=3600)
+            sizes.append(_resident(certfs_mount.pids))
+    assert sizes[-1] - sizes[0] < (4 << 20)
+
+
+def lookup_many(place: str, count: int) -> None:
+    """Look at very many files, so that the kernel remembers them."""
+    for number in range(count):
+        os.stat(f"{place}/{number}")
+
+
+def test_remembered_inodes_do_not_use_up_descriptors(certfs_mount: CertfsMount) -> None:
+    """I18: with more files looked at than a process may open, everything still works."""
+    beneath = certfs_mount.tree.store / "xensource"
+    count = 30_000
+    for number in range(count):
+        os.close(os.open(beneath / f"{number}", os.O_CREAT | os.O_WRONLY, 0o644))
+    lookup_many(str(certfs_mount.tree.xensource), count)
+    (certfs_mount.tree.xensource / "one more").write_bytes(b"x")
+    assert (certfs_mount.tree.xensource / "7").read_bytes() == b""
+    subprocess.run(
+        ["sh", "-c", f"rm {certfs_mount.tree.xensource}/[0-9]*"], check=True, timeout=120
+    )

@@ -1,0 +1,242 @@
+"""A crash is a blip and a hang is a crash, over the host's own directories (I14, I15)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import pki
+from tests.support.host import Host, host, kill_together
+from tests.support.mounts import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+PLAIN_SECONDS = 0.1
+LIVE_SECONDS = 2.0
+
+
+@pytest.fixture
+def dom0() -> Iterator[Host]:
+    """A host with two sources in its pool, and certfs mounted."""
+    with host() as made:
+        for number in range(2):
+            (made.store.certs_pool / f"{number}.pem").write_bytes(pki.issue(f"host {number}").pem)
+        made.certfs("mount")
+        wait_until(made.store.pool_bundle.exists, what="the plain copy (I12)")
+        yield made
+
+
+def kill(made: Host, *pids: int) -> float:
+    """Kill processes with SIGKILL, all at once; return the time."""
+    began = time.monotonic()
+    kill_together(*pids)
+    del made
+    return began
+
+
+def plain_after(made: Host, began: float) -> float:
+    """Wait until plain files are served; the seconds since ``began``. No path may be at ENOTCONN then."""
+    while made.in_view():
+        assert time.monotonic() - began < 10, made.certfs_mounts()
+    seconds = time.monotonic() - began
+    assert b"BEGIN CERTIFICATE" in made.tree.pool_bundle.read_bytes()
+    assert made.tree.xensource.is_dir()
+    return seconds
+
+
+def test_a_killed_server_is_a_blip(dom0: Host) -> None:
+    """After SIGKILL plain files are served within 100 ms, and the live mount within 2 s (I14)."""
+    server = dom0.server()
+    began = kill(dom0, server)
+    assert plain_after(dom0, began) < PLAIN_SECONDS
+    assert dom0.live_again(began, not_pid=server) < LIVE_SECONDS
+    (dom0.tree.certs_pool / "after.pem").write_bytes(pki.issue("after").pem)
+    assert dom0.tree.pool_bundle.read_bytes().count(b"BEGIN") == 3
+
+
+def test_a_write_that_was_cut_off_loses_nothing_acknowledged(dom0: Host) -> None:
+    """A kill in the middle of a write loses only that write: what was closed is in the store and in the bundle."""
+    for number in range(10):
+        with (dom0.tree.certs_pool / f"acknowledged-{number}.pem").open("wb") as target:
+            target.write(pki.issue(f"acknowledged {number}").pem)
+            target.flush()
+            os.fsync(target.fileno())
+    server = dom0.server()
+    with (dom0.tree.certs_pool / "cut.pem").open("wb", buffering=0) as target:
+        target.write(pki.issue("cut").pem[:100])
+        began = kill(dom0, server)
+        dom0.live_again(began, not_pid=server)
+        with pytest.raises(OSError):  # noqa: PT011  ENOTCONN or ECONNABORTED: the write must not seem to succeed
+            target.write(b"more")
+    for number in range(10):
+        assert (dom0.store.certs_pool / f"acknowledged-{number}.pem").exists()
+    assert dom0.tree.pool_bundle.read_bytes().count(b"BEGIN") == 12
+
+
+@pytest.mark.slow
+def test_a_hang_is_a_crash(dom0: Host) -> None:
+    """A server that is stopped is replaced 10 s after its last answer, whoever waited is released (I15)."""
+    server = dom0.server()
+    began = time.monotonic()
+    os.kill(server, signal.SIGSTOP)
+    waiting = dom0.start("cat", "/etc/stunnel/certs-pool/0.pem")
+    waiting.communicate(timeout=20)
+    released = time.monotonic() - began
+    assert 10 <= released < 13.5
+    live = dom0.live_again(began, not_pid=server, seconds=20)
+    assert live < released + LIVE_SECONDS
+    assert dom0.state()["events"][-1]["kind"] == "hung"
+
+
+def test_a_stopped_supervisor_jumps_to_no_conclusion(dom0: Host) -> None:
+    """A supervisor that was itself stopped for long does not take the server for dead (I15)."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(14)
+    os.kill(supervisor, signal.SIGCONT)
+    time.sleep(0.5)
+    os.kill(server, signal.SIGCONT)
+    dom0.certfs("restart")
+    assert [event["kind"] for event in dom0.state()["events"]] == ["restarted"]
+
+
+def adopted(made: Host, supervisor: int) -> None:
+    """Wait until another supervisor than ``supervisor`` is in charge."""
+
+    def in_charge() -> bool:
+        now = made.supervisor()
+        return now != supervisor and os.path.exists(f"/proc/{now}")
+
+    wait_until(in_charge, seconds=5, what="a new supervisor")
+
+
+def test_a_killed_supervisor_is_replaced(dom0: Host) -> None:
+    """When the supervisor is killed the mount goes on, and a new supervisor does what the old one did (I14)."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    with dom0.tree.pool_bundle.open("rb") as bundle:
+        kill(dom0, supervisor)
+        adopted(dom0, supervisor)
+        assert bundle.read().count(b"BEGIN") == 2
+    assert dom0.server() == server
+    began = kill(dom0, server)
+    assert plain_after(dom0, began) < PLAIN_SECONDS
+    assert dom0.live_again(began, not_pid=server) < LIVE_SECONDS
+
+
+def test_supervisors_may_die_again_and_again(dom0: Host) -> None:
+    """Ten supervisors that are killed one after the other leave a mount that is supervised and can be ended."""
+    for _ in range(10):
+        supervisor = dom0.supervisor()
+        kill(dom0, supervisor)
+        adopted(dom0, supervisor)
+    assert dom0.presented()
+    dom0.certfs("unmount")
+    wait_until(lambda: dom0.daemons() == [], what="the end of all processes")
+
+
+def test_both_killed_leaves_plain_directories(dom0: Host) -> None:
+    """When supervisor and server are killed together no path stays at ENOTCONN (I14)."""
+    began = kill(dom0, dom0.supervisor(), dom0.server())
+    assert plain_after(dom0, began) < 1.0
+    wait_until(lambda: dom0.processes() == [], what="the end of the janitor")
+    dom0.certfs("mount")
+    assert dom0.presented()
+
+
+def test_a_killed_janitor_is_replaced(dom0: Host) -> None:
+    """A janitor that dies is replaced, and the new one does its work."""
+    janitor = dom0.state()["janitor"]["pid"]
+    kill(dom0, janitor)
+    wait_until(lambda: dom0.state()["janitor"]["pid"] != janitor, what="a new janitor")
+    began = kill(dom0, dom0.supervisor(), dom0.server())
+    assert plain_after(dom0, began) < 1.0
+
+
+def test_the_janitors_command_line_does_not_name_us(dom0: Host) -> None:
+    """`pkill -f certfs` spares the janitor."""
+    janitor = dom0.state()["janitor"]["pid"]
+    with open(f"/proc/{janitor}/cmdline", "rb") as stream:
+        assert b"certfs" not in stream.read()
+
+
+def test_nested_binds_are_not_left_dead(dom0: Host) -> None:
+    """A bind mount that somebody made of a presented directory shows no ENOTCONN after a crash, and comes back."""
+    dom0.run("mkdir", "-p", "/run/jail dir/certs")
+    assert (
+        dom0.run("mount", "--bind", "/etc/stunnel/certs-pool", "/run/jail dir/certs").returncode
+        == 0
+    )
+    server = dom0.server()
+    began = kill(dom0, server)
+    plain_after(dom0, began)
+    dom0.live_again(began, not_pid=server)
+    wait_until(lambda: "/run/jail\\040dir/certs" in dom0.certfs_mounts(), what="the bind mount")
+    assert sorted(os.listdir(dom0.inside("/run/jail dir/certs"))) == ["0.pem", "1.pem"]
+
+
+def test_a_crash_while_detached_keeps_the_plain_directories(dom0: Host) -> None:
+    """A server that dies during `certfs detached` is started again, and shown when the command has ended."""
+    release = dom0.directory / "release"
+    os.mkfifo(release)
+    command = dom0.start(*dom0.program(), "detached", "--", "cat", release)
+    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    server = dom0.server()
+    kill(dom0, server)
+    wait_until(lambda: dom0.server() not in {0, server}, what="the next server")
+    assert not dom0.presented()
+    release.write_text("go")
+    command.communicate(timeout=10)
+    wait_until(dom0.presented, what="the mount")
+
+
+def test_the_store_on_a_full_disk_is_served() -> None:
+    """With the store on a full file system the mount serves and follows removals; the state is shown (I12)."""
+    with host() as made:
+        made.run("mount", "-t", "tmpfs", "-o", "size=64k", "small", "/etc/stunnel")
+        made.run("mkdir", "/etc/stunnel/certs", "/etc/stunnel/certs-pool")
+        for number in range(3):
+            pem = made.inside(f"/etc/stunnel/certs-pool/{number}.pem")
+            pem.write_bytes(pki.issue(f"host {number}").pem)
+        made.certfs("mount")
+        fill = made.run("dd", "if=/dev/zero", "of=/etc/stunnel/fill", "bs=1k")
+        assert "No space left" in fill.stderr
+        made.tree.certs_pool.joinpath("1.pem").rename(made.tree.certs_pool / "1.pem.off")
+        assert made.tree.pool_bundle.read_bytes().count(b"BEGIN") == 2
+        made.certfs("restart")
+        assert made.tree.pool_bundle.read_bytes().count(b"BEGIN") == 2
+        made.certfs("unmount")
+
+
+def test_the_supervisor_is_small() -> None:
+    """The supervisor needs less than 16 MiB and imports neither the event loop nor FUSE nor a parser."""
+    script = "import sys, certfs.daemon.supervisor; print(*sys.modules); print(open('/proc/self/status').read())"
+    measured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=measured,
+    ).stdout
+    modules = set(said.splitlines()[0].split())
+    assert not modules & {"pyfuse3", "trio", "cryptography", "click", "rich", "msgspec", "hashlib"}
+    resident = next(int(line.split()[1]) for line in said.splitlines() if line.startswith("VmRSS"))
+    print(f"supervisor: {resident / 1024:.1f} MiB resident")
+    assert resident < 16 * 1024
+
+
+def test_a_server_that_cannot_start_is_one_clear_line() -> None:
+    """A store that cannot be served is reported by `certfs mount`, and nothing is left behind."""
+    with host() as made:
+        subprocess.run(["rmdir", made.store.xensource], check=True)
+        said = made.certfs("mount", expect=5)
+        assert said.count("\n") == 1
+        assert made.certfs_mounts() == []
+        assert made.daemons() == []
