@@ -7,7 +7,6 @@ close(2) a round trip (see docs/adr).
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
@@ -17,6 +16,7 @@ from certfs.fuse.base import FilesystemBase, error, give_away
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import ContentHandle, FileHandle
 from certfs.fuse.inodes import Inode
+from certfs.fuse.setid import drop_set_id
 from certfs.fuse.synthetic import Content
 from certfs.store.backing import fd_path, file_id
 
@@ -206,86 +206,6 @@ class FileOperations(FilesystemBase):
             # Only now: an answer that came between would have been given without this source.
             if not node.dirty:
                 self.unsettled.discard(node)
-
-
-def drop_set_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
-    """Take set-id bits away as the kernel does when somebody who is not root truncates a file.
-
-    For write(2) the kernel does it itself, with a SETATTR; a truncation comes to us with nothing else. Without group
-    execute, set-group-id goes only for those outside the group (setattr_should_drop_sgid() in fs/attr.c).
-    """
-    status = os.fstat(fd)
-    if ctx.uid == 0 or not status.st_mode & (stat.S_ISUID | stat.S_ISGID):
-        return
-    kept = status.st_mode & ~stat.S_ISUID
-    if kept & stat.S_ISGID and (kept & stat.S_IXGRP or not _is_member(ctx, status.st_gid)):
-        kept &= ~stat.S_ISGID
-    if kept != status.st_mode:
-        os.chmod(fd_path(fd), stat.S_IMODE(kept))
-
-
-def change_owner(fd: int, uid: int, gid: int, ctx: pyfuse3.RequestContext) -> None:
-    """Change owner and group (-1 leaves one as it is), and take set-id bits away as for the caller (chown(2)).
-
-    The kernel takes them away when we do it, but set-group-id without group execute only from those outside the group,
-    which root never is.
-    """
-    loses = _loses_set_group_id(fd, ctx)
-    os.chown(fd_path(fd), uid, gid)
-    if loses:
-        _clear_set_group_id(fd)
-
-
-def keep_owner(fd: int, ctx: pyfuse3.RequestContext, writing: bool) -> None:  # noqa: FBT001 - called by position
-    """Do what a SETATTR without any field stands for: chown(path, -1, -1), which changes ctime and takes set-id away.
-
-    The kernel sends the same before a write that takes set-group-id away, to a file that somebody is ``writing``. Only
-    there a caller who is neither owner nor root may do that.
-    """
-    if ctx.uid in {0, os.stat(fd).st_uid} or not _loses_set_group_id(fd, ctx):
-        change_owner(fd, -1, -1, ctx)
-    elif writing:
-        _clear_set_group_id(fd)
-    else:
-        raise error(errno.EPERM)
-
-
-def set_mode(fd: int, mode: int, ctx: pyfuse3.RequestContext) -> None:
-    """Change the mode; set-group-id is for members of the group only (chmod(2)).
-
-    For chmod(2) the kernel has seen to that, but not where it takes set-user-id away before a write.
-    """
-    if mode & stat.S_ISGID and ctx.uid != 0 and not _is_member(ctx, os.stat(fd).st_gid):
-        mode &= ~stat.S_ISGID
-    os.chmod(fd_path(fd), mode)
-
-
-def drop_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
-    """Take set-group-id away when somebody outside the group sets an access ACL (posix_acl_update_mode())."""
-    status = os.stat(fd)
-    if ctx.uid != 0 and status.st_mode & stat.S_ISGID and not _is_member(ctx, status.st_gid):
-        _clear_set_group_id(fd)
-
-
-def _loses_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> bool:
-    """Whether a change by this caller takes set-group-id from the file (setattr_should_drop_sgid() in fs/attr.c)."""
-    status = os.stat(fd)
-    return (
-        ctx.uid != 0
-        and bool(status.st_mode & stat.S_ISGID)
-        and not stat.S_ISDIR(status.st_mode)
-        and not _is_member(ctx, status.st_gid)
-    )
-
-
-def _clear_set_group_id(fd: int) -> None:
-    os.chmod(fd_path(fd), stat.S_IMODE(os.stat(fd).st_mode) & ~stat.S_ISGID)
-
-
-def _is_member(ctx: pyfuse3.RequestContext, group: int) -> bool:
-    with suppress(OSError, RuntimeError):
-        return group == ctx.gid or group in pyfuse3.get_sup_groups(ctx.pid)
-    return False
 
 
 def _open(fd: int, flags: int) -> int:

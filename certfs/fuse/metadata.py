@@ -12,10 +12,16 @@ import pyfuse3
 
 from certfs.fuse import attributes
 from certfs.fuse.base import FilesystemBase, error
-from certfs.fuse.files import change_owner, drop_set_group_id, drop_set_id, keep_owner, set_mode
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import FileHandle
 from certfs.fuse.inodes import ROOT, Inode
+from certfs.fuse.setid import (
+    change_owner,
+    drop_set_group_id,
+    drop_set_id,
+    keep_owner,
+    set_mode,
+)
 from certfs.fuse.synthetic import Content
 from certfs.store.backing import fd_path, set_times
 
