@@ -208,9 +208,7 @@ def host() -> Iterator[Host]:
 def end_host(made: Host) -> None:
     """End every process of the host, and with the last one its mounts."""
     said = made.log()
-    for pid in mounts.processes_with(made.mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 9)
+    mounts.kill_all(made.mark)
     made.holder.kill()
     made.holder.wait()
     if made.holder.stdout:

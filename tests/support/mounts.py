@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -136,6 +137,16 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
+def kill_all(mark: str) -> None:
+    """Kill the processes of a mount or a host, and the successor that a killed one may start."""
+    deadline = time.monotonic() + 5
+    while (pids := processes_with(mark)) and time.monotonic() < deadline:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 def descriptors_of(pids: list[int]) -> int:
     """Count the open descriptors of some processes."""
     count = 0
@@ -257,19 +268,11 @@ class CertfsMount:
         assert not unexpected, f"{len(unexpected)} unexpected lines in the log, such as\n{shown}"
 
     def discard(self) -> None:
-        """End whatever is left, without any check; a killed one may start its successor."""
-        deadline = time.monotonic() + 5
-        while True:
-            pids = self.pids
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, 9)
-            for mountpoint in reversed(mountpoints()):
-                if mountpoint.startswith(f"{self.tree.root.parent}/"):
-                    force_unmount(mountpoint)
-            if not pids or time.monotonic() > deadline:
-                return
-            time.sleep(0.05)
+        """End whatever is left, without any check."""
+        kill_all(self.mark)
+        for mountpoint in reversed(mountpoints()):
+            if mountpoint.startswith(f"{self.tree.root.parent}/"):
+                force_unmount(mountpoint)
 
 
 @contextlib.contextmanager
