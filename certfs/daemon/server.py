@@ -44,6 +44,8 @@ log = logging.getLogger("certfs")
 _RETRY_SECONDS = 1.0
 _MAX_TASKS = 99
 _ECHO_SECONDS = 0.03
+_READ_AHEAD_KB = 1024
+"""How much of a file that is read in order the kernel asks for at once; 128 without, eight times as many requests."""
 
 
 class Server:
@@ -173,6 +175,8 @@ class Server:
     async def _obey(self, scope: trio.CancelScope) -> None:
         """Talk to the supervisor; when it dies, get another one (the mount goes on)."""
         await self._served.wait()
+        # Not before: the kernel's first request and its answer settle on what it was at the mount.
+        _read_ahead(self.trust.walker.device)
         link = trio.socket.from_stdlib_socket(socket.socket(fileno=self._job.link_fd))
         await link.send(messages.READY)
         while True:
@@ -234,6 +238,12 @@ def _descriptor_limit() -> int:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
+
+
+def _read_ahead(device: str | None) -> None:
+    """Let the kernel ask for more at once (sysfs-class-bdi); only root may, and nothing depends on it."""
+    with suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "wb") as setting:
+        setting.write(b"%d" % _READ_AHEAD_KB)
 
 
 def _fuse_descriptors() -> set[int]:

@@ -25,6 +25,7 @@ from certfs.store.backing import fd_path, file_id
 # already, and pages of a shared mapping come through the same handle with offsets that count (pwrite(2), BUGS).
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
+_SMALL_READ = 128 << 10
 _SMALL_WRITE = 32 << 10
 _PUSHED_SIZE = 1 << 20
 """How much of a new generation its first open puts into the kernel's page cache."""
@@ -137,7 +138,9 @@ class FileOperations(FilesystemBase):
             if isinstance(handle, ContentHandle):
                 content = self.synthetic.find(handle.number)
                 return content.readable.read(off, size) if content is not None else b""
-            return await self.calls.read(os.pread, self.handles.get(fh, FileHandle).fd, size, off)
+            # A large read may have to wait for the disk more than once.
+            run = self.calls.read if size <= _SMALL_READ else self.calls.hand_over
+            return await run(os.pread, self.handles.get(fh, FileHandle).fd, size, off)
         finally:
             self.traffic.background -= 1
 
