@@ -141,14 +141,8 @@ class FilesystemBase(pyfuse3.Operations):
                 waiting &= self.unsettled
                 deadline = trio.current_time() + _RELEASE_SECONDS
 
-    async def bundle_content(self, directory: FileId, name: bytes) -> Content | None:
-        """Return the content of the bundle of this name as it is now; None if the name is not a bundle's.
-
-        ENOENT where it is a bundle without a certificate (promise I7).
-        """
-        bundle = self.trust.bundle_at(directory, name)
-        if bundle is None:
-            return None
+    async def bundle_content(self, bundle: LiveBundle) -> Content:
+        """Return the content of a bundle as it is now; ENOENT where it has no certificate (promise I7)."""
         await self.settle(bundle)
         if not bundle.exists:
             raise error(errno.ENOENT)

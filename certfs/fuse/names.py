@@ -36,8 +36,9 @@ class NameOperations(FilesystemBase):
         parent = self.inodes[parent_inode]
         if name in {b".", b".."}:
             return await self._lookup_dots(parent, name)
-        content = await self.bundle_content(parent.id, name)
-        if content is not None:
+        bundle = self.trust.bundle_at(parent.id, name)
+        if bundle is not None:
+            content = await self.bundle_content(bundle)
             content.lookups += 1
             return self.content_entry(content)
         if self.trust.is_hidden(parent.id, name):
