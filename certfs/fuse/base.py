@@ -168,6 +168,12 @@ class FilesystemBase(pyfuse3.Operations):
             timeout = 0.0
         return attributes.from_status(status, inode.number, entry_timeout=timeout)
 
+    @staticmethod
+    def forget_attributes(inode: Inode) -> None:
+        """Let the kernel ask for an inode's attributes anew; that takes no lock, unlike the same for a name."""
+        with suppress(OSError):
+            pyfuse3.invalidate_inode(inode.number, attr_only=True)
+
     def is_script_temporary(self, directory: FileId, name: bytes) -> bool:
         """Whether this is BUNDLE.tmp beside its bundle."""
         return (

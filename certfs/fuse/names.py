@@ -200,9 +200,15 @@ class NameOperations(FilesystemBase):
             self.inodes.using(old_parent) as old_directory,
             self.inodes.using(new_parent) as new_directory,
         ):
-            await self.calls.change(
-                backing.rename, old_directory, name_old, new_directory, name_new, flags
-            )
+            try:
+                await self.calls.change(
+                    backing.rename, old_directory, name_old, new_directory, name_new, flags
+                )
+            except OSError:
+                if flags & RENAME_WHITEOUT:
+                    # ext4 has made and unmade the whiteout by then, which is a change of the directory.
+                    self.forget_attributes(old_parent)
+                raise
             if flags & RENAME_WHITEOUT:
                 await self.calls.change(give_away, old_directory, name_old, ctx.uid, ctx.gid)
         if moved is not replaced:

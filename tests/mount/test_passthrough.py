@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import differential, mounts, peer, snapshot
 from tests.support.mounts import CertfsMount
-from tests.support.syscalls import Fallocate, fallocate
+from tests.support.syscalls import Fallocate, Rename, fallocate, renameat2
 from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
@@ -284,6 +284,17 @@ def test_changes_in_the_store_are_seen(place: Path, beneath: Path) -> None:
     mounts.wait_until(lambda: not (place / "new").exists(), seconds=0.1)
     below.unlink()
     mounts.wait_until(lambda: not path.exists(), seconds=0.1)
+
+
+def test_what_a_failed_rename_left_is_seen(place: Path, beneath: Path) -> None:
+    """Ext4 makes and unmakes the whiteout of a rename that fails: the directory's times show it at once."""
+    (place / "full" / "entry").mkdir(parents=True)
+    (place / "from" / "moved").mkdir(parents=True)
+    os.utime(place / "from", (1, 1))
+    source, target = (os.fsencode(place / name) for name in ("from/moved", "full"))
+    with pytest.raises(OSError, match="not empty"):
+        renameat2(source, target, Rename.WHITEOUT)
+    assert (place / "from").stat().st_mtime_ns == (beneath / "from").stat().st_mtime_ns
 
 
 def test_the_whole_filesystem_says_what_the_store_says(shared_mount: CertfsMount) -> None:
