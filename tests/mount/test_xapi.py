@@ -211,6 +211,8 @@ SEQUENCES: dict[str, Callable[[Xapi], None]] = {
 @pytest.fixture
 def twins(certfs_mount: CertfsMount) -> Iterator[tuple[Tree, Tree]]:
     """Give a plain copy of the mount's store, and the mount."""
+    beneath = certfs_mount.tree.store / "stunnel" / certfs_mount.tree.pool_bundle.name
+    mounts.wait_until(beneath.exists, what="the plain copy of the pool's bundle")
     with mounts.plain() as plain:
         for name in ("xensource", "stunnel"):
             shutil.rmtree(plain.root / name)
