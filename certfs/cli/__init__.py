@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from importlib import import_module
 from typing import Final, NamedTuple, NoReturn
 
@@ -102,6 +103,9 @@ def group(ctx: click.Context, *, debug: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit; errors are one clear line on standard error (docs/cli.md lists the codes)."""
+    if not sys.warnoptions:
+        # A library's warning about an odd certificate is for whoever calls it, and that is us.
+        warnings.simplefilter("ignore")
     try:
         group(prog_name="certfs")
     except CertfsError as error:

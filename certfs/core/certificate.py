@@ -189,6 +189,7 @@ def load_certificate(der: bytes) -> Certificate | str:
             _ = parsed.subject, parsed.issuer
             not_before = int(parsed.not_valid_before_utc.timestamp())
             _ = parsed.not_valid_after_utc
+            ordinary = _is_ordinary(parsed)
         issuer, subject = read_names(der)
         if not algorithms_agree(der):
             return "certificate names two different signature algorithms"
@@ -196,7 +197,7 @@ def load_certificate(der: bytes) -> Certificate | str:
         raise
     except BaseException as e:  # noqa: BLE001 - bindings raise many kinds, and a panic of theirs is no Exception
         return f"certificate cannot be read: {_first_line(e)}"
-    ordinary = issuer.is_plain and subject.is_plain and _is_ordinary(parsed)
+    ordinary = ordinary and issuer.is_plain and subject.is_plain
     if not ordinary and not _openssl_reads(der):
         return "certificate cannot be read by OpenSSL"
     return Certificate(

@@ -223,6 +223,18 @@ def test_an_odd_certificate_causes_no_noise(place: Place) -> None:
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_real_authorities_cause_no_noise(place: Place) -> None:
+    """Debian's CA certificates, some with the serial number 0, leave nothing on standard error."""
+    authorities = Path("/etc/ssl/certs/ca-certificates.crt")
+    place.put("all.pem", authorities.read_bytes())
+    for arguments in (
+        ("list", "--store", str(place.store), "--config", str(place.config)),
+        ("check", "--store", str(place.store), "--config", str(place.config)),
+        ("certificate-show", str(authorities)),
+    ):
+        assert run(*arguments).stderr == ""
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(place: Place) -> None:
     """``certfs list | head -1`` ends without a traceback."""
     place.put("a.pem", b"".join(each.pem for each in pki.many(1000)))
