@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import pyfuse3
 import trio
 
+from certfs.core.bundle import SOURCE_SUFFIX
 from certfs.fuse import attributes
 from certfs.fuse.calls import Calls
 from certfs.fuse.handles import HandleTable
@@ -31,8 +32,7 @@ from certfs.store.trust import Roots, Trust
 _RELEASE_SECONDS = 0.25
 """How long an answer waits for the next RELEASE that may be on its way behind other requests."""
 
-TEMPORARY_SUFFIX = b".tmp"
-"""What the regeneration script puts behind a bundle's name; its rename is a commit (promise I8)."""
+_TEMPORARY_SUFFIX = b".tmp"
 
 
 def error(code: int) -> OSError:
@@ -175,10 +175,13 @@ class FilesystemBase(pyfuse3.Operations):
             pyfuse3.invalidate_inode(inode.number, attr_only=True)
 
     def is_script_temporary(self, directory: FileId, name: bytes) -> bool:
-        """Whether this is BUNDLE.tmp beside its bundle."""
-        return (
-            name.endswith(TEMPORARY_SUFFIX)
-            and self.trust.bundle_at(directory, name.removesuffix(TEMPORARY_SUFFIX)) is not None
+        """Whether this is what a regeneration script writes before it renames it onto a bundle beside it (I8)."""
+        if not name.endswith(_TEMPORARY_SUFFIX):
+            return False
+        stem = name.removesuffix(_TEMPORARY_SUFFIX)
+        return any(
+            self.trust.bundle_at(directory, bundle) is not None
+            for bundle in (stem, stem + SOURCE_SUFFIX)
         )
 
     def refuse_bundle(self, parent: Inode, name: bytes) -> None:
@@ -230,6 +233,11 @@ class FilesystemBase(pyfuse3.Operations):
         if file_id(status) != inode.id:
             raise error(errno.ESTALE)
         return status
+
+
+def script_temporaries(bundle: bytes) -> tuple[bytes, bytes]:
+    """Return the names that regeneration scripts write a bundle to: x.pem.tmp, in older releases x.tmp, for x.pem."""
+    return bundle + _TEMPORARY_SUFFIX, bundle.removesuffix(SOURCE_SUFFIX) + _TEMPORARY_SUFFIX
 
 
 def status_of(directory: int, name: bytes) -> os.stat_result:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pyfuse3
 
 from certfs.fuse import attributes
-from certfs.fuse.base import TEMPORARY_SUFFIX, FilesystemBase, error, give_away, status_of
+from certfs.fuse.base import FilesystemBase, error, give_away, script_temporaries, status_of
 from certfs.fuse.guard import guarded
 from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
@@ -265,12 +265,12 @@ class NameOperations(FilesystemBase):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        """Take ``rename(BUNDLE.tmp, BUNDLE)`` for the end of a regeneration (promise I8).
+        """Take the rename of a script's temporary onto its bundle for the end of a regeneration (promise I8).
 
         The temporary is consumed, the bundle is what it is, a swap is over. Any other rename onto a bundle is refused.
         """
         bundle = self.trust.bundle_at(new_parent.id, name_new)
-        is_script = old_parent is new_parent and name_old == name_new + TEMPORARY_SUFFIX
+        is_script = old_parent is new_parent and name_old in script_temporaries(name_new)
         if bundle is None or not is_script or flags & ~RENAME_NOREPLACE:
             raise error(errno.EPERM)
         if flags & RENAME_NOREPLACE and bundle.exists:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,12 +103,13 @@ def test_chmod_to_its_own_mode_succeeds(tree: Tree) -> None:
     assert status.st_size == len(_TEXT)
 
 
+@pytest.mark.parametrize("name", ["xapi-stunnel-ca-bundle.pem.tmp", "xapi-stunnel-ca-bundle.tmp"])
 @pytest.mark.parametrize("content", [b"", _OTHER, b"junk"], ids=["empty", "other", "junk"])
 def test_the_scripts_last_rename_succeeds_and_changes_nothing(
-    tree: Tree, other_process: Peer, content: bytes
+    tree: Tree, other_process: Peer, content: bytes, name: str
 ) -> None:
-    """I8: `rename(BUNDLE.tmp, BUNDLE)` consumes the temporary file; the bundle stays true."""
-    temporary = tree.user_bundle.with_name(tree.user_bundle.name + ".tmp")
+    """I8: the script's last rename, of older releases too, consumes its file; the bundle stays true."""
+    temporary = tree.stunnel / name
     temporary.write_bytes(content)
     assert temporary.read_bytes() == content
     assert _rename(temporary, tree.user_bundle, Rename.NOREPLACE) == "EEXIST"
@@ -133,9 +135,29 @@ def test_the_last_rename_onto_an_absent_bundle_leaves_it_absent(
     assert tree.user_bundle.name not in os.listdir(tree.stunnel)
 
 
+def test_the_script_of_older_releases_sees_no_error(tree: Tree, other_process: Peer) -> None:
+    """I8: they do not put .tmp behind the bundle's name but in the place of its .pem."""
+    script = """
+        set -e
+        mkdir -p "$1/certs"
+        cat "$1"/certs/*.pem > "$1/xapi-stunnel-ca-bundle.tmp"
+        mv "$1/xapi-stunnel-ca-bundle.tmp" "$1/xapi-stunnel-ca-bundle.pem"
+    """
+    subprocess.run(["sh", "-c", script, "sh", tree.stunnel], check=True, timeout=30)
+    assert other_process.call(peer.read_or_none, str(tree.user_bundle)) == _TEXT
+    (tree.certs / "b.pem").write_bytes(_OTHER)
+    # The name that the rename left in the kernel's memory must not outlive the change (I1).
+    assert other_process.call(peer.read_or_none, str(tree.user_bundle)) == _TEXT + _OTHER
+
+
 def test_any_other_rename_onto_the_bundle_is_refused(tree: Tree, other_process: Peer) -> None:
     """I8: another file cannot take the bundle's name, and it stays where it is."""
-    for name in ("other", "xapi-pool-ca-bundle.pem.tmp", f"{tree.user_bundle.name}.tmp2"):
+    for name in (
+        "other",
+        "xapi-pool-ca-bundle.pem.tmp",
+        "xapi-pool-ca-bundle.tmp",
+        f"{tree.user_bundle.name}.tmp2",
+    ):
         source = tree.stunnel / name
         source.write_bytes(_OTHER)
         assert _rename(source, tree.user_bundle) == "EPERM"
