@@ -248,7 +248,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(place: Place) -> None:
 
 def on_a_terminal(*arguments: str) -> str:
     """Run ``certfs`` on a terminal of 200 columns and give what it wrote."""
-    ours, theirs = pty.openpty()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError:
+        pytest.skip("there is no terminal to be had here: /dev/pts is not mounted")
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "LINES": "50"}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(

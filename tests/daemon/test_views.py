@@ -66,8 +66,7 @@ print(len(seen), "plain" in seen)
 @pytest.mark.parametrize("way", ["beneath", "gap"])
 def test_a_target_is_never_without_content(tmp_path: Path, way: str, propagation: str) -> None:
     """50 replacements under a reader: no open fails, no old mount is left; where the kernel can, nothing else shows."""
-    mounts.need_root()
-    mounts.need_program("unshare")
+    mounts.need_namespaces()
     result = subprocess.run(
         [
             "unshare",

@@ -183,8 +183,7 @@ def kill_together(*pids: int) -> None:
 def host() -> Iterator[Host]:
     """Make a host with its own /etc and /run; end everything on it afterwards."""
     mounts.need_fuse()
-    mounts.need_root()
-    mounts.need_program("unshare", "nsenter")
+    mounts.need_namespaces()
     directory = mounts.scratch_directory()
     etc = directory / "etc"
     shutil.copytree("/etc", etc, symlinks=True, ignore_dangling_symlinks=True)

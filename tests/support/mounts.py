@@ -8,6 +8,7 @@ descriptor leaked, no mount left.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -80,6 +81,26 @@ def need_root() -> None:
     """Skip or fail unless this is root."""
     if os.geteuid() != 0:
         missing("root")
+
+
+def need_namespaces() -> None:
+    """Skip or fail unless a process can have a mount namespace of its own, and others can enter it.
+
+    In a chroot they cannot, and nothing could be installed that changes it: entering a namespace leads to its root,
+    and a root directory that is no mountpoint has no propagation to be set (unshare(1), setns(2)).
+    """
+    need_root()
+    need_program("unshare", "nsenter")
+    if _is_chroot():
+        pytest.skip("this is a chroot, where no other mount namespace can be entered")
+
+
+@functools.cache
+def _is_chroot() -> bool:
+    entering = ["nsenter", f"--mount=/proc/{os.getpid()}/ns/mnt", "stat", "-c", "%d:%i", "/"]
+    entered = subprocess.run(entering, check=False, capture_output=True, text=True, timeout=30)
+    root = os.stat("/")
+    return entered.stdout.strip() != f"{root.st_dev}:{root.st_ino}"
 
 
 def need_readable_checkout() -> None:
