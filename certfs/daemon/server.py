@@ -29,6 +29,7 @@ from certfs.daemon.plaincopies import PlainCopies
 from certfs.daemon.status import StatusReport
 from certfs.errors import CertfsError, FuseError, StoreError
 from certfs.fuse import session
+from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import InodeTable
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
@@ -44,6 +45,8 @@ log = logging.getLogger("certfs")
 _RETRY_SECONDS = 1.0
 _MAX_TASKS = 99
 _ECHO_SECONDS = 0.03
+_RESERVED_DESCRIPTORS = 128
+"""For our own work and everybody's, however many files somebody has open (promise I18)."""
 _READ_AHEAD_KB = 1024
 """How much of a file that is read in order the kernel asks for at once; 128 without, eight times as many requests."""
 
@@ -69,10 +72,12 @@ class Server:
         )
         self.plain = PlainCopies(self.trust, active=not job.passive)
         self.status = StatusReport(job, self.trust, self.plain)
+        descriptors = _descriptor_limit()
         self.operations = Operations(
             roots,
             self.trust,
-            InodeTable(limit=_descriptor_limit() // 2),
+            InodeTable(limit=descriptors // 2),
+            HandleTable(limit=(descriptors - _RESERVED_DESCRIPTORS) // 2),
             SyntheticFiles(self.status.render, self.status.prepare),
         )
         self.operations.on_init = self._served.set

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
 import pyfuse3
 import trio
@@ -23,7 +24,7 @@ from certfs.core.bundle import SOURCE_SUFFIX
 from certfs.fuse import attributes
 from certfs.fuse.calls import Calls
 from certfs.fuse.handles import HandleTable
-from certfs.fuse.inodes import ROOT, Inode, InodeTable
+from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
 from certfs.store.backing import FileId, file_id
 from certfs.store.live import Actor, LiveBundle
@@ -33,6 +34,9 @@ _RELEASE_SECONDS = 0.25
 """How long an answer waits for the next RELEASE that may be on its way behind other requests."""
 
 _TEMPORARY_SUFFIX = b".tmp"
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 def error(code: int) -> OSError:
@@ -67,13 +71,18 @@ class FilesystemBase(pyfuse3.Operations):
     enable_acl = True
 
     def __init__(
-        self, roots: Roots, trust: Trust, inodes: InodeTable, synthetic: SyntheticFiles
+        self,
+        roots: Roots,
+        trust: Trust,
+        inodes: InodeTable,
+        handles: HandleTable,
+        synthetic: SyntheticFiles,
     ) -> None:
         super().__init__()
         self.roots = roots
         self.trust = trust
         self.inodes = inodes
-        self.handles = HandleTable()
+        self.handles = handles
         self.synthetic = synthetic
         self.calls = Calls()
         self.traffic = Traffic()
@@ -94,6 +103,20 @@ class FilesystemBase(pyfuse3.Operations):
     def init(self) -> None:
         """Take note that the kernel and the session have agreed: from now on requests are answered."""
         self.on_init()
+
+    async def opening(
+        self,
+        way: Callable[[Callable[[*Ts], T], *Ts], Awaitable[T]],
+        call: Callable[[*Ts], T],
+        *args: *Ts,
+    ) -> T:
+        """Make ``call``, which opens something, in this ``way`` of `Calls`; EMFILE if no descriptor can be spared."""
+        try:
+            return await way(call, *args)
+        except OSError as e:
+            if e.errno != errno.EMFILE or not self.inodes.shrink(SPARED):
+                raise
+        return await way(call, *args)
 
     def actor(self, ctx: pyfuse3.RequestContext) -> Actor:
         """Return who made a request; the name of the command is read only for changes that matter."""

@@ -26,6 +26,7 @@ class DirectoryOperations(FilesystemBase):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """Open a directory; the names are read when the listing begins."""
         if not self.is_virtual(inode):
+            self.handles.require_room()
             self.inodes.hold(self.inodes[inode])
         return self.handles.add(DirectoryHandle(inode))
 
@@ -48,7 +49,7 @@ class DirectoryOperations(FilesystemBase):
             return [*_DOTS, *self.trees]
         directory = self.inodes[number]
         with self.inodes.using(directory) as fd:
-            names = await self.calls.read(os.listdir, fd_path(fd).encode())
+            names = await self.opening(self.calls.read, os.listdir, fd_path(fd).encode())
         bundles = self.trust.bundles_in(directory.id)
         if bundles:
             for bundle in bundles.values():
@@ -68,7 +69,8 @@ class DirectoryOperations(FilesystemBase):
     ) -> bool:
         """Report one name; False if there is no room for it any more."""
         if name in _DOTS:
-            return pyfuse3.readdir_reply(token, name, self._dot_entry(number), next_id)
+            entry = await self._dot_entry(number, name)
+            return pyfuse3.readdir_reply(token, name, entry, next_id)
         if number == STATUS_DIRECTORY_NUMBER:
             content = await self.status_content()
             content.lookups += 1
@@ -111,11 +113,12 @@ class DirectoryOperations(FilesystemBase):
         self.inodes.forget(inode.number, 1)
         return False
 
-    def _dot_entry(self, number: int) -> pyfuse3.EntryAttributes:
+    async def _dot_entry(self, number: int, name: bytes) -> pyfuse3.EntryAttributes:
         """Return what is told for ``.`` and ``..``: the kernel takes the type and the number, and remembers neither."""
         entry = attributes.of_directory(number, 0, self.owner)
         if not self.is_virtual(number):
-            entry.st_ino = self.inodes[number].id.inode
+            with self.inodes.using(self.inodes[number]) as directory:
+                entry.st_ino = (await self.calls.read(status_of, directory, name)).st_ino
         return entry
 
     @guarded
@@ -124,7 +127,7 @@ class DirectoryOperations(FilesystemBase):
         handle = self.handles.get(fh, DirectoryHandle)
         if not self.is_virtual(handle.number):
             with self.inodes.using(self.inodes[handle.number]) as fd:
-                await self.calls.away(_fsync_directory, fd, datasync)
+                await self.opening(self.calls.away, _fsync_directory, fd, datasync)
 
     @guarded
     async def releasedir(self, fh: int) -> None:

@@ -45,9 +45,12 @@ class FileOperations(FilesystemBase):
             self._push(content)
             return pyfuse3.FileInfo(fh=self.handles.add(ContentHandle(inode)), keep_cache=True)
         node = self.node(inode)
+        self.handles.require_room()
+        given = flags & _OPEN_FLAGS
+        way = self.calls.read if given == os.O_RDONLY else self.calls.change
         with self._truncating(node) if flags & os.O_TRUNC else nullcontext():
             with self.inodes.using(node) as fd:
-                file = await self._reopen(fd, flags & _OPEN_FLAGS)
+                file = await self.opening(way, _open, fd, given)
             return self._opened(node, file, flags, ctx)
 
     @contextmanager
@@ -75,15 +78,6 @@ class FileOperations(FilesystemBase):
             content.pushed = True
             with suppress(OSError):
                 pyfuse3.notify_store(content.number, 0, content.readable.read(0, _PUSHED_SIZE))
-
-    async def _reopen(self, fd: int, flags: int) -> int:
-        run = self.calls.read if flags == os.O_RDONLY else self.calls.change
-        try:
-            return await run(_open, fd, flags)
-        except OSError as e:
-            if e.errno == errno.EMFILE and self.inodes.shrink(64):
-                return await run(_open, fd, flags)
-            raise
 
     def _opened(
         self,
@@ -121,9 +115,10 @@ class FileOperations(FilesystemBase):
         """Create a file and open it."""
         parent = self.node(parent_inode)
         self.refuse_bundle(parent, name)
+        self.handles.require_room()
         with self.inodes.using(parent) as directory:
-            file, created, status = await self.calls.change(
-                _create, directory, name, mode, flags, ctx
+            file, created, status = await self.opening(
+                self.calls.change, _create, directory, name, mode, flags, ctx
             )
         node = self.inodes.remember(parent, name, status)
         entry = self.entry(node, status)

@@ -48,10 +48,16 @@ H = TypeVar("H", bound=Handle)
 
 @dataclass(slots=True)
 class HandleTable:
-    """All open handles by number."""
+    """All open handles by number.
 
+    ``limit`` is how many files and directories of the store may be open at once (promise I18): each keeps up to two
+    descriptors. Content of our own keeps none, so bundles can always be opened.
+    """
+
+    limit: int = 1 << 30
     _handles: dict[int, Handle] = field(default_factory=dict)
     _next: int = 0
+    _contents: int = 0
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -60,7 +66,13 @@ class HandleTable:
         """Return a new number for ``handle``."""
         self._next += 1
         self._handles[self._next] = handle
+        self._contents += isinstance(handle, ContentHandle)
         return self._next
+
+    def require_room(self) -> None:
+        """Raise ENFILE if no further file or directory of the store may be opened."""
+        if len(self._handles) - self._contents >= self.limit:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def get(self, number: int, kind: type[H]) -> H:
         """Return the handle of this number if it is of this kind; EBADF otherwise."""
@@ -75,7 +87,9 @@ class HandleTable:
 
     def remove(self, number: int) -> Handle | None:
         """Take the handle out of the table and return it."""
-        return self._handles.pop(number, None)
+        handle = self._handles.pop(number, None)
+        self._contents -= isinstance(handle, ContentHandle)
+        return handle
 
     def close(self) -> None:
         """Close the descriptors of all handles."""
@@ -83,3 +97,4 @@ class HandleTable:
             if isinstance(handle, FileHandle):
                 os.close(handle.fd)
         self._handles.clear()
+        self._contents = 0

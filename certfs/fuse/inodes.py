@@ -20,6 +20,9 @@ ROOT = 1
 FIRST_SYNTHETIC = 1 << 62
 """Node numbers from here on are of our own making; no filesystem of Linux counts that far."""
 
+SPARED = 64
+"""So many descriptors are closed when there is none left."""
+
 
 @dataclass(slots=True, eq=False)
 class Inode:
@@ -139,7 +142,7 @@ class InodeTable:
         if inode.parent is None or inode.number not in self._by_number:
             raise _stale()
         try:
-            fd = os.open(inode.name, O_PATH_NOFOLLOW, dir_fd=self.fd(inode.parent))
+            fd = self._open_below(inode.parent, inode.name)
         except (FileNotFoundError, NotADirectoryError):
             raise _stale() from None
         if file_id(os.stat(fd)) != inode.id:
@@ -150,6 +153,14 @@ class InodeTable:
             self.shrink(1)
         inode.fd = fd
         self._recent[inode.number] = inode
+
+    def _open_below(self, parent: Inode, name: bytes) -> int:
+        try:
+            return os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
+        except OSError as e:
+            if e.errno != errno.EMFILE or not self.shrink(SPARED):
+                raise
+        return os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
 
     def shrink(self, count: int) -> int:
         """Close the descriptors of up to ``count`` inodes that were not used lately; return how many were closed."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyfuse3
 
 from certfs.core.bundle import BundleSpec
+from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import ROOT, InodeTable
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
@@ -121,7 +122,11 @@ def filesystem(path: Path) -> Iterator[Filesystem]:
         observer=published.append,
     )
     operations = Operations(
-        roots, trust, InodeTable(limit=100), SyntheticFiles(lambda: b'{"version": 1}\n')
+        roots,
+        trust,
+        InodeTable(limit=100),
+        HandleTable(),
+        SyntheticFiles(lambda: b'{"version": 1}\n'),
     )
     made.append(operations)
     waiting, doorbell = os.pipe()

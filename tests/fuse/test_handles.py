@@ -35,6 +35,21 @@ def test_numbers_are_not_used_again() -> None:
     assert len(table) == 1
 
 
+def test_only_so_many_files_are_open_at_once() -> None:
+    """I18: beyond the limit the answer is ENFILE, before anything is opened; bundles cost no descriptor."""
+    table = HandleTable(limit=2)
+    for _ in range(3):
+        table.add(ContentHandle(1))
+    first = table.add(DirectoryHandle(1))
+    table.require_room()
+    table.add(DirectoryHandle(1))
+    with pytest.raises(OSError, match="Too many open files in system") as caught:
+        table.require_room()
+    assert caught.value.errno == errno.ENFILE
+    table.remove(first)
+    table.require_room()
+
+
 def test_closing_closes_the_files() -> None:
     """I18: what is still open when the session ends is let go of."""
     reading, writing = os.pipe()

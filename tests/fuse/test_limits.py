@@ -262,3 +262,24 @@ def test_polling_says_ready(path: Path) -> None:
         poll = select.poll()
         poll.register(file, select.POLLIN)
         assert poll.poll(0) == [(file.fileno(), select.POLLIN)]
+
+
+def test_a_regular_file_can_be_watched_by_epoll(path: Path) -> None:
+    """epoll_ctl(2) is EPERM on other filesystems; FUSE cannot refuse it."""
+    with path.open("rb") as file, select.epoll() as epoll:
+        epoll.register(file, select.EPOLLIN)
+        assert epoll.poll(0) == [(file.fileno(), select.EPOLLIN)]
+
+
+def test_nobody_is_offered_not_to_wait(path: Path) -> None:
+    """RWF_NOWAIT is refused, and the caller reads as usual (preadv2(2))."""
+    with path.open("rb", buffering=0) as file:
+        with pytest.raises(OSError, match="not supported"):
+            os.preadv(file.fileno(), [bytearray(4)], 0, os.RWF_NOWAIT)
+        assert os.pread(file.fileno(), 4, 0) == b"0123"
+
+
+def test_allocating_needs_more_than_appending(path: Path) -> None:
+    """The C library allocates by writing, which it does not do to a file that is opened for appending."""
+    with path.open("ab") as file, pytest.raises(OSError, match="Bad file descriptor"):
+        os.posix_fallocate(file.fileno(), 0, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -283,6 +284,35 @@ def test_the_kernel_reads_far_ahead(scene: Scene) -> None:
     device = scene.mountpoint.stat().st_dev
     setting = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
     assert read(Path(setting)) == b"1024\n"
+
+
+def test_who_opens_everything_stops_nobody(scene: Scene) -> None:
+    """I18: with all the files open that may be, others are refused more, and everything else goes on."""
+    subprocess.run(
+        ["prlimit", "--nofile=256", mounts.certfs_program(), "mount", "--store", scene.store, scene.mountpoint],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=scene.environment,
+        timeout=60,
+    )  # fmt: skip
+    directory = scene.mountpoint / "xensource"
+    for number in range(200):
+        (directory / f"{number}").touch()
+    with contextlib.ExitStack() as stack:
+        for number in range((256 - 128) // 2):
+            stack.callback(os.close, os.open(directory / f"{number}", os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files in system"):
+            os.open(directory / "99", os.O_RDONLY)
+        with pytest.raises(OSError, match="Too many open files in system"):
+            (directory / "new").touch()
+        assert b"CERTIFICATE" in read(scene.mountpoint / BUNDLE)
+        for number in range(100, 200):
+            (directory / f"{number}").chmod(0o600)
+            (directory / f"{number}").rename(directory / "renamed")
+            (directory / "renamed").unlink()
+    mounts.wait_until(lambda: read(directory / "99") == b"")
+    assert sum(name.isdigit() for name in os.listdir(directory)) == 100
 
 
 def test_strange_names(scene: Scene) -> None:

@@ -18,7 +18,13 @@ import pytest
 
 from tests.support import differential, mounts, peer, snapshot
 from tests.support.mounts import CertfsMount
-from tests.support.syscalls import Fallocate, Rename, fallocate, renameat2
+from tests.support.syscalls import (
+    Fallocate,
+    Rename,
+    fallocate,
+    inodes_of_entries,
+    renameat2,
+)
 from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
@@ -89,6 +95,16 @@ def test_inode_numbers_are_the_stores(shared_mount: CertfsMount, place: Path) ->
         assert different == []
     listed = {entry.name: entry.inode() for entry in os.scandir(place)}
     assert listed == {path.name: path.lstat().st_ino for path in place.iterdir()}
+
+
+def test_the_dots_are_the_directory_and_its_parent(place: Path, beneath: Path) -> None:
+    """The numbers of . and .. in a listing are those of the store, also right below the root."""
+    (place / "inner").mkdir()
+    for seen, expected in ((place, beneath), (place / "inner", beneath / "inner")):
+        ours, theirs = (inodes_of_entries(os.fsencode(path)) for path in (seen, expected))
+        assert (ours[b"."], ours[b".."]) == (theirs[b"."], theirs[b".."])
+    root = place.parent.parent
+    assert inodes_of_entries(os.fsencode(root))[b"."] == root.stat().st_ino
 
 
 def test_synthetic_numbers_are_nobody_elses(certfs_mount: CertfsMount) -> None:

@@ -53,6 +53,32 @@ def fallocate(handle: int, mode: int, offset: int, length: int) -> None:
     _checked(_LIBC.fallocate(handle, mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
 
+class _Dirent(ctypes.Structure):
+    _fields_ = (
+        ("d_ino", ctypes.c_uint64),
+        ("d_off", ctypes.c_int64),
+        ("d_reclen", ctypes.c_uint16),
+        ("d_type", ctypes.c_uint8),
+        ("d_name", ctypes.c_char * 256),
+    )
+
+
+_LIBC.opendir.argtypes = (ctypes.c_char_p,)
+_LIBC.opendir.restype = ctypes.c_void_p
+_LIBC.closedir.argtypes = _LIBC.readdir.argtypes = (ctypes.c_void_p,)
+_LIBC.readdir.restype = ctypes.POINTER(_Dirent)
+
+
+def inodes_of_entries(directory: bytes) -> dict[bytes, int]:
+    """Give what readdir(3) says of each name, the dots included, which os.scandir leaves out."""
+    stream = _LIBC.opendir(directory)
+    found = {}
+    while entry := _LIBC.readdir(stream):
+        found[entry.contents.d_name] = int(entry.contents.d_ino)
+    _LIBC.closedir(stream)
+    return found
+
+
 def utimensat(
     path: bytes, access: tuple[int, int], modification: tuple[int, int], flags: int = 0
 ) -> None:
