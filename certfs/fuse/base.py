@@ -235,6 +235,13 @@ class FilesystemBase(pyfuse3.Operations):
         parent = inode.parent
         return parent is None or self.trust.is_source(parent.id, inode.name)
 
+    async def tell_of_content(self, node: Inode, actor: Actor | None, links: int) -> None:
+        """Tell the bundles that a file's content changed; with several ``links`` any of its names may be a source."""
+        if node.parent is not None and self.may_be_source(node):
+            await self.trust.changed(node.parent.id, node.name, actor)
+        if links > (0 if node.parent is None else 1):
+            await self.trust.inode_changed(node.id, actor)
+
     async def make(
         self, parent: Inode, name: bytes, ctx: pyfuse3.RequestContext, create: Callable[[int], None]
     ) -> pyfuse3.EntryAttributes:

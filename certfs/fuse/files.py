@@ -18,7 +18,7 @@ from certfs.fuse.handles import ContentHandle, FileHandle
 from certfs.fuse.inodes import Inode
 from certfs.fuse.setid import drop_set_id
 from certfs.fuse.synthetic import Content
-from certfs.store.backing import fd_path, file_id
+from certfs.store.backing import fd_path
 
 # What is handed on to the store. O_DIRECT is not: our buffers are not aligned, and the page cache in question is the
 # kernel's for this mount, which O_DIRECT has already passed by. O_APPEND is not: the kernel has found the end
@@ -194,12 +194,7 @@ class FileOperations(FilesystemBase):
         """Make a file that was written part of the bundles that it is a source of."""
         node.dirty = False
         try:
-            known = node.parent is not None
-            if node.parent is not None and self.may_be_source(node):
-                await self.trust.changed(node.parent.id, node.name, handle.actor)
-            status = os.fstat(handle.fd)
-            if status.st_nlink > (1 if known else 0):
-                await self.trust.inode_changed(file_id(status), handle.actor)
+            await self.tell_of_content(node, handle.actor, os.fstat(handle.fd).st_nlink)
         finally:
             # Only now: an answer that came between would have been given without this source.
             if not node.dirty:

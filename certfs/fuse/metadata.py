@@ -110,12 +110,8 @@ class MetadataOperations(FilesystemBase):
         else:
             await self.calls.change(os.truncate, fd_path(fd), size)
         drop_set_id(fd, ctx)
-        if (
-            not node.writers
-            and node.parent is not None
-            and self.trust.has_role(node.parent.id, node.name)
-        ):
-            await self.trust.changed(node.parent.id, node.name, self.actor(ctx))
+        if not node.writers:
+            await self.tell_of_content(node, self.actor(ctx), os.stat(fd).st_nlink)
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

@@ -226,9 +226,14 @@ class NameOperations(FilesystemBase):
         flags: int,
     ) -> None:
         """Note which inodes have which names now."""
+        if old_parent is new_parent:
+            moves = {}
+            if moved is not None and moved.dirty:
+                moves[name_old] = name_new
+            if flags & RENAME_EXCHANGE and replaced is not None and replaced.dirty:
+                moves[name_new] = name_old
+            self.trust.keep_sources(old_parent.id, moves)
         if moved is not None:
-            if moved.dirty and old_parent is new_parent:
-                self.trust.keep_source(old_parent.id, name_old, name_new)
             self.inodes.moved(moved, new_parent, name_new)
             self.await_release(moved)
         if flags & RENAME_EXCHANGE and replaced is not None:

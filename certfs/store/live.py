@@ -11,13 +11,13 @@ thread under ``_lock``, which is fair: ``settle`` waits for the refreshes asked 
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
-from certfs.core.bundle import BundleSpec, Generation
+from certfs.core.bundle import BundleSpec, Generation, is_source_name
 from certfs.core.catalog import Catalog, Change, Source
 from certfs.core.certificate import Remark
 from certfs.store.backing import FileId, file_id, stamp_head, status_at
@@ -196,11 +196,15 @@ class LiveBundle:
             if source.stamp[: len(head)] in {head, b""}
         ]
 
-    def keep(self, old: bytes, new: bytes) -> None:
-        """Let the source ``new`` stand for what ``old`` was: a file was renamed while it is being written (I3)."""
-        source = self.catalog.get(old)
-        if source is not None:
-            self._publish(self.catalog.update({new: source}), None)
+    def keep(self, moves: Mapping[bytes, bytes]) -> None:
+        """Let files that were renamed while they are being written count as they did (I3); ``moves`` is new by old."""
+        kept = {
+            new: source
+            for old, new in moves.items()
+            # Under any other name it is no source any more, and nobody would ever take it out again.
+            if is_source_name(new) and (source := self.catalog.get(old)) is not None
+        }
+        self._publish(self.catalog.update(kept), None)
 
     def close(self) -> None:
         """Let go of the source directory."""

@@ -7,7 +7,7 @@ and a map of paths goes wrong then. Knows nothing of FUSE.
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -156,10 +156,10 @@ class Trust:
         for bundle in list(self.bundles):
             await bundle.refresh(bundle.sources_of(inode), actor)
 
-    def keep_source(self, directory: FileId, old: bytes, new: bytes) -> None:
-        """Carry the last complete content over a rename of a source that is being written (promise I3)."""
+    def keep_sources(self, directory: FileId, moves: Mapping[bytes, bytes]) -> None:
+        """Carry the last complete content over a rename (new by old) of what is being written (promise I3)."""
         for bundle in self._roles.sources.get(directory, ()):
-            bundle.keep(old, new)
+            bundle.keep(moves)
 
     def swap_begins(self, directory: FileId, name: bytes) -> None:
         """Take note that a directory ``name`` was made: if it is a D.bk, a swap of D begins."""

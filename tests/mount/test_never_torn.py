@@ -15,6 +15,7 @@ import pytest
 from tests.support import mounts, peer, pki
 from tests.support.mounts import CertfsMount
 from tests.support.peer import Peer
+from tests.support.syscalls import Rename, renameat2
 from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
@@ -327,3 +328,48 @@ def test_threads_that_write_the_same_file_leave_the_last_close(
         thread.join()
     source.write_bytes(pair[1])
     assert _bundle(tree, other_process) == pair[1]
+
+
+def test_a_name_that_is_no_source_keeps_nothing(certfs_mount: CertfsMount) -> None:
+    """I1: a file that is renamed away while it is written is trusted no more, now and when it is gone."""
+    certs, bundle = certfs_mount.tree.certs, certfs_mount.tree.user_bundle
+    (certs / "x.pem").write_bytes(pki.authority("renamed away").pem)
+    with (certs / "x.pem").open("r+b", buffering=0) as file:
+        file.write(b"half of another")
+        (certs / "x.pem").rename(certs / "x.bak")
+        assert not bundle.exists()
+    assert not bundle.exists()
+    (certs / "x.bak").unlink()
+    assert not bundle.exists()
+
+
+def test_both_sides_of_an_exchange_keep_what_they_were(certfs_mount: CertfsMount) -> None:
+    """I3: two sources that are exchanged while one is written: its last complete content goes with it."""
+    certs, bundle = certfs_mount.tree.certs, certfs_mount.tree.user_bundle
+    one, two = pki.authority("exchange one").pem, pki.authority("exchange two").pem
+    (certs / "a.pem").write_bytes(one)
+    (certs / "b.pem").write_bytes(two)
+    for written in ("a.pem", "b.pem"):
+        with (certs / written).open("r+b", buffering=0) as file:
+            kept = file.read()
+            os.pwrite(file.fileno(), b"torn", 0)
+            renameat2(os.fsencode(certs / "a.pem"), os.fsencode(certs / "b.pem"), Rename.EXCHANGE)
+            assert set(pki.certificates_in(bundle.read_bytes())) == {
+                fingerprint for pem in (one, two) for fingerprint in pki.certificates_in(pem)
+            }
+            os.pwrite(file.fileno(), kept, 0)
+
+
+def test_truncating_under_another_name_empties_the_source(certfs_mount: CertfsMount) -> None:
+    """I1: a hard link elsewhere is another name of the source, also for truncate(2) without an open file."""
+    tree = certfs_mount.tree
+    text = pki.authority("linked").pem
+    elsewhere = tree.xensource / "elsewhere"
+    elsewhere.write_bytes(text)
+    os.link(elsewhere, tree.certs / "linked.pem")
+    certfs_mount.expected_log.append("linked.pem: empty file")
+    for _ in range(50):
+        elsewhere.write_bytes(text)
+        assert tree.user_bundle.read_bytes() == text
+        os.truncate(elsewhere, 0)
+        assert not tree.user_bundle.exists()

@@ -122,7 +122,7 @@ async def test_a_rename_carries_the_last_complete_content(live: Scene) -> None:
     live.busy.add(file_id((live.path / "a.pem").stat()))
     (live.path / "a.pem").write_bytes(b"torn")
     (live.path / "a.pem").rename(live.path / "b.pem")
-    live.bundle.keep(b"a.pem", b"b.pem")
+    live.bundle.keep({b"a.pem": b"b.pem"})
     await live.bundle.refresh([b"a.pem", b"b.pem"], ACTOR)
     assert content(live.bundle) == ONE.pem
     assert live.bundle.catalog.names() == [b"b.pem"]
