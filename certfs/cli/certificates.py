@@ -49,6 +49,10 @@ class ReloadError(CertfsError):
     exit_code = 36
 
 
+_LAST_GROUP = 2**32 - 2
+"""(gid_t) -1 stands for "leave it" (chown(2))."""
+
+
 @click.command(
     "host-get-server-certificate",
     epilog="\b\nExample:\n  certfs host-get-server-certificate | openssl x509 -noout -text",
@@ -188,10 +192,10 @@ def gencert(*, path: Path, group_and_name: tuple[str, ...]) -> None:
     match group_and_name:
         case (name,):
             group = -1
-        case (number, name) if number.removeprefix("-").isdigit():
+        case (number, name) if number.isdecimal() and int(number) <= _LAST_GROUP or number == "-1":
             group = int(number)
         case (number, _):
-            raise click.UsageError(f"GID must be a number, not {number!r}")
+            raise click.UsageError(f"GID must be the number of a group, not {number!r}")
         case _:
             raise click.UsageError("give one of default, xapi:pool after PATH and GID")
     if path.exists():

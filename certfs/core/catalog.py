@@ -2,7 +2,8 @@
 
 Owns the order of a bundle (promise I5): ``*.new.pem`` first, then by file name, within a file as written; a certificate
 that is there twice appears at its first place; certificates of one subject share out the places that they have so
-that the one with the later ``notBefore`` comes first. And the union that holds while a directory is swapped (I10).
+that the one with the later ``notBefore`` comes first, and those that are not sound last. And the union that holds while
+a directory is swapped (I10).
 
 A change costs what it touches: its own certificates and those that share a subject with them.
 """
@@ -13,7 +14,14 @@ from typing import TypeVar
 
 from sortedcontainers import SortedDict
 
-from certfs.core.certificate import Certificate, Fingerprint, Remark, Severity, SourceContent
+from certfs.core.certificate import (
+    Certificate,
+    Fingerprint,
+    Remark,
+    Severity,
+    SourceContent,
+    is_sound,
+)
 from certfs.core.rope import Rope, RopeView, Slot
 
 SourceKey = tuple[int, bytes, int]
@@ -69,6 +77,8 @@ class Catalog:
         self._places: dict[Fingerprint, Slot | set[Slot]] = {}
         # The certificates of a subject: one fingerprint, or a set of them.
         self._subjects: dict[bytes, Fingerprint | set[Fingerprint]] = {}
+        # Whether a certificate is sound, for those that share a subject with another one.
+        self._sound: dict[Fingerprint, bool] = {}
         self._rope = Rope()
         self._ghosts = False
 
@@ -160,6 +170,7 @@ class Catalog:
     def _forget(self, slot: Slot, certificate: Certificate) -> None:
         _part(self._places, certificate.fingerprint, slot)
         if certificate.fingerprint not in self._places:
+            self._sound.pop(certificate.fingerprint, None)
             _part(self._subjects, certificate.subject_key, certificate.fingerprint)
 
     def _layout(self, subjects: Iterable[bytes]) -> dict[Slot, Entry]:
@@ -175,11 +186,21 @@ class Catalog:
                 continue
             slots = sorted(_first(self._places[fingerprint]) for fingerprint in fingerprints)
             # The sort is stable: certificates of equal notBefore stay in the order of their places.
-            entries = sorted(
-                map(self._entry, slots), key=lambda entry: -entry.certificate.not_before
-            )
+            entries = sorted(map(self._entry, slots), key=self._precedence)
             layout.update(zip(slots, entries, strict=True))
         return layout
+
+    def _precedence(self, entry: Entry) -> tuple[bool, int]:
+        """Return what certificates of one subject are ordered by: OpenSSL may find the first of them only.
+
+        A damaged copy of a certificate must not hide the good one, so its signature counts before its date. It is
+        verified only where a subject is there more than once, and once for each certificate.
+        """
+        certificate = entry.certificate
+        sound = self._sound.get(certificate.fingerprint)
+        if sound is None:
+            sound = self._sound[certificate.fingerprint] = is_sound(certificate)
+        return not sound, -certificate.not_before
 
     def _entry(self, slot: Slot) -> Entry:
         return Entry(slot[1], self._sources[slot[:3]].content.certificates[slot[3]])

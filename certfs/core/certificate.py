@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.utils import CryptographyDeprecationWarning
 
 from certfs.core.name import DerError, algorithms_agree, read_element, read_elements, read_names
@@ -203,6 +204,23 @@ def load_certificate(der: bytes) -> Certificate | str:
     return Certificate(
         Fingerprint(hashlib.sha256(der).digest()), subject.key, not_before, render(der)
     )
+
+
+def is_sound(certificate: Certificate) -> bool:
+    """Whether a certificate that names itself as its issuer was signed with its own key; True for all others.
+
+    A damaged copy of one is not, and neither is one that a key of before signed (RFC 4210, key rollover).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            parsed = x509.load_pem_x509_certificate(certificate.pem)
+            parsed.verify_directly_issued_by(parsed)
+    except InvalidSignature:
+        return False
+    except Exception:  # noqa: BLE001 - another issuer, or a key or an algorithm that is not known here
+        return True
+    return True
 
 
 def _is_ordinary(certificate: x509.Certificate) -> bool:

@@ -15,6 +15,8 @@ _OBJECT_IDENTIFIER = 0x06
 _VERSION = 0xA0
 _LONG_FORM = 0x80
 _MAX_LENGTH_OCTETS = 4
+_MAX_NAME = 8192
+"""Bytes. stunnel 5.68 crashes on a CAfile with a name of 16 KB; an attribute has 64 characters at most (RFC 5280)."""
 
 # What OpenSSL canonicalises (ASN1_MASK_CANON), with the encoding of each.
 _STRING_ENCODINGS = {
@@ -99,6 +101,8 @@ def algorithms_agree(der: bytes) -> bool:
 
 
 def _read_name(der: bytes, name: Element) -> Name:
+    if name.end - name.start > _MAX_NAME:
+        raise DerError(f"name of {name.end - name.start} bytes, more than {_MAX_NAME}")
     digest = hashlib.sha256()
     is_plain = True
     for relative in read_elements(der, name):

@@ -36,7 +36,7 @@ from certfs.identity.hostpem import PRIVATE_KEY_SUFFIX, HostPemDefect, parse_cer
 from certfs.identity.privatekey import RsaKeyShape, belongs, read_shape
 
 RSA_BITS = range(2048, 4096 + 1)
-_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+(?<=\.pem)")
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,255}(?<=\.pem)")
 _CONVERT_KEY = "convert it with: openssl pkey -in KEY -out KEY.pem"
 _NEW_KEY = "make a key and have it certified: openssl genrsa -out KEY.pem 2048"
 _CONVERT_CERTIFICATE = "convert it with: openssl x509 -in FILE -out FILE.pem"
@@ -133,11 +133,11 @@ def validate_chain(document: Document) -> tuple[x509.Certificate, ...]:
 
 
 def validate_name(name: str) -> None:
-    """Check the name of a file in ``certs``: letters, digits, ``._-``, ending in ``.pem``."""
+    """Check the name of a file in ``certs``: letters, digits, ``._-``, ending in ``.pem``, 255 bytes (NAME_MAX)."""
     if _NAME.fullmatch(name) is None:
         raise CertificateNameInvalidError(
             f"{name!r} is not a name for a certificate",
-            advice="use letters, digits, '.', '_' and '-', no dot at the start, '.pem' at the end; "
+            advice="use letters, digits, '.', '_' and '-', no dot at the start, '.pem' at the end, 255 at most; "
             "--name gives another one than the file's",
         )
 

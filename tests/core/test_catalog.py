@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from certfs.core.catalog import Catalog, Change, Source
-from certfs.core.certificate import Certificate, Remark, Severity, SourceContent
+from certfs.core.certificate import Certificate, Remark, Severity, SourceContent, parse_source
+from certfs.core.pem import render
 from certfs.core.rope import RopeView
 from tests.core.samples import certificate, source
+from tests.support import pki
 
 Files = Mapping[tuple[bytes, bool], Sequence[Certificate]]
 """Certificates by file name and whether the file is only held from before a swap."""
@@ -248,3 +252,24 @@ def test_remarks_can_be_asked_for_by_weight(severity: Severity, expected: int) -
     found = list(catalog.remarks(severity))
     assert len(found) == expected
     assert {name for name, _ in found} == {b"a.pem"}
+
+
+@pytest.mark.parametrize("damaged_name", [b"a.pem", b"z.pem", b"a.new.pem"])
+def test_a_damaged_copy_does_not_hide_the_good_one(damaged_name: bytes, tmp_path: Path) -> None:
+    """I4, I5: OpenSSL finds the first of a subject, so one whose own signature is broken comes last, by any name."""
+    good = pki.issue("a subject", extensions=False)
+    damaged = bytearray(good.der)
+    damaged[-1] ^= 1
+    catalog = Catalog()
+    for name, text in ((damaged_name, render(bytes(damaged))), (b"good.pem", good.pem)):
+        catalog.update({name: Source(parse_source(text))})
+    bundle, certificate_file = tmp_path / "bundle.pem", tmp_path / "good.pem"
+    bundle.write_bytes(b"".join(catalog.snapshot()))
+    certificate_file.write_bytes(good.pem)
+    assert len(catalog) == 2
+    subprocess.run(
+        ["openssl", "verify", "-CAfile", bundle, certificate_file],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )

@@ -275,6 +275,7 @@ def test_good_names_are_accepted(name: str) -> None:
         "a.pem\n",
         "\x00.pem",
         "..pem",
+        "x" * 252 + ".pem",
     ],
 )
 def test_bad_names_are_invalid(name: str) -> None:
