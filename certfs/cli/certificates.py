@@ -192,7 +192,9 @@ def gencert(*, path: Path, group_and_name: tuple[str, ...]) -> None:
     match group_and_name:
         case (name,):
             group = -1
-        case (number, name) if number.isdecimal() and int(number) <= _LAST_GROUP or number == "-1":
+        case (number, name) if (
+            number.isdecimal() and int(number) <= _LAST_GROUP
+        ) or number == "-1":
             group = int(number)
         case (number, _):
             raise click.UsageError(f"GID must be the number of a group, not {number!r}")

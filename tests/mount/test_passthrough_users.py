@@ -212,3 +212,20 @@ def test_a_record_lock_is_waited_for(place: Path) -> None:
         (place / "told").touch()
         fcntl.lockf(file, fcntl.LOCK_UN)
         assert other.receive() is True
+
+
+def test_root_without_the_capability_loses_set_id_bits(place: Path, tmp_path: Path) -> None:
+    """I11, I19: what keeps set-user-id when a file is emptied is CAP_FSETID, not being root (capabilities(7))."""
+    mounts.need_root()
+    mounts.need_program("setpriv")
+    modes = []
+    for directory in (place, tmp_path):
+        path = directory / "program"
+        path.touch()
+        os.chown(path, 65534, 65534)
+        path.chmod(0o4755)
+        less = ["setpriv", "--bounding-set=-fsetid", "--inh-caps=-fsetid"]
+        subprocess.run([*less, "sh", "-c", f": > {path}"], check=True, timeout=30)
+        modes.append(oct(path.stat().st_mode))
+        path.unlink()
+    assert modes == ["0o100755", "0o100755"]
