@@ -50,7 +50,7 @@ def disk() -> Iterator[HangingDisk]:
     path.mkdir()
     # No caching in the kernel: every look at a file asks the process.
     options = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
-    process = subprocess.Popen(["bindfs", "-f", "-o", options, beneath, path])
+    process = subprocess.Popen(mounts.bindfs_command("-f", "-o", options, beneath, path))
     try:
         mounts.wait_until(lambda: str(path) in mounts.mountpoints(), what="the bindfs mount")
         yield HangingDisk(path, beneath, process.pid)

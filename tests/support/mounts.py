@@ -338,10 +338,15 @@ def plain() -> Iterator[Tree]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def mount_bindfs(beneath: Path, mountpoint: Path) -> None:
-    """Mount with bindfs; only root may let others in without asking fuse.conf."""
+def bindfs_command(*arguments: str | Path) -> list[str]:
+    """Give the command line of bindfs; only root may let others in without asking fuse.conf."""
     alone = [] if os.geteuid() == 0 else ["--no-allow-other"]
-    subprocess.run(["bindfs", *alone, str(beneath), str(mountpoint)], check=True, timeout=30)
+    return ["bindfs", *alone, *map(str, arguments)]
+
+
+def mount_bindfs(beneath: Path, mountpoint: Path) -> None:
+    """Mount with bindfs."""
+    subprocess.run(bindfs_command(beneath, mountpoint), check=True, timeout=30)
 
 
 @contextlib.contextmanager
