@@ -15,6 +15,8 @@ class CertfsError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    name: ClassVar[str] = ""
+    """What programs know the error by, where that is not the name of its class."""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
@@ -23,6 +25,15 @@ class CertfsError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}: {self.advice}" if self.advice else self.message
+
+    def to_json(self) -> dict[str, object]:
+        """Return what a program is told that asked for JSON."""
+        return {
+            "error": self.name or type(self).__name__,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "advice": self.advice,
+        }
 
 
 class ConfigError(CertfsError):

@@ -4,6 +4,7 @@ A command's module is imported when the command is used, so that ``certfs mount`
 certificates; the short help is therefore kept here.
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -102,14 +103,20 @@ def group(ctx: click.Context, *, debug: bool) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit; errors are one clear line on standard error (docs/cli.md lists the codes)."""
+    """Run the command line and exit; docs/cli.md lists the codes.
+
+    An error is one clear line on standard error, or with ``--json`` one object on standard output.
+    """
     if not sys.warnoptions:
         # A library's warning about an odd certificate is for whoever calls it, and that is us.
         warnings.simplefilter("ignore")
     try:
         group(prog_name="certfs")
     except CertfsError as error:
-        click.echo(f"certfs: {error}", err=True)
+        if "--json" in _own_arguments():
+            click.echo(json.dumps(error.to_json(), indent=2))
+        else:
+            click.echo(f"certfs: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001  the last resort: say that it is a bug, not how Python sees it
         if "--debug" in sys.argv:
@@ -122,6 +129,12 @@ def main() -> NoReturn:
             )
         sys.exit(1)
     sys.exit(0)
+
+
+def _own_arguments() -> list[str]:
+    """Return the words that are for us: what follows ``--`` is another command's."""
+    words = sys.argv[1:]
+    return words[: words.index("--")] if "--" in words else words
 
 
 def _keep_traceback() -> str:

@@ -4,7 +4,6 @@ Owns the options that these commands share and the two forms of an answer. Must 
 commands do.
 """
 
-import functools
 import json
 import os
 import sys
@@ -18,9 +17,8 @@ import click
 from cryptography import x509
 
 from certfs.core.text import printable
-from certfs.errors import CertfsError, StoreError
+from certfs.errors import StoreError
 from certfs.identity.describe import Description, describe
-from certfs.identity.errors import CertificateError
 from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
 from certfs.identity.validate import Document, iso
 
@@ -76,31 +74,10 @@ def dry_run_option(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def json_option(function: Callable[P, None]) -> Callable[P, None]:
-    """Add ``--json``, and with it the JSON form of errors; the argument is ``as_json``."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            function(*args, **kwargs)
-        except CertfsError as error:
-            if not kwargs.get("as_json"):
-                raise
-            click.echo(to_json(error_object(error)))
-            raise SystemExit(error.exit_code) from None
-
-    return wrapper
-
-
-def error_object(error: CertfsError) -> dict[str, object]:
-    """Return an error as JSON has it; ``error`` is the platform's name where it has one."""
-    name = error.name if isinstance(error, CertificateError) else type(error).__name__
-    return {
-        "error": name,
-        "exit_code": error.exit_code,
-        "message": error.message,
-        "advice": error.advice,
-    }
+    """Add ``--json``; the argument is ``as_json``. Errors have their JSON form from ``certfs.cli.main``."""
+    return click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")(
+        function
+    )
 
 
 def to_json(value: object) -> str:

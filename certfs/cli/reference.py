@@ -150,7 +150,8 @@ def completion(*, shell: str) -> None:
 
 
 _EXIT_CODES_SAID = (
-    "An exit code keeps its meaning for good. An error is one line on standard error."
+    "An exit code keeps its meaning for good. An error is one line on standard error; with `--json` it is one"
+    " object on standard output instead, with `error` (a name), `exit_code`, `message` and `advice`."
 )
 _COMPLETION_SAID = (
     'For bash put `eval "$(certfs completion bash)"` into `~/.bashrc`; '

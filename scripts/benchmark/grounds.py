@@ -210,8 +210,9 @@ class Grounds:
         """Mount the store with bindfs as Debian has it."""
         # Only root may let others in without asking fuse.conf.
         alone = [] if os.geteuid() == 0 else ["--no-allow-other"]
-        command = ["bindfs", *alone, ground.store.root, ground.bindfs.root]
-        subprocess.run(command, check=True, timeout=30)
+        subprocess.run(
+            ["bindfs", *alone, ground.store.root, ground.bindfs.root], check=True, timeout=30
+        )
         wait_until(lambda: ground.bindfs.root in _mountpoints(), seconds=30, what="bindfs")
 
     def discard(self) -> None:

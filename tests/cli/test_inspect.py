@@ -391,6 +391,16 @@ def test_a_wrong_place_is_one_clear_line(
     assert ended.stdout == ""
 
 
+@pytest.mark.parametrize("command", ["list", "check", "status"])
+def test_an_error_is_json_for_who_asks_for_json(command: str, tmp_path: Path) -> None:
+    """A program gets an object for an error as well, and nothing on standard error."""
+    ended = run(command, str(tmp_path / "nothing"), "--json")
+    answer = json.loads(ended.stdout)
+    assert (answer["exit_code"], ended.stderr) == (ended.returncode, "")
+    assert answer["error"].endswith("Error")
+    assert "nothing" in answer["message"]
+
+
 def test_a_directory_that_may_not_be_read_is_no_empty_bundle() -> None:
     """A monitoring agent without the right to look must not be told that all is well."""
     mounts.need_root()
