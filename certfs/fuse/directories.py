@@ -69,8 +69,7 @@ class DirectoryOperations(FilesystemBase):
     ) -> bool:
         """Report one name; False if there is no room for it any more."""
         if name in _DOTS:
-            entry = await self._dot_entry(number, name)
-            return pyfuse3.readdir_reply(token, name, entry, next_id)
+            return pyfuse3.readdir_reply(token, name, self._dot_entry(number, name), next_id)
         if number == STATUS_DIRECTORY_NUMBER:
             content = await self.status_content()
             content.lookups += 1
@@ -113,12 +112,17 @@ class DirectoryOperations(FilesystemBase):
         self.inodes.forget(inode.number, 1)
         return False
 
-    async def _dot_entry(self, number: int, name: bytes) -> pyfuse3.EntryAttributes:
-        """Return what is told for ``.`` and ``..``: the kernel takes the type and the number, and remembers neither."""
+    def _dot_entry(self, number: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Return what is told for ``.`` and ``..``: the kernel takes the type and the number, and remembers neither.
+
+        The store is not asked for ``..``: over the host's own directories its way up leads onto our own mount.
+        """
         entry = attributes.of_directory(number, 0, self.owner)
         if not self.is_virtual(number):
-            with self.inodes.using(self.inodes[number]) as directory:
-                entry.st_ino = (await self.calls.read(status_of, directory, name)).st_ino
+            directory = self.inodes[number]
+            if name == b".." and directory.parent is not None:
+                directory = directory.parent
+            entry.st_ino = directory.id.inode
         return entry
 
     @guarded

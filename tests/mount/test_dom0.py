@@ -41,6 +41,14 @@ def test_the_hosts_own_directories_are_presented(dom0: Host) -> None:
     assert (dom0.store.certs_pool / "third.pem").exists()
 
 
+def test_a_listing_asks_nothing_above_itself(dom0: Host) -> None:
+    """I15: the way up from a directory of the store leads onto our own mount, and asking it is a deadlock."""
+    script = "cd /etc/stunnel/certs && touch ../changed && ls -a . && rm ../changed && ls -ai ."
+    for _ in range(3):
+        assert dom0.run("sh", "-c", script, seconds=5).returncode == 0
+    assert dom0.state()["events"] == []
+
+
 def test_only_one_tree_can_be_presented() -> None:
     """A configuration with /etc/stunnel alone leaves /etc/xensource as it is."""
     with host() as made:
