@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from certfs.daemon import mounts, runtime
+from certfs.daemon.job import FILESYSTEM_TYPE
 from certfs.daemon.runtime import State
 from certfs.daemon.shadow import remove_links
 
@@ -20,19 +21,19 @@ def end_leftovers(directory: str) -> tuple[OSError, ...]:
     A supervisor that does not answer is killed as well. The state file goes only when nothing is left.
     """
     state = runtime.read_state(directory)
-    errors: tuple[OSError, ...] = ()
-    if state:
-        devices = devices_of(directory, state)
-        for device in devices:
-            mounts.try_abort(device)
-        processes = [process for process in (state.supervisor, state.server) if process]
-        for process in processes:
+    devices = devices_of(directory, state)
+    for device in devices:
+        mounts.try_abort(device)
+    processes = (state.supervisor, state.server) if state else ()
+    for process in processes:
+        if process:
             process.kill()
-        errors = mounts.detach(devices, mounts.unmounter()).errors
-        for process in processes:
+    errors = mounts.detach(devices, mounts.unmounter()).errors
+    for process in processes:
+        if process:
             process.ends_within(END_SECONDS)
-        if not errors:
-            _lift_shadows(state)
+    if state and not errors:
+        _lift_shadows(state)
     if not errors:
         runtime.clear_instance(directory)
     return errors
@@ -47,12 +48,16 @@ def _lift_shadows(state: State) -> None:
                 os.close(fd)
 
 
-def devices_of(directory: str, state: State) -> set[str]:
-    """Return those devices of ``state`` that are still this instance's: a number that is free is given to anybody."""
-    hidden = f"{directory}/mount-"
+def devices_of(directory: str, state: State | None) -> set[str]:
+    """Return the devices that are still this instance's.
+
+    What is mounted in its runtime directory is, whether anybody had the time to write it down or not. At a target only
+    those of ``state``, and a number that is free is given to anybody.
+    """
+    known, targets = (state.devices, state.targets) if state else ((), ())
     return {
         entry.device
         for entry in mounts.table()
-        if entry.device in state.devices
-        and (entry.point in state.targets or entry.point.startswith(hidden))
+        if (entry.kind == FILESYSTEM_TYPE and entry.point.startswith(f"{directory}/mount-"))
+        or (entry.device in known and entry.point in targets)
     }

@@ -183,7 +183,9 @@ class Server:
         # Not before: the kernel's first request and its answer settle on what it was at the mount.
         _read_ahead(self.trust.walker.device)
         link = trio.socket.from_stdlib_socket(socket.socket(fileno=self._job.link_fd))
-        await link.send(messages.READY)
+        with suppress(OSError):
+            # A supervisor that died while this server was starting is replaced below, like one that dies later.
+            await link.send(messages.READY)
         while True:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat, link)

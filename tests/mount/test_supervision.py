@@ -141,6 +141,32 @@ def test_supervisors_may_die_again_and_again(dom0: Host) -> None:
     wait_until(lambda: dom0.daemons() == [], what="the end of all processes")
 
 
+@pytest.mark.parametrize("seconds", [0.15, 0.3, 0.45])
+def test_a_supervisor_killed_while_a_server_starts_is_replaced(dom0: Host, seconds: float) -> None:
+    """I14: whoever is starting at that moment finds another supervisor, and no dead mount is left."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    kill(dom0, server)
+    wait_until(lambda: dom0.state()["phase"] == "plain", what="the notice of the death")
+    time.sleep(seconds)
+    began = kill(dom0, supervisor)
+    dom0.live_again(began, not_pid=server)
+    restarting = dom0.start(*dom0.program(), "restart")
+    time.sleep(seconds)
+    supervisor = dom0.supervisor()
+    kill(dom0, supervisor)
+    adopted(dom0, supervisor)
+    restarting.communicate(timeout=30)
+
+    def only_one_is_mounted() -> bool:
+        hidden = [point for point in dom0.certfs_mounts() if point.startswith("/run/certfs/")]
+        return len(hidden) == 1 and dom0.presented()
+
+    wait_until(only_one_is_mounted, what="the end of the other mount")
+    assert dom0.tree.pool_bundle.read_bytes().count(b"BEGIN") == 2
+    dom0.certfs("unmount")
+    assert dom0.certfs_mounts() == []
+
+
 def test_both_killed_leaves_plain_directories(dom0: Host) -> None:
     """When supervisor and server are killed together no path stays at ENOTCONN (I14)."""
     began = kill(dom0, dom0.supervisor(), dom0.server())
