@@ -29,6 +29,9 @@ SourceKey = tuple[int, bytes, int]
 
 _GHOST = 1
 
+_MOST_VERIFIED = 64
+"""Of a subject that is there more often nothing is verified: a change must not cost seconds (promise I18)."""
+
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -186,7 +189,10 @@ class Catalog:
                 continue
             slots = sorted(_first(self._places[fingerprint]) for fingerprint in fingerprints)
             # The sort is stable: certificates of equal notBefore stay in the order of their places.
-            entries = sorted(map(self._entry, slots), key=self._precedence)
+            verifies = len(slots) <= _MOST_VERIFIED
+            entries = sorted(
+                map(self._entry, slots), key=self._precedence if verifies else _newest_first
+            )
             layout.update(zip(slots, entries, strict=True))
         return layout
 
@@ -200,7 +206,7 @@ class Catalog:
         sound = self._sound.get(certificate.fingerprint)
         if sound is None:
             sound = self._sound[certificate.fingerprint] = is_sound(certificate)
-        return not sound, -certificate.not_before
+        return not sound, _newest_first(entry)
 
     def _entry(self, slot: Slot) -> Entry:
         return Entry(slot[1], self._sources[slot[:3]].content.certificates[slot[3]])
@@ -232,6 +238,10 @@ class Catalog:
             for remark in source.content.remarks:
                 if remark.severity >= severity:
                     yield name, remark
+
+
+def _newest_first(entry: Entry) -> int:
+    return -entry.certificate.not_before
 
 
 def _first(places: Slot | set[Slot]) -> Slot:

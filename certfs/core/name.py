@@ -15,8 +15,8 @@ _OBJECT_IDENTIFIER = 0x06
 _VERSION = 0xA0
 _LONG_FORM = 0x80
 _MAX_LENGTH_OCTETS = 4
-_MAX_NAME = 8192
-"""Bytes. stunnel 5.68 crashes on a CAfile with a name of 16 KB; an attribute has 64 characters at most (RFC 5280)."""
+_MAX_NAME = 4096
+"""Bytes. stunnel 5.68 crashes on a CAfile with a name of 7.3 KB; an attribute has 64 characters at most (RFC 5280)."""
 
 # What OpenSSL canonicalises (ASN1_MASK_CANON), with the encoding of each.
 _STRING_ENCODINGS = {

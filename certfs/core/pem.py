@@ -49,13 +49,15 @@ class PemDefect:
 def find_blocks(data: bytes) -> Iterator[PemBlock | PemDefect]:
     """Yield every block and every broken block of ``data`` in the order of the text; never raises.
 
-    A block without an END ends nothing but itself: the search goes on at the next BEGIN.
+    A block without an END ends nothing but itself: the search goes on at the next BEGIN. An END without a BEGIN is a
+    block whose first line was lost or damaged.
     """
     line = 1
     counted = 0
     previous_end = 0
     previous_was_end = False
     begun: tuple[str, int, re.Match[bytes]] | None = None
+    owed = False  # the END of a BEGIN that was reported already
     for marker in _MARKER.finditer(data):
         line += _newlines(data, counted, marker.start())
         counted = marker.start()
@@ -72,8 +74,10 @@ def find_blocks(data: bytes) -> Iterator[PemBlock | PemDefect]:
                 yield PemDefect(
                     line, f"BEGIN {shown_label(label)} is not at the start of its line", commented
                 )
+                owed = True
             else:
                 begun = (label, line, marker)
+                owed = False
             previous_was_end = False
         else:
             if begun is not None:
@@ -92,7 +96,12 @@ def find_blocks(data: bytes) -> Iterator[PemBlock | PemDefect]:
                         begun[1],
                         f"BEGIN {shown_label(begun[0])} is closed by END {shown_label(label)}",
                     )
+            elif not owed:
+                lead = _line_lead(data, previous_end, marker.start(), after_end=previous_was_end)
+                commented = lead.lstrip().startswith(b"#")
+                yield PemDefect(line, f"END {shown_label(label)} has no BEGIN", commented)
             begun = None
+            owed = False
             previous_was_end = True
         previous_end = marker.end()
     if begun is not None:

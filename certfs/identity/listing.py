@@ -83,8 +83,8 @@ def need_host_uuid(paths: HostPaths) -> str:
     if known is None:
         raise StoreError(
             f"{paths.xensource}: nothing here tells the UUID of this host",
-            advice="for a store or a mount, name it with --store; else look at "
-            "INSTALLATION_UUID in /etc/xensource-inventory",
+            advice="a store gets one when it is mounted for the first time; on a host of the "
+            "platform look at INSTALLATION_UUID in /etc/xensource-inventory",
         )
     return known
 

@@ -135,7 +135,10 @@ def test_what_openssl_and_people_write_is_found(data: bytes, expected: list[str]
             b"-----BEGIN A-----\n-----END B-----\n" + block("C"),
             ["1!BEGIN A is closed by END B", "3:C"],
         ),
-        (b"-----END A-----\n" + block("B"), ["2:B"]),
+        (b"-----END A-----\n" + block("B"), ["1!END A has no BEGIN", "2:B"]),
+        (block("A")[1:] + block("B"), ["3!END A has no BEGIN", "4:B"]),
+        (b"-----BEGIN A----\nMAA=\n-----END A-----\n", ["3!END A has no BEGIN"]),
+        (b"# -----END A-----\n", ["1!END A has no BEGIN"]),
         (b"see " + block("A"), ["1!BEGIN A is not at the start of its line"]),
         (
             block("A").rstrip() + b" and " + block("B"),
