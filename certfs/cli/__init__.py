@@ -107,6 +107,7 @@ def main() -> NoReturn:
 
     An error is one clear line on standard error, or with ``--json`` one object on standard output.
     """
+    _open_standard_streams()
     if not sys.warnoptions:
         # A library's warning about an odd certificate is for whoever calls it, and that is us.
         warnings.simplefilter("ignore")
@@ -129,6 +130,15 @@ def main() -> NoReturn:
             )
         sys.exit(1)
     sys.exit(0)
+
+
+def _open_standard_streams() -> None:
+    """Give a caller who closed 0, 1 or 2 the null device there, or the next file opened would be taken for it."""
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _own_arguments() -> list[str]:

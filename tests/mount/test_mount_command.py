@@ -315,6 +315,17 @@ def test_who_opens_everything_stops_nobody(scene: Scene) -> None:
     assert sum(name.isdigit() for name in os.listdir(directory)) == 100
 
 
+def test_a_caller_without_standard_streams(scene: Scene) -> None:
+    """Whoever starts us with 0, 1 and 2 closed gets a mount, and nothing of ours is taken for one of them."""
+    closed = 'exec "$@" 0<&- 1>&- 2>&-'
+    command: list[str | Path] = ["sh", "-c", closed, "sh", mounts.certfs_program(), "mount"]
+    command += ["--store", scene.store, scene.mountpoint]
+    subprocess.run(command, check=True, env=scene.environment, timeout=60)
+    assert b"CERTIFICATE" in read(scene.mountpoint / BUNDLE)
+    scene.certfs("unmount", scene.mountpoint)
+    assert scene.is_clean()
+
+
 def test_strange_names(scene: Scene) -> None:
     """Paths with blanks, newlines, backslashes and bytes that are not UTF-8 are paths like any other."""
     strange = os.fsdecode(b"a b\\040\tc\n\xff'\"$(x)")
