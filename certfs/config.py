@@ -10,6 +10,7 @@ import re
 import tomllib
 import uuid
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Annotated
 
 import msgspec
@@ -131,7 +132,8 @@ def _checked(path: str, file: _File) -> Config:
         _check_uuid(path, file.host_uuid)
     trees = file.dom0.trees if file.dom0.trees is not None else _platform_trees()
     for tree in trees:
-        if not tree.startswith("/") or os.path.normpath(tree) != tree or tree == "/":
+        plain = tree.startswith("/") and os.path.normpath(tree) == tree and "\0" not in tree
+        if not plain or tree == "/":
             raise ConfigError(
                 f"{path}: dom0.trees: {tree!r} is not an absolute, plain path",
                 advice=_DOCUMENTATION,
@@ -141,6 +143,11 @@ def _checked(path: str, file: _File) -> Config:
         raise ConfigError(
             f"{path}: dom0.trees: two directories of one name", advice="present only one of them"
         )
+    for inner, outer in permutations(trees, 2):
+        if inner.startswith(f"{outer}/"):
+            raise ConfigError(
+                f"{path}: dom0.trees: {inner} lies in {outer}", advice=f"present {outer} alone"
+            )
     bundles: tuple[BundleSpec, ...] = PLATFORM_BUNDLES
     if file.bundle is not None:
         bundles = tuple(

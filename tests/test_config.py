@@ -117,6 +117,8 @@ def test_who_names_bundles_gets_no_host_certificates(load: Loader) -> None:
         ('[dom0]\ntrees = ["/"]', "dom0.trees: '/' is not an absolute"),
         ('[dom0]\ntrees = ["/etc/../etc/x"]', "is not an absolute, plain path"),
         ('[dom0]\ntrees = ["/a/x", "/b/x"]', "two directories of one name"),
+        ('[dom0]\ntrees = ["/a/x", "/a"]', "/a/x lies in /a"),
+        ('[dom0]\ntrees = ["/a\\u0000b"]', "is not an absolute, plain path"),
         ("= 1", "is not TOML"),
         ("a = \x00", "is not TOML"),
     ],

@@ -18,6 +18,7 @@ from certfs.daemon.reactor import Reactor
 
 _SCRIPT: Final = r"""
 trap '' HUP INT TERM
+PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 unmount=$1 kind= devices=
 while read -r word rest; do
     case $word in

@@ -206,6 +206,8 @@ class Supervisor:
             self._released.discard(server)
         elif server is self._coming:
             self._coming = None
+            self._stage.identify(server)  # it may have mounted without a word
+            self._stage.remove(server)
             self._not_started(_BUG)
         elif self._stage.mounted(server):
             self._lost(server)

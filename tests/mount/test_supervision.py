@@ -167,6 +167,27 @@ def test_a_supervisor_killed_while_a_server_starts_is_replaced(dom0: Host, secon
     assert dom0.certfs_mounts() == []
 
 
+def test_a_server_killed_when_it_has_mounted_leaves_no_mount(dom0: Host) -> None:
+    """I14: the mount of a server that dies before its first word is taken away, and the old server goes on."""
+    hidden = {point for point in dom0.certfs_mounts() if point.startswith("/run/certfs/")}
+    server = dom0.server()
+    restarting = dom0.start(*dom0.program(), "restart")
+    killed = 0
+    while restarting.poll() is None:
+        for pid in dom0.processes_named("certfs.daemon.server"):
+            new = {point for point in dom0.certfs_mounts() if point.startswith("/run/certfs/")}
+            if new - hidden and not killed and pid != server:
+                kill(dom0, pid)
+                killed = pid
+    restarting.communicate()
+    wait_until(
+        lambda: sum(point.startswith("/run/certfs/") for point in dom0.certfs_mounts()) == 1,
+        what="the end of the dead mount",
+    )
+    assert dom0.presented()
+    assert dom0.tree.pool_bundle.read_bytes().count(b"BEGIN") == 2
+
+
 def test_both_killed_leaves_plain_directories(dom0: Host) -> None:
     """When supervisor and server are killed together no path stays at ENOTCONN (I14)."""
     began = kill(dom0, dom0.supervisor(), dom0.server())
