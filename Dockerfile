@@ -5,7 +5,8 @@
 #   docker run --rm --device /dev/fuse --cap-add SYS_ADMIN \
 #       -v /srv/certfs/store:/store -v /srv/certfs/view:/view:rshared certfs
 #
-# The mount is made at /view/certfs, so that /view itself can be the shared directory.
+# The mount is made at /view/certfs, so that /view itself can be the shared directory; a new one is
+# empty, so the entry point makes the directory.
 
 FROM docker.io/library/debian:bookworm-slim AS build
 RUN export DEBIAN_FRONTEND=noninteractive \
@@ -32,8 +33,9 @@ RUN export DEBIAN_FRONTEND=noninteractive \
     && apt-get update -qq \
     && apt-get install -qq -y --no-install-recommends fuse3 python3 >/dev/null \
     && apt-get clean && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt \
-    && mkdir -p /store /view/certfs
+    && mkdir -p /store /view
 COPY --from=build /opt/certfs /opt/certfs
 ENV PATH=/opt/certfs/bin:$PATH
-ENTRYPOINT ["certfs", "mount", "--foreground"]
+# Not "&&": where a killed container left a dead mount, mkdir fails and certfs mounts over it.
+ENTRYPOINT ["/bin/sh", "-c", "mkdir -p /view/certfs 2>/dev/null; exec certfs mount --foreground \"$@\"", "certfs"]
 CMD ["--store", "/store", "/view/certfs"]
