@@ -110,8 +110,10 @@ class MetadataOperations(FilesystemBase):
         else:
             await self.calls.change(os.truncate, fd_path(fd), size)
         drop_set_id(fd, ctx)
-        if not node.writers:
-            await self.tell_of_content(node, self.actor(ctx), os.stat(fd).st_nlink)
+        links = os.stat(fd).st_nlink
+        # Who did it is read from /proc: not for files that mean nothing to a bundle.
+        if not node.writers and (links > 1 or self.may_be_source(node)):
+            await self.tell_of_content(node, self.actor(ctx), links)
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
