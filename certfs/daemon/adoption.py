@@ -60,8 +60,10 @@ def await_turn(job: Job) -> None:
             raise SystemExit(1)
 
 
-def start_successor(job: Job) -> Job:
+def start_successor(job: Job, janitor: ProcessId | None) -> Job:
     """Start a supervisor for this very process, and return ``job`` with the link to it.
+
+    ``janitor`` is the one of the supervisor before, which the new one ends.
 
     Blocks for a few milliseconds. The old link of ``job`` is closed. Raises OSError when no process can be started;
     ``job`` is then as it was: try again in a second.
@@ -74,7 +76,7 @@ def start_successor(job: Job) -> Job:
             life_fd=job.life[0],
             mountpoint=job.mountpoint,
             passive=job.passive,
-            janitor=job.janitor,
+            janitor=janitor,
         )
         order = Order(mount=job.mount, adopt=adoption)
         _start(order)

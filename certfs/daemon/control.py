@@ -8,6 +8,8 @@ import json
 import os
 import select
 import socket
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, Self
@@ -17,6 +19,8 @@ from certfs.daemon.job import Failure
 Verb = Literal["unmount", "restart", "detach"]
 VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "detach")
 _MESSAGE_BYTES: Final = 65536
+_STOPPED_SECONDS: Final = 15.0
+"""How long a supervisor may be stopped: its server has replaced it by then, unless that is stopped as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class Reply:
     failure: Failure | None = None
     lingering: int | None = None
     """After ``unmount``: the server that still serves files that are open; None if it has ended."""
+    covered: tuple[str, ...] = ()
+    """After ``unmount``: where something is mounted over certfs, which is detached when that is unmounted."""
 
     def to_json(self) -> bytes:
         """Return the packet."""
@@ -35,7 +41,8 @@ class Reply:
     def from_json(cls, packet: bytes) -> Self:
         """Return what `to_json` was given."""
         raw = json.loads(packet)
-        return cls(Failure(**raw["failure"]) if raw["failure"] else None, raw["lingering"])
+        failure = Failure(**raw["failure"]) if raw["failure"] else None
+        return cls(failure, raw["lingering"], tuple(raw["covered"]))
 
 
 def listen(directory: str) -> socket.socket:
@@ -62,14 +69,19 @@ def connect(directory: str) -> socket.socket | None:
     return connection
 
 
-def request(connection: socket.socket, verb: Verb, seconds: float) -> Reply | None:
-    """Send ``verb`` and return the reply, None if none comes in time.
+def request(
+    connection: socket.socket, verb: Verb, seconds: float, *, is_stopped: Callable[[], bool]
+) -> Reply | None:
+    """Send ``verb`` and return the reply, None if none comes in time, or the supervisor stays stopped.
 
     ConnectionError if the supervisor hangs up without one: it has ended, or is becoming another program.
     """
     connection.send(verb.encode())
-    if not select.select([connection], [], [], seconds)[0]:
-        return None
+    deadline = time.monotonic() + seconds
+    while not select.select([connection], [], [], min(seconds, _STOPPED_SECONDS))[0]:
+        seconds = deadline - time.monotonic()
+        if seconds <= 0 or is_stopped():
+            return None
     packet = connection.recv(_MESSAGE_BYTES)
     if not packet:
         raise ConnectionResetError

@@ -61,7 +61,12 @@ def unmount(mountpoint: str | None) -> str:
                 f"cannot detach {errors[0].filename}: {errors[0].strerror}",
                 advice=f"detach it as root: umount -l {errors[0].filename}",
             )
-        return f"unmounted {where}; its supervisor was dead"
+        return f"unmounted {where}; its supervisor was dead or did not answer"
+    if reply.covered:
+        return (
+            f"unmounted {where}; something else is mounted over {' and '.join(reply.covered)}:"
+            " what is beneath goes as soon as that is unmounted"
+        )
     if reply.lingering is None:
         return f"unmounted {where}"
     return (
@@ -117,7 +122,12 @@ def _ask(
         with contextlib.ExitStack() as stack:
             stack.enter_context(connection)
             with contextlib.suppress(ConnectionError):
-                reply = control.request(connection, verb, deadline - time.monotonic())
+                reply = control.request(
+                    connection,
+                    verb,
+                    deadline - time.monotonic(),
+                    is_stopped=lambda: _is_stopped(directory),
+                )
                 if keep is not None:
                     keep.push(stack.pop_all())
                 return reply
@@ -126,10 +136,16 @@ def _ask(
     return None
 
 
+def _is_stopped(directory: str) -> bool:
+    state = runtime.read_state(directory)
+    return state is not None and state.supervisor.stopped()
+
+
 def _expect(reply: Reply | None) -> None:
     if reply is None:
         raise DeadlineError(
-            "the supervisor does not answer", advice="see its log; certfs status names it"
+            "the supervisor does not answer",
+            advice="certfs unmount and certfs mount replace it; certfs status names its log",
         )
     if reply.failure:
         raise failure_error(reply.failure)

@@ -1,16 +1,22 @@
-"""The janitor (J): the process that is left when the supervisor and the server are killed together.
+"""The janitor (J): what is left when supervisor and server can no longer do their part (I14).
 
-It is a shell that waits on a pipe whose write end the other two hold. The end of the pipe without a farewell means
-that nobody is left, and it detaches every mount of the devices it was told to watch, so that no path stays at
-ENOTCONN (I14). The devices come over the pipe, and its command line names nothing of ours: whoever kills by name or
-by argument kills the other two and leaves this one to clean up.
+A shell with two waits, so that two faults at once leave no path at ENOTCONN:
+
+- Its standard input is a pipe that the supervisor (S) holds. Its end without a farewell means that S is dead. The
+  server (W) starts another S then, which ends this janitor; unless W is dead too, or stopped: it is ended, and every
+  mount that J was told to watch is detached.
+- The end of W's life pipe means that W is dead. S has seen to that a second later, unless S is stopped: then J detaches
+  what does not answer any more.
+
+What lies beneath somebody else's mount is detached when that one goes, however long that takes. What J is to watch
+comes over the pipe, and its command line names nothing of ours: whoever kills by name or by argument kills the other
+two and leaves this one to clean up.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 from certfs.daemon.job import FILESYSTEM_TYPE
 from certfs.daemon.processes import ProcessId, reap, start
@@ -19,26 +25,77 @@ from certfs.daemon.reactor import Reactor
 _SCRIPT: Final = r"""
 trap '' HUP INT TERM
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
-unmount=$1 kind= devices=
-while read -r word rest; do
-    case $word in
-        watch) kind=${rest%% *} devices=${rest#* } ;;
-        bye) exit 0 ;;
-    esac
-done
-rounds=0
-while [ $rounds -lt 64 ]; do
-    rounds=$((rounds + 1)) found=
-    mounts=$(cat /proc/self/mountinfo)
-    while read -r id parent device root point rest; do
-        case " $devices " in *" $device "*) ;; *) continue ;; esac
-        case $rest in *" - $kind "*) ;; *) continue ;; esac
-        point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
-        $unmount "$(printf '%b' "$point")" && found=yes
+unmount=$1 server=$2 life=$3
+
+# Whether another mount lies upon the mount $1, at the same place $2.
+covered() {
+    while read -r _ beneath _ _ there _; do
+        [ "$beneath $there" = "$1 $2" ] && return 0
     done <<END
 $mounts
 END
-    [ "$found" ] || break
+    return 1
+}
+
+# Detach what is ours and in view; with "dead", only what does not answer. Sets hidden if something is covered.
+sweep() {
+    rounds=0 found=yes
+    while [ "$found" ] && [ $rounds -lt 64 ]; do
+        rounds=$((rounds + 1)) found= hidden=
+        mounts=$(cat /proc/self/mountinfo)
+        while read -r id _ device _ point rest; do
+            case " $devices " in *" $device "*) ;; *) continue ;; esac
+            case $rest in *" - $kind "*) ;; *) continue ;; esac
+            if covered "$id" "$point"; then hidden=yes && continue; fi
+            point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
+            point=$(printf '%b.' "$point")
+            [ "$1" ] && [ -d "${point%.}/" ] && continue
+            $unmount "${point%.}" && found=yes
+        done <<END
+$mounts
+END
+    done
+}
+
+read -r _ kind devices
+{
+    read -r _
+    sleep 1
+    sweep dead
+} <"/proc/self/fd/$life" &
+finish=
+while [ ! "$finish" ] && read -r word first rest; do
+    case $word in
+        watch) kind=$first devices=$rest ;;
+        finish) finish=yes ;;
+        bye) kill -9 $! ; exit 0 ;;
+    esac
+done
+
+rounds=0 stopped=0
+while [ ! "$finish" ] && read -r stat 2>/dev/null <"/proc/$server/stat"; do
+    case $stat in
+        *') Z '* | *') X '*) break ;;
+        *') T '* | *') t '*) stopped=$((stopped + 1)) ;;
+        *) stopped=0 ;;
+    esac
+    if [ $stopped -gt 100 ]; then
+        kill -9 "$server"
+        for device in $devices; do
+            echo 1 2>/dev/null >"/sys/fs/fuse/connections/${device#*:}/abort"
+        done
+        break
+    fi
+    [ $rounds -lt 200 ] && pause=0.1 || pause=1
+    rounds=$((rounds + 1))
+    sleep $pause
+done
+
+exec >/dev/null 2>&1
+sweep
+while [ "$hidden" ]; do
+    findmnt --poll --first-only --nocanonicalize --timeout 1000 || sleep 0.2
+    sweep
 done
 """
 _AS_ROOT: Final = "umount -l -i -n -c"
@@ -48,74 +105,97 @@ _PAUSE_SECONDS: Final = 1.0
 """Before a janitor that died is replaced: where none can be started this must not become a busy loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class JanitorPipe:
-    """The pipe to the janitor; both ends are held by S and W, so that a new janitor can go on where one died."""
-
-    read_end: int
-    write_end: int
-
-    @classmethod
-    def create(cls) -> Self:
-        """Return a new pipe."""
-        read_end, write_end = os.pipe()
-        os.set_blocking(write_end, False)
-        return cls(read_end, write_end)
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """Read end and write end, for processes that hold them too."""
-        return self.read_end, self.write_end
-
-    def watch(self, devices: tuple[str, ...]) -> None:
-        """Tell the janitor which file systems (``major:minor``) it is to detach; replaces what it was told before."""
-        self._say(f"watch {FILESYSTEM_TYPE} {' '.join(devices)}\n")
-
-    def dismiss(self) -> None:
-        """Tell the janitor that nothing is left to do."""
-        self._say("bye\n")
-
-    def _say(self, line: str) -> None:
-        with suppress(
-            BlockingIOError
-        ):  # a janitor that reads nothing for so long is dead, and about to be replaced
-            os.write(self.write_end, line.encode())
-
-
 class Janitor:
-    """The supervisor's hold on the janitor: there always is one, and it knows every device."""
+    """The supervisor's hold on the janitor: from the first server on there always is one, and it knows every device."""
 
-    def __init__(
-        self, pipe: JanitorPipe, reactor: Reactor, *, replaced: Callable[[], None]
-    ) -> None:
-        self.pipe = pipe
+    def __init__(self, reactor: Reactor, *, replaced: Callable[[], None]) -> None:
         self.process: ProcessId | None = None
         self._reactor = reactor
         self._replaced = replaced
         self._devices: tuple[str, ...] = ()
+        self._server = 0
+        self._life = os.open(os.devnull, os.O_RDONLY)
+        self._pipe = -1
 
-    def start(self) -> None:
-        """Start one."""
-        self.process = ProcessId.of(start(_command(), keep=(), stdin=self.pipe.read_end))
-        self.watch(self._devices)
+    def attend(self, server: ProcessId, life_fd: int, devices: tuple[str, ...]) -> None:
+        """Have one that waits for the end of ``server`` too, and watches ``devices``; it replaces the one before."""
+        os.close(self._life)
+        self._server, self._life, self._devices = server.pid, os.dup(life_fd), devices
+        self._start()
+
+    def watch(self, devices: tuple[str, ...]) -> None:
+        """Let it detach these file systems (``major:minor``) when everybody else is dead."""
+        self._devices = devices
+        self._say(_watch(devices))
 
     def check(self) -> None:
         """Start another one soon if this one has died; to be called when a child has ended."""
         if self.process and not self.process.alive():
             reap(self.process.pid)
             self.process = None
-            self._reactor.after("janitor", _PAUSE_SECONDS, self._replace)
+            self._start_later()
 
-    def watch(self, devices: tuple[str, ...]) -> None:
-        """Let it detach these file systems when everybody else is dead."""
-        self._devices = devices
-        self.pipe.watch(devices)
+    def dismiss(self) -> None:
+        """Tell it that nothing is left to do."""
+        self._say("bye\n")
 
-    def _replace(self) -> None:
-        self.start()
+    def finish(self, devices: tuple[str, ...]) -> None:
+        """Have it detach these, also what can only be detached later."""
+        self.watch(devices)
+        if self.process is None:
+            self._start()
+        self._say("finish\n")
+
+    def _start(self) -> None:
+        before, pipe = self.process, self._pipe
+        read_end, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        try:
+            self.process = _start(self._server, self._life, read_end)
+        except OSError:
+            self.process = None
+            self._start_later()
+        finally:
+            os.close(read_end)
+        self.watch(self._devices)
+        if before:
+            before.kill_session()
+            reap(before.pid)
+        if pipe >= 0:
+            os.close(pipe)
+
+    def _start_later(self) -> None:
+        self._reactor.after("janitor", _PAUSE_SECONDS, self._start_again)
+
+    def _start_again(self) -> None:
+        self._start()
         self._replaced()
 
+    def _say(self, line: str) -> None:
+        # One that reads nothing for so long is dead, and about to be replaced.
+        with suppress(BlockingIOError, BrokenPipeError):
+            if self._pipe >= 0:
+                os.write(self._pipe, line.encode())
 
-def _command() -> tuple[str, ...]:
+
+def leave_behind(devices: Collection[str]) -> None:
+    """Start a janitor of nobody's, which detaches ``devices`` where they are in view, or come into view later."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, f"{_watch(devices)}finish\n".encode())
+        _start(0, nothing, read_end, output=nothing)
+    finally:
+        for fd in (nothing, read_end, write_end):
+            os.close(fd)
+
+
+def _watch(devices: Collection[str]) -> str:
+    return f"watch {FILESYSTEM_TYPE} {' '.join(devices)}\n"
+
+
+def _start(server: int, life_fd: int, stdin: int, *, output: int | None = None) -> ProcessId:
     unmount = _AS_ROOT if os.geteuid() == 0 else _AS_USER
-    return ("/bin/sh", "-c", _SCRIPT.strip(), "janitor", unmount)
+    arguments = (unmount, str(server), str(life_fd))
+    command = ("/bin/sh", "-c", _SCRIPT.strip(), "janitor", *arguments)
+    return ProcessId.of(start(command, keep=(life_fd,), stdin=stdin, output=output))

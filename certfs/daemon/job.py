@@ -9,7 +9,9 @@ W to S
     ``error JSON``      it cannot be served (see `failure_message`); W then ends, and nothing is left mounted
     ``beat``            every `BEAT_SECONDS`, from the event loop that answers the kernel
     ``flushed``         the answer to ``flush``
+    ``over``            the session has ended, because somebody unmounted it: W ends, and that is no crash
 S to W
+    ``in-charge JSON``  the first message, and the answer to every beat: who S is, and its janitor (`InCharge`)
     ``mount``           the answer to ``loaded``: the place is free
     ``activate``        write the plain copies from now on (what a `Job.passive` W waits for)
     ``passive``         the opposite: another W writes them now
@@ -20,7 +22,8 @@ S to W
     ``stop``            flush and end with status 0, whatever is open (SIGTERM and SIGINT mean the same)
 
 The end of the link without ``release`` is the death of S: W calls
-`certfs.daemon.adoption.start_successor`. W mounts at `Job.mountpoint` with the options ``fsname=certfs,subtype=certfs``
+`certfs.daemon.adoption.start_successor`. An S that leaves beats unanswered for `HANG_SECONDS` is stopped or hangs, and
+W ends it. W mounts at `Job.mountpoint` with the options ``fsname=certfs,subtype=certfs``
 (that is how a stale mount is known) and never unmounts: S does. When the session ends by an unmount, W flushes and ends
 with status 0.
 
@@ -32,15 +35,19 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
+from certfs.daemon.processes import ProcessId
+
 BEAT_SECONDS: Final = 2.5
 HANG_SECONDS: Final = 12.5
-"""Silence after which W is taken to hang: 10 s after the last answer at the earliest (I15), one beat's worth later."""
+"""Silence after which W or S is taken to hang: 10 s after its last word at the earliest (I15), one beat later."""
 
 LOADED: Final = b"loaded"
 MOUNT: Final = b"mount"
 READY: Final = b"ready"
 BEAT: Final = b"beat"
 FLUSHED: Final = b"flushed"
+OVER: Final = b"over"
+IN_CHARGE: Final = b"in-charge"
 ERROR: Final = b"error"
 ACTIVATE: Final = b"activate"
 PASSIVE: Final = b"passive"
@@ -124,8 +131,6 @@ class Job:
     """This W's end of the link."""
     life: tuple[int, int] = (-1, -1)
     """A pipe (read end, write end) whose end tells S that W has died; see `certfs.daemon.adoption.show_life`."""
-    janitor: tuple[int, int]
-    """The janitor's pipe (read end, write end): just held, so that the janitor sees when the last holder dies."""
 
     def to_json(self) -> bytes:
         """Return the job in the form that `receive` takes."""
@@ -136,16 +141,16 @@ class Job:
         """Read a job from ``fd`` to its end and close it; its descriptors are not passed on to W's own children."""
         with open(fd, "rb") as stream:
             raw = json.load(stream)
-        janitor, life = _pair(raw.pop("janitor")), _pair(raw.pop("life"))
+        read_end, write_end = raw.pop("life")
         mount = mount_from_json(raw.pop("mount"))
-        job = cls(mount=mount, janitor=janitor, life=life, **raw)
+        job = cls(mount=mount, life=(read_end, write_end), **raw)
         for inherited in job.inherited():
             os.set_inheritable(inherited, False)
         return job
 
     def inherited(self) -> tuple[int, ...]:
         """Return every descriptor that the process doing this job holds."""
-        return (*self.mount.inherited(), self.link_fd, *self.life, *self.janitor)
+        return (*self.mount.inherited(), self.link_fd, *self.life)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,25 @@ class Failure:
     exit_code: int
     message: str
     advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InCharge:
+    """Who looks after W."""
+
+    supervisor: ProcessId
+    janitor: ProcessId | None
+
+    def to_message(self) -> bytes:
+        """Return the ``in-charge`` message."""
+        return IN_CHARGE + b" " + json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_message(cls, message: bytes) -> Self:
+        """Return what `to_message` was given."""
+        raw = json.loads(message.removeprefix(IN_CHARGE))
+        janitor = ProcessId(**raw["janitor"]) if raw["janitor"] else None
+        return cls(ProcessId(**raw["supervisor"]), janitor)
 
 
 def failure_message(failure: Failure) -> bytes:
@@ -172,8 +196,3 @@ def failure_from(message: bytes) -> Failure:
 def mount_from_json(raw: dict[str, Any]) -> Mount:
     """Return the mount that ``dataclasses.asdict`` turned into ``raw``."""
     return Mount(trees=tuple(Tree(**tree) for tree in raw.pop("trees")), **raw)
-
-
-def _pair(numbers: list[int]) -> tuple[int, int]:
-    first, second = numbers
-    return first, second

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from certfs.daemon import mounts, runtime
+from certfs.daemon.janitor import leave_behind
 from certfs.daemon.job import FILESYSTEM_TYPE
 from certfs.daemon.runtime import State
 from certfs.daemon.shadow import remove_links
@@ -18,17 +19,23 @@ END_SECONDS: Final = 5.0
 def end_leftovers(directory: str) -> tuple[OSError, ...]:
     """End what is left of the instance with this runtime directory; return what could not be detached.
 
-    A supervisor that does not answer is killed as well. The state file goes only when nothing is left.
+    A supervisor that does not answer is killed as well. What is beneath somebody else's mount is left to a janitor. The
+    state file goes only when nothing else is left.
     """
     state = runtime.read_state(directory)
     devices = devices_of(directory, state)
     for device in devices:
         mounts.try_abort(device)
     processes = (state.supervisor, state.server) if state else ()
+    if state and state.janitor:
+        state.janitor.kill_session()  # before the others, whose end would set it to work beside this process
     for process in processes:
         if process:
             process.kill()
-    errors = mounts.detach(devices, mounts.unmounter()).errors
+    detached = mounts.detach(devices, mounts.unmounter())
+    if detached.left:
+        leave_behind(detached.left)
+    errors = detached.errors
     for process in processes:
         if process:
             process.ends_within(END_SECONDS)

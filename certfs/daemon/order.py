@@ -25,7 +25,8 @@ class Adoption:
     """The read end of the server's `Job.life`."""
     mountpoint: str
     passive: bool
-    janitor: tuple[int, int]
+    janitor: ProcessId | None
+    """The janitor of the supervisor before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +55,9 @@ class Order:
             raw: dict[str, Any] = json.load(stream)
         adopt = raw.pop("adopt")
         if adopt:
-            process = ProcessId(**adopt.pop("process"))
-            adopt = Adoption(process=process, janitor=_pair(adopt.pop("janitor")), **adopt)
+            process, janitor = ProcessId(**adopt.pop("process")), adopt.pop("janitor")
+            janitor = ProcessId(**janitor) if janitor else None
+            adopt = Adoption(process=process, janitor=janitor, **adopt)
         order = cls(mount=mount_from_json(raw.pop("mount")), adopt=adopt, **raw)
         for inherited in order.inherited():
             os.set_inheritable(inherited, False)
@@ -66,7 +68,7 @@ class Order:
         fds = list(self.mount.inherited())
         fds += [fd for fd in (self.report_fd, self.lock_fd) if fd is not None]
         if self.adopt:
-            fds += [self.adopt.link_fd, self.adopt.life_fd, *self.adopt.janitor]
+            fds += [self.adopt.link_fd, self.adopt.life_fd]
         return tuple(fds)
 
 
@@ -91,8 +93,3 @@ def execute(order: Order) -> NoReturn:
         os.set_inheritable(fd, True)
     program, *_ = arguments = command(box)
     os.execv(program, arguments)
-
-
-def _pair(numbers: list[int]) -> tuple[int, int]:
-    first, second = numbers
-    return first, second

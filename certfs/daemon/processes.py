@@ -29,13 +29,8 @@ class ProcessId:
     @classmethod
     def of(cls, pid: int) -> Self:
         """Return the identity of the process that has ``pid`` now; ProcessLookupError if there is none."""
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as stream:
-                fields = stream.read().rpartition(b")")[2].split()
-        except FileNotFoundError:
-            raise ProcessLookupError(pid) from None
-        state, started = fields[0], int(fields[19])
-        if state in (b"Z", b"X"):
+        state, started, _ = _status(pid)
+        if state in "ZX":
             raise ProcessLookupError(pid)
         return cls(pid, started)
 
@@ -46,11 +41,24 @@ class ProcessId:
         except ProcessLookupError:
             return False
 
+    def stopped(self) -> bool:
+        """Whether it is stopped, by a signal such as SIGSTOP or by a debugger."""
+        with suppress(ProcessLookupError):
+            state, started, _ = _status(self.pid)
+            return state in "Tt" and started == self.started
+        return False
+
     def kill(self) -> None:
         """Send SIGKILL; nothing if the process has ended."""
         with suppress(ProcessLookupError):
             if self.alive():
                 os.kill(self.pid, signal.SIGKILL)
+
+    def kill_session(self) -> None:
+        """Like `kill`, for it and what it started; it must have been started by `start`."""
+        with suppress(ProcessLookupError):
+            if self.alive():
+                os.killpg(self.pid, signal.SIGKILL)
 
     def ends_within(self, seconds: float) -> bool:
         """Wait until the process has ended, or for so long; whether it has."""
@@ -68,13 +76,23 @@ class ProcessId:
         """
         deadline = time.monotonic() + seconds
         while True:
-            with suppress(OSError), open(f"/proc/{self.pid}/stat", "rb") as stream:
-                fields = stream.read().rpartition(b")")[2].split()
-                if fields[0] in (b"Z", b"X") and int(fields[19]) == self.started:
-                    return os.waitstatus_to_exitcode(int(fields[49]))
+            with suppress(ProcessLookupError):
+                state, started, status = _status(self.pid)
+                if state in "ZX" and started == self.started:
+                    return os.waitstatus_to_exitcode(status)
             if time.monotonic() > deadline:
                 return None
             time.sleep(_PAUSE_SECONDS)
+
+
+def _status(pid: int) -> tuple[str, int, int]:
+    """Return state, start time and exit status (fields 3, 22 and 52 of /proc/PID/stat); ProcessLookupError."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            fields = stream.read().rpartition(b")")[2].split()
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    return fields[0].decode(), int(fields[19]), int(fields[49])
 
 
 def urgent(pid: int) -> None:

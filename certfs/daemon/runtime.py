@@ -22,6 +22,8 @@ from certfs.errors import PrivilegeError
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
 """Environment variable that names another runtime directory, for containers that have no writable /run."""
 REMEMBERED_EVENTS: Final = 50
+LOCK_SECONDS: Final = 3.0
+"""How long the lock of a supervisor that is ending may be waited for."""
 
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
 _NAME_LENGTH: Final = 200
@@ -97,7 +99,7 @@ def take_lock(directory: str) -> int | None:
     return fd
 
 
-def await_lock(directory: str, seconds: float) -> int | None:
+def await_lock(directory: str, seconds: float = LOCK_SECONDS) -> int | None:
     """Like `take_lock`, but wait for so long while another process holds the lock."""
     deadline = time.monotonic() + seconds
     while (lock := take_lock(directory)) is None and time.monotonic() < deadline:

@@ -24,7 +24,7 @@ from certfs.config import Config, load_config
 from certfs.daemon import job as messages
 from certfs.daemon import journal, mounts
 from certfs.daemon.adoption import await_turn, show_life, start_successor
-from certfs.daemon.job import Failure, Job, failure_message
+from certfs.daemon.job import Failure, InCharge, Job, failure_message
 from certfs.daemon.plaincopies import PlainCopies
 from certfs.daemon.status import StatusReport
 from certfs.errors import CertfsError, FuseError, StoreError
@@ -58,6 +58,9 @@ class Server:
         self._job = job
         self._loaded = False
         self._watch_problem = ""
+        self._in_charge: InCharge | None = None
+        self._unanswered = 0
+        """Beats since the supervisor last said something."""
         self._lingers: float | None = None
         """Seconds for which what is open is served, once the supervisor has let go of this server."""
         self._served = trio.Event()
@@ -161,6 +164,8 @@ class Server:
     async def _serve(self, scope: trio.CancelScope) -> None:
         session.install()
         await pyfuse3.main(max_tasks=_MAX_TASKS)
+        with suppress(OSError), socket.socket(fileno=os.dup(self._job.link_fd)) as link:
+            link.send(messages.OVER)
         scope.cancel()
 
     async def _watch_store(self) -> None:
@@ -205,16 +210,27 @@ class Server:
     async def _succeed(self, _old_link: int) -> Job:
         while True:
             try:
-                return await trio.to_thread.run_sync(start_successor, self._job)
+                janitor = self._in_charge.janitor if self._in_charge else None
+                return await trio.to_thread.run_sync(start_successor, self._job, janitor)
             except OSError as e:
                 log.error("no supervisor can be started: %s", e)  # noqa: TRY400 - the reason is all there is to say
             await trio.sleep(_RETRY_SECONDS)
 
-    @staticmethod
-    async def _beat(link: trio.socket.SocketType) -> None:
+    async def _beat(self, link: trio.socket.SocketType) -> None:
+        """Show the supervisor that this server lives; end one that does not answer (its successor is started then).
+
+        Beats are counted, not seconds: a server that was itself stopped must not take the supervisor for silent.
+        """
+        self._unanswered = 0
         with suppress(OSError):
             while True:
+                silent = (self._unanswered + 1) * messages.BEAT_SECONDS
+                if silent >= messages.HANG_SECONDS and self._in_charge:
+                    log.warning("the supervisor answers no more: ending it")
+                    self._in_charge.supervisor.kill()
+                    return
                 await link.send(messages.BEAT)
+                self._unanswered += 1
                 await trio.sleep(messages.BEAT_SECONDS)
 
     async def _receive(self, link: trio.socket.SocketType, scope: trio.CancelScope) -> None:
@@ -222,12 +238,17 @@ class Server:
         while True:
             try:
                 message = await link.recv(messages.MESSAGE_BYTES)
+            except ConnectionResetError:
+                continue  # it ended without reading everything: told once, and before what it said itself
             except OSError:
                 return
             word, _, argument = message.partition(b" ")
             if not word:
                 return
-            if word == messages.STOP:
+            self._unanswered = 0
+            if word == messages.IN_CHARGE:
+                self._in_charge = InCharge.from_message(message)
+            elif word == messages.STOP:
                 scope.cancel()
             elif word in {messages.ACTIVATE, messages.PASSIVE}:
                 self.plain.active = word == messages.ACTIVATE

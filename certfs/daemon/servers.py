@@ -10,14 +10,16 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Final, Self
 
-from certfs.daemon.job import BEAT, FLUSHED, MESSAGE_BYTES, Job
+from certfs.daemon.job import BEAT, FLUSHED, MESSAGE_BYTES, OVER, RELEASE, InCharge, Job
 from certfs.daemon.order import Adoption, inbox
 from certfs.daemon.processes import ProcessId, manner, python, start
 from certfs.daemon.runtime import EventKind
 
-_EXIT_SECONDS = 0.1
+LINGER_SECONDS: Final = 3600
+"""How long a server that was replaced or unmounted goes on serving what is open."""
+_EXIT_SECONDS: Final = 0.1
 """How long the status of one that died may take; it is missing while a thread of it waits for a disk."""
 
 
@@ -36,6 +38,9 @@ class Server:
     since: float = field(default_factory=time.time)
     heard: float = field(default_factory=time.monotonic)
     """When it last said something (time.monotonic)."""
+    _over: bool = False
+    _answer: bytes = b""
+    """To every beat."""
 
     @classmethod
     def start(cls, module: str, job: Job) -> Self:
@@ -60,7 +65,7 @@ class Server:
             adoption.process, link, adoption.life_fd, adoption.mountpoint, passive=adoption.passive
         )
 
-    def handed_over(self, janitor: tuple[int, int]) -> Adoption:
+    def handed_over(self, janitor: ProcessId | None) -> Adoption:
         """Return what another supervisor needs to adopt it."""
         return Adoption(
             process=self.process,
@@ -76,14 +81,35 @@ class Server:
         with suppress(OSError):
             self.link.send(message, socket.MSG_DONTWAIT)
 
+    def introduce(self, janitor: ProcessId | None) -> None:
+        """Let it know who looks after it, now and with the answer to every beat: this process and ``janitor``."""
+        self._answer = InCharge(ProcessId.of(os.getpid()), janitor).to_message()
+        self.say(self._answer)
+
+    def let_go(self) -> None:
+        """Let it serve what is open and then end; its mount is detached or about to be."""
+        self.say(b"%b %d" % (RELEASE, LINGER_SECONDS))
+
     def hear(self) -> bytes:
         """Return the next message, which must be there; empty when the server has closed the link."""
         try:
             message = self.link.recv(MESSAGE_BYTES)
         except ConnectionResetError:
-            return b""
+            # It ended without reading everything. That is told once, and before what it said itself.
+            message = self.link.recv(MESSAGE_BYTES)
         self.heard = time.monotonic()
+        if message == BEAT:
+            self.say(self._answer)
+        self._over = self._over or message == OVER
         return message
+
+    def was_unmounted(self) -> bool:
+        """Whether it said before its end that its session was over."""
+        poll = select.poll()
+        poll.register(self.link, select.POLLIN)
+        while poll.poll(0) and self.hear():
+            pass
+        return self._over
 
     def ask(self, question: bytes, seconds: float) -> bool:
         """Send ``question`` and wait for ``flushed``, passing over beats; whether it came in time.

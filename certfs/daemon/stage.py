@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Final
 
 from certfs.daemon import mounts, views
-from certfs.daemon.janitor import JanitorPipe
 from certfs.daemon.job import FILESYSTEM_TYPE, FLUSH, Failure, Job, Mount
 from certfs.daemon.leftovers import devices_of
 from certfs.daemon.runtime import State
@@ -30,19 +29,48 @@ class Stage:
         self._targets = {tree.target for tree in mount.trees}
         self._foreign: tuple[views.View, ...] = ()
         """Bind mounts that others made of ours; they come back with ours."""
+        self._waiting: dict[str, views.View] = {}
+        """By point: not in view because a mount of an earlier server is there, beneath somebody else's."""
         self.devices: tuple[str, ...] = ()
         """``major:minor`` of every mount of this instance that may be in the table."""
         self.can_hide = self._views.hidden
         """A server can go on while nothing of it is in view."""
 
-    def next_job(self, pipe: JanitorPipe, *, beside: bool) -> Job:
+    @property
+    def waits(self) -> bool:
+        """Whether something is to come into view when somebody else has unmounted what is over it."""
+        return bool(self._waiting)
+
+    def has_room(self, *, held: bool = False) -> bool:
+        """Whether a server can be mounted now; ``held``: its view is to stay plain.
+
+        If something covers the place of one that cannot be hidden, `waits` is true from now on.
+        """
+        if self.can_hide:
+            return True
+        covered = self.covered()
+        self._waiting = {
+            view.point: view for view in views.planned(self._mount) if view.point in covered
+        }
+        return not held and not self._waiting
+
+    def finds_room(self) -> bool:
+        """Whether there is room for a server that had none before."""
+        return not self.can_hide and self.waits and self.has_room()
+
+    def covered(self) -> tuple[str, ...]:
+        """Return the places where mounts of this instance are beneath somebody else's."""
+        table = mounts.table()
+        points = dict.fromkeys(entry.point for entry in table if entry.device in self.devices)
+        return tuple(point for point in points if self._is_covered(table, point))
+
+    def next_job(self, *, beside: bool) -> Job:
         """Return the job of the next server, with a place to mount; ``beside`` another one that still serves."""
         return Job(
             mount=self._mount,
             mountpoint=self._views.place(),
             passive=beside,
             waits=beside and not self.can_hide,
-            janitor=pipe.ends,
         )
 
     def clear(self, place: str) -> None:
@@ -65,23 +93,46 @@ class Stage:
             previous.ask(FLUSH, FLUSH_SECONDS)
         device = previous.device if previous else None
         for view in views.planned(self._mount):
-            if not self._is_seen(server, view.point):
-                error = self._views.show(view, server.mountpoint, device)
-                if error:
-                    text = f"cannot bring {view.point} into view: {error.strerror or error}"
-                    return Failure(6, text, "the log of the kernel (dmesg) may say why")
+            error = self._bring(view, server, device)
+            if error:
+                text = f"cannot bring {view.point} into view: {error.strerror or error}"
+                return Failure(6, text, "the log of the kernel (dmesg) may say why")
         for view in self._foreign:
-            # One that a target propagates to (mount_namespaces(7)) is there already; a second would go back to it.
-            if not self._is_seen(server, view.point):
-                error = self._views.show(view, server.mountpoint, device)
-                if error:
-                    self._complain(f"cannot bind {view.point} again: {error.strerror or error}")
+            error = self._bring(view, server, device)
+            if error:
+                self._complain(f"cannot bind {view.point} again: {error.strerror or error}")
         return None
 
-    @staticmethod
-    def _is_seen(server: Server, point: str) -> bool:
-        top = mounts.top_at(mounts.table(), point)
-        return top is not None and top.device == server.device
+    def _bring(self, view: views.View, server: Server, previous: str | None) -> OSError | None:
+        """Bring one view of ``server`` into view, in place of the device ``previous``; later, if somebody covers it.
+
+        A view that a target propagates to (mount_namespaces(7)) is there already; a second would go back to it.
+        """
+        table = mounts.table()
+        self._waiting.pop(view.point, None)
+        top = mounts.top_at(table, view.point)
+        if top is not None and top.device == server.device:
+            return None
+        if not self._is_covered(table, view.point):
+            return self._views.show(view, server.mountpoint, previous)
+        if not any((view.point, server.device) == (entry.point, entry.device) for entry in table):
+            self._waiting[view.point] = view
+        return None
+
+    def _is_covered(self, table: tuple[mounts.Entry, ...], point: str) -> bool:
+        """Whether a mount of this instance is at ``point``, beneath somebody else's."""
+        top = mounts.top_at(table, point)
+        here = {entry.device for entry in table if entry.point == point}
+        return (
+            top is not None and top.device not in self.devices and not here.isdisjoint(self.devices)
+        )
+
+    def resume(self, server: Server) -> None:
+        """Bring into view what waited for that, where nothing is over it any more."""
+        for view in tuple(self._waiting.values()):
+            error = self._bring(view, server, None)
+            if error:
+                self._complain(f"cannot bring {view.point} into view: {error.strerror or error}")
 
     def hide(self, server: Server | None, *, except_for: Server | None = None) -> None:
         """Take everything but the mount of ``except_for`` out of view; ``server`` is the one whose binds come back."""
@@ -111,9 +162,11 @@ class Stage:
             self._detach({server.device})
 
     def shows(self, server: Server) -> bool:
-        """Whether every target has a mount of ``server``."""
-        seen = {entry.point for entry in mounts.table() if entry.device == server.device}
-        return self._targets <= seen
+        """Whether every target has a mount of ``server``, or waits for it beneath somebody else's."""
+        table = mounts.table()
+        seen = {entry.point for entry in table if entry.device == server.device}
+        ours = {entry.point for entry in table if entry.device in self.devices}
+        return self._targets - seen <= self._waiting.keys() & ours
 
     def mounted(self, server: Server) -> bool:
         """Whether any mount of ``server`` is in the table."""
@@ -125,8 +178,12 @@ class Stage:
         A dead mount that lay beneath somebody else's comes into view when that one goes.
         """
         before = self.devices
-        there = {entry.device for entry in mounts.table() if entry.kind == FILESYSTEM_TYPE}
+        entries = [entry for entry in mounts.table() if entry.kind == FILESYSTEM_TYPE]
+        there = {entry.device for entry in entries}
         self.devices = tuple(dict.fromkeys(device for device in before if device in there))
+        # Where nothing of ours is left somebody has unmounted ours as well: it does not come back.
+        points = {entry.point for entry in entries if entry.device in self.devices}
+        self._waiting = {point: view for point, view in self._waiting.items() if point in points}
         dead = set(self.devices) - {server.device for server in alive if server}
         if dead:
             self._detach(dead)

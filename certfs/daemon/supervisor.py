@@ -1,8 +1,7 @@
 """The supervisor (S): starts the server, watches it, and decides what is in view when it dies.
 
-It owns the policy: what a death, a silence, a request or a signal leads to. It never resolves a path through a mount of
-ours in its own process, imports nothing but the standard library and the modules beside it, and sleeps in one place
-(`Reactor.step`).
+It owns the policy: what a death, a silence, a request or a signal leads to. It resolves no path through a mount of ours
+in its own process, imports only the standard library and the modules beside it, and sleeps in `Reactor.step` alone.
 
 The servers it knows: ``current`` is in view (or would be, if nobody had asked for plain directories); ``coming`` was
 started and is not ready yet; ``released`` ones serve what was opened before they were replaced, and end by themselves.
@@ -17,9 +16,8 @@ from typing import Final
 
 from certfs.daemon import console, mounts, shadow
 from certfs.daemon import job as messages
-from certfs.daemon.clients import Client, Clients
-from certfs.daemon.control import Reply, Verb
-from certfs.daemon.janitor import Janitor, JanitorPipe
+from certfs.daemon.control import Reply
+from certfs.daemon.janitor import Janitor
 from certfs.daemon.job import Failure, failure_from
 from certfs.daemon.notify import notify
 from certfs.daemon.order import Adoption, Order, execute
@@ -27,6 +25,7 @@ from certfs.daemon.outcome import Outcome
 from certfs.daemon.processes import reap, reap_strangers, urgent
 from certfs.daemon.reactor import TABLE_CHANGED, Reactor
 from certfs.daemon.record import Record
+from certfs.daemon.requests import Requests
 from certfs.daemon.runtime import Phase, await_lock, clear_instance
 from certfs.daemon.servers import Server
 from certfs.daemon.stage import FLUSH_SECONDS, Stage
@@ -35,14 +34,11 @@ START_SECONDS: Final = 120.0
 """A server that is not ready by then is given up: the first scan of a very large store takes its time."""
 END_SECONDS: Final = 1.0
 """How long a server may take to end after its mount is gone, unless files are still open."""
-LINGER: Final = b" 3600"
-"""How many seconds a server that was replaced or unmounted goes on serving what is open."""
-LOCK_SECONDS: Final = 3.0
 TABLE_SECONDS: Final = 0.05
 ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _BUG: Final = Failure(1, "the server ended before it served", "its log says why")
 _TOO_SLOW: Final = Failure(9, f"the server was not ready after {START_SECONDS:.0f} s")
-_BUSY: Final = Failure(8, "another restart or detached command is under way", "wait for its end")
+_NO_ROOM: Final = Failure(6, "something is mounted over it", "unmount that first")
 
 
 class Supervisor:
@@ -54,15 +50,17 @@ class Supervisor:
         self._reactor = Reactor()
         self._record = Record(order)
         self._stage = Stage(order.mount, lambda text: self._record.log("error", text))
-        pipe = JanitorPipe(*order.adopt.janitor) if order.adopt else JanitorPipe.create()
-        self._janitor = Janitor(pipe, self._reactor, replaced=self._save)
+        self._janitor = Janitor(self._reactor, replaced=self._introduce)
         self._lock_fd = order.lock_fd
         self._current: Server | None = None
         self._coming: Server | None = None
         self._released: set[Server] = set()
-        self._holds: set[Client] = set()
-        self._restarting: Client | None = None
-        self._restart_began = 0.0
+        self._requests = Requests(
+            end=lambda: self._end(0),
+            replace=self._replace,
+            step_aside=self._step_aside,
+            come_back=self._come_back,
+        )
         self._outcome = Outcome(order)
         self._exit_code: int | None = None
 
@@ -73,11 +71,10 @@ class Supervisor:
         mounts.mount_connections()
         self._reactor.on_signals((*ENDING, signal.SIGCHLD), self._signalled)
         if self._order.adopt is None:
-            self._janitor.start()
             self._start()
         elif not self._adopt(self._order.adopt):
             return 0
-        Clients(self._mount.runtime, self._reactor, asked=self._asked, left=self._left)
+        self._requests.listen(self._mount.runtime, self._reactor)
         table = os.open(mounts.MOUNTINFO, os.O_RDONLY)
         self._reactor.watch(table, self._table_changed, TABLE_CHANGED)
         while self._exit_code is None:
@@ -88,10 +85,10 @@ class Supervisor:
 
     def _start(self) -> None:
         """Start the next server; if that is impossible, try again later."""
-        if self._coming or (self._holds and not self._stage.can_hide):
+        if self._coming or not self._stage.has_room(held=self._requests.held):
             return
         self._reactor.cancel("again")
-        job = self._stage.next_job(self._janitor.pipe, beside=self._current is not None)
+        job = self._stage.next_job(beside=self._current is not None)
         try:
             server = Server.start(self._order.server_module, job)
         except OSError as error:
@@ -106,6 +103,13 @@ class Supervisor:
     def _watch(self, server: Server) -> None:
         self._reactor.watch(server.link.fileno(), lambda: self._hear(server))
         self._reactor.watch(server.life_fd, lambda: self._ended(server))
+        server.introduce(self._janitor.process)
+
+    def _introduce(self) -> None:
+        """Let everybody know which janitor there is now."""
+        for server in filter(None, (self._current, self._coming)):
+            server.introduce(self._janitor.process)
+        self._save()
 
     def _hear(self, server: Server) -> None:
         message = server.hear()
@@ -137,7 +141,7 @@ class Supervisor:
             self._give_up(server, Failure(6, f"nothing is mounted at {server.mountpoint}"))
             return
         self._janitor.watch(self._stage.devices)
-        failure = None if self._holds else self._stage.show(server, self._current)
+        failure = None if self._requests.held else self._stage.show(server, self._current)
         if failure:
             self._give_up(server, failure)
             return
@@ -149,21 +153,19 @@ class Supervisor:
         if server.passive:
             server.say(messages.ACTIVATE)
         self._record.live()
-        if self._restarting:
-            seconds = time.monotonic() - self._restart_began
-            self._record.note("restarted", "on request", live_seconds=seconds)
+        self._janitor.attend(server.process, server.life_fd, self._stage.devices)
         shadow.cast(self._mount)
         self._outcome.tell(None)
-        self._save()
-        if self._restarting:
-            self._restarting.answer(Reply())
-            self._renew(server)
+        self._introduce()
+        seconds = self._requests.restarting
+        if seconds is not None:
+            self._renew(server, seconds)
 
     def _retire(self, server: Server) -> None:
         """Let a server that was replaced serve what is open, and no more."""
         server.say(messages.PASSIVE)
         self._stage.remove(server)
-        server.say(messages.RELEASE + LINGER)
+        server.let_go()
         self._release(server)
 
     def _release(self, server: Server) -> None:
@@ -177,7 +179,7 @@ class Supervisor:
         server.kill()
         self._stage.remove(server)
         self._release(server)
-        if self._current and not self._holds:
+        if self._current and not self._requests.held:
             self._stage.show(self._current, None)  # where the new one had taken its place already
         self._not_started(failure)
 
@@ -189,9 +191,7 @@ class Supervisor:
             self._outcome.tell(failure)  # now that nothing is left
             return
         self._record.note("not started", failure.message)
-        if self._restarting:
-            self._restarting.answer(Reply(failure))
-            self._restarting = None
+        self._requests.restarted(failure)
         if self._current is None:
             self._start_later(0.0, killed=False)
         self._save()
@@ -209,7 +209,7 @@ class Supervisor:
             self._stage.identify(server)  # it may have mounted without a word
             self._stage.remove(server)
             self._not_started(_BUG)
-        elif self._stage.mounted(server):
+        elif self._stage.mounted(server) or not server.was_unmounted():
             self._lost(server)
         else:
             self._end(0)
@@ -228,9 +228,8 @@ class Supervisor:
         lost = time.monotonic()
         self._reactor.cancel("beat")
         self._current = None
-        mounts.try_abort(
-            server.device
-        )  # also one that has died may not be done: a thread waits for a disk
+        # Also one that has died may not be done: a thread waits for a disk.
+        mounts.try_abort(server.device)
         self._stage.hide(server, except_for=self._coming)
         plain_seconds = time.monotonic() - lost
         kind, detail = server.verdict(hung=hung)
@@ -260,37 +259,21 @@ class Supervisor:
 
     # --- requests, signals, the mount table
 
-    def _asked(self, client: Client, verb: Verb) -> None:
-        if verb == "unmount":
-            client.answer(Reply(lingering=self._end(0)))
-        elif self._restarting or (self._holds and verb == "restart"):
-            client.answer(Reply(_BUSY))
-        elif verb == "restart":
-            self._restarting, self._restart_began = client, time.monotonic()
+    def _replace(self) -> Failure | None:
+        if self._stage.has_room():
             self._start()
-        else:
-            self._hold(client)
+            return None
+        return _NO_ROOM
 
-    def _hold(self, client: Client) -> None:
-        """Keep the plain directories in view for as long as ``client`` is connected."""
+    def _step_aside(self) -> None:
         if not self._stage.can_hide:
             self._make_room()
-        elif self._current and not self._holds:
+        elif self._current:
             self._current.ask(messages.FLUSH, FLUSH_SECONDS)
-            self._holds.add(client)
             self._stage.step_aside(self._current)
-        self._holds.add(client)
         self._save()
-        client.answer(Reply())
 
-    def _left(self, client: Client) -> None:
-        if client is self._restarting:
-            self._restarting = None
-        if client not in self._holds:
-            return
-        self._holds.discard(client)
-        if self._holds:
-            return
+    def _come_back(self) -> None:
         if self._current is None:
             self._start()
         elif failure := self._stage.show(self._current, None):
@@ -309,40 +292,54 @@ class Supervisor:
 
     def _table_changed(self) -> None:
         """Look at the mount table soon: where containers come and go it changes all the time."""
-        self._reactor.after("table", TABLE_SECONDS, self._look_at_table)
+        self._reactor.after("table", 0 if self._stage.waits else TABLE_SECONDS, self._look_at_table)
 
     def _look_at_table(self) -> None:
-        if self._stage.tidy(self._current, self._coming):
-            self._save()
-        if self._current and not self._holds and not self._stage.shows(self._current):
+        current, held = self._current, self._requests.held
+        if current and current.gone(0):
+            return  # `_ended` deals with that
+        if current and not held and not self._stage.shows(current):
             self._record.log("info", "unmounted from outside")
             self._end(0)
+            return
+        if self._stage.tidy(current, self._coming):
+            self._save()
+        if current and held:
+            self._stage.step_aside(current)
+        elif current:
+            self._stage.resume(current)
+        elif self._stage.finds_room():
+            self._start()
 
     # --- ending
 
-    def _end(self, exit_code: int) -> int | None:
-        """Take everything out of view and end; return the server that still serves open files, if one does."""
+    def _end(self, exit_code: int) -> Reply:
+        """Take everything out of view and end; return what is still there."""
         if self._exit_code is not None:
-            return None
+            return Reply()
         notify("STOPPING=1")
         current, lingering = self._current, None
         answering = current is not None and current.ask(messages.FLUSH, FLUSH_SECONDS)
         if self._coming:
             self._put_down(self._coming)
         self._stage.hide(None)
-        if current and not current.gone(END_SECONDS):
+        covered = self._stage.covered()
+        if current and (covered or not current.gone(END_SECONDS)):
             if answering:
-                current.say(messages.RELEASE + LINGER)
+                current.let_go()
                 lingering = current.process.pid
             else:
                 current.kill()
-        self._janitor.pipe.dismiss()
+        if covered:
+            self._janitor.finish(self._stage.devices)
+        else:
+            self._janitor.dismiss()
         shadow.lift(self._mount)
         clear_instance(self._mount.runtime)
         self._record.log("info", "ended")
         self._reactor.clear()
         self._exit_code = exit_code
-        return lingering
+        return Reply(lingering=lingering, covered=covered)
 
     def _put_down(self, server: Server) -> None:
         server.kill()
@@ -360,36 +357,39 @@ class Supervisor:
             self._stage.hide(None)
             return False
         if self._lock_fd is None:
-            self._lock_fd = await_lock(self._mount.runtime, LOCK_SECONDS)
+            self._lock_fd = await_lock(self._mount.runtime)
             if self._lock_fd is None:
                 return False
         self._current = server
         self._watch(server)
         self._stage.take_over(server, before)
-        if before and before.janitor:
-            before.janitor.kill()  # each supervisor has one that is its own child
-        self._janitor.start()
+        self._janitor.attend(server.process, server.life_fd, self._stage.devices)
+        for janitor in filter(None, {adoption.janitor, before.janitor if before else None}):
+            janitor.kill_session()  # each supervisor has one that is its own child
         if adoption.passive:
             server.say(messages.ACTIVATE)
         self._expect_beat(server)
         if before and before.supervisor.pid != os.getpid():
             self._record.note("adopted", "the supervisor died, and this one took over")
-        self._save()
+        self._introduce()
         return True
 
-    def _renew(self, server: Server) -> None:
+    def _renew(self, server: Server, seconds: float) -> None:
         """Become a new supervisor, of the code that is installed now, with the same pid."""
-        adoption = server.handed_over(self._janitor.pipe.ends)
+        self._record.note("restarted", "on request", live_seconds=seconds)
+        self._save()
+        self._requests.restarted(None)
+        adoption = server.handed_over(self._janitor.process)
         order = replace(self._order, adopt=adoption, report_fd=None, lock_fd=self._lock_fd)
         try:
             execute(order)
         except OSError as error:
             self._record.log("error", f"the supervisor stays the old one: {error}")
-            self._restarting = None
 
     def _save(self) -> None:
         self._janitor.watch(self._stage.devices)
-        phase: Phase = "detached" if self._holds else "serving" if self._current else "plain"
+        held = self._requests.held
+        phase: Phase = "detached" if held else "serving" if self._current else "plain"
         if self._outcome.pending:
             phase = "starting"
         server = self._current or self._coming

@@ -67,15 +67,14 @@ def mount_of(target: str, fd: int = 3) -> Mount:
 @given(target=NAMES)
 def test_a_job_survives_its_journey(target: str) -> None:
     """What the supervisor writes into the pipe is what the server reads, whatever bytes the paths hold."""
-    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(6)]
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
     job = Job(
         mount=mount_of(target, fds[0]),
         mountpoint=target,
         passive=True,
         waits=False,
         link_fd=fds[1],
-        life=(fds[4], fds[5]),
-        janitor=(fds[2], fds[3]),
+        life=(fds[2], fds[3]),
     )
     try:
         assert Job.receive(inbox(job.to_json())) == job
@@ -84,17 +83,17 @@ def test_a_job_survives_its_journey(target: str) -> None:
             os.close(fd)
 
 
-@given(target=NAMES)
-def test_an_order_survives_its_journey(target: str) -> None:
+@given(target=NAMES, janitor=st.sampled_from([None, ProcessId(3, 4)]))
+def test_an_order_survives_its_journey(target: str, janitor: ProcessId | None) -> None:
     """What starts a supervisor is what it reads."""
-    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(5)]
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
     adoption = Adoption(
         process=ProcessId(1, 2),
         link_fd=fds[1],
-        life_fd=fds[4],
+        life_fd=fds[2],
         mountpoint=target,
         passive=False,
-        janitor=(fds[2], fds[3]),
+        janitor=janitor,
     )
     order = Order(mount=mount_of(target, fds[0]), adopt=adoption)
     try:
@@ -252,7 +251,7 @@ from certfs.daemon.job import Job, Mount
 
 mount = Mount(mode="standalone", trees=(), runtime="", config_file=None, allow_other=False, journal=False)
 life = (int(sys.argv[1]), int(sys.argv[2]))
-show_life(Job(mount=mount, mountpoint="", passive=False, waits=False, life=life, janitor=(-1, -1)))
+show_life(Job(mount=mount, mountpoint="", passive=False, waits=False, life=life))
 print("ready", flush=True)
 memory = bytearray(200 << 20)  # takes its time to be given back
 time.sleep(60)

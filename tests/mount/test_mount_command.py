@@ -373,9 +373,16 @@ def test_status_of_a_hanging_mount_does_not_hang(scene: Scene) -> None:
 
 
 def test_a_hanging_supervisor_can_be_unmounted(scene: Scene) -> None:
-    """`certfs unmount` ends also an instance whose supervisor does not answer."""
+    """`certfs unmount` ends also an instance whose processes are stopped, and `certfs restart` says that they are."""
     scene.mount()
-    os.kill(scene.state()["supervisor"]["pid"], signal.SIGSTOP)
+    state = scene.state()
+    for process in ("supervisor", "server"):
+        os.kill(state[process]["pid"], signal.SIGSTOP)
+    said = scene.certfs("restart", scene.mountpoint, expect=9)
+    assert said.startswith(
+        "certfs: the supervisor does not answer: certfs unmount and certfs mount"
+    )
+    assert said.count("\n") == 1
     said = scene.certfs("unmount", scene.mountpoint)
     assert "supervisor was dead" in said
     assert scene.is_clean()

@@ -1,0 +1,108 @@
+"""Two faults at once: whoever is stopped, hangs or is dead, the paths do not stay at ENOTCONN (I14, I15)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import pki
+from tests.support.host import Host, host, kill_together
+from tests.support.mounts import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+
+@pytest.fixture
+def dom0() -> Iterator[Host]:
+    """A host with a source in its pool, and certfs mounted."""
+    with host() as made:
+        (made.store.certs_pool / "0.pem").write_bytes(pki.issue("host 0").pem)
+        made.certfs("mount")
+        wait_until(made.store.pool_bundle.exists, what="the plain copy (I12)")
+        yield made
+
+
+def plain_after(made: Host, began: float, seconds: float) -> None:
+    """Wait for plain files, and print after how many seconds they were there."""
+    wait_until(lambda: not made.in_view(), seconds=seconds, what="plain directories")
+    print(f"plain directories after {time.monotonic() - began:.2f} s")
+    assert b"BEGIN CERTIFICATE" in made.tree.pool_bundle.read_bytes()
+    assert made.tree.xensource.is_dir()
+
+
+def test_a_server_killed_under_a_stopped_supervisor(dom0: Host) -> None:
+    """The janitor brings plain files; the supervisor, once it runs again, the live mount."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    began = time.monotonic()
+    kill_together(server)
+    plain_after(dom0, began, 3)
+    os.kill(supervisor, signal.SIGCONT)
+    dom0.live_again(began, not_pid=server)
+    assert dom0.supervisor() == supervisor
+    dom0.certfs("unmount")
+    wait_until(lambda: dom0.processes() == [], what="the end of all processes")
+
+
+@pytest.mark.slow
+def test_a_stopped_supervisor_is_replaced(dom0: Host) -> None:
+    """A supervisor that answers no beat is ended by its server, and whoever waits for it is served by the next one."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    began = time.monotonic()
+    dom0.certfs("restart")
+    print(f"restarted after {time.monotonic() - began:.1f} s")
+    assert dom0.supervisor() != supervisor
+    wait_until(lambda: not os.path.exists(f"/proc/{supervisor}"), what="the end of the old one")
+    dom0.live_again(began, not_pid=server, seconds=20)
+    assert [event["kind"] for event in dom0.state()["events"]] == ["adopted", "restarted"]
+
+
+@pytest.mark.slow
+def test_a_supervisor_killed_beside_a_stopped_server(dom0: Host) -> None:
+    """Nobody can start another supervisor: the janitor ends the server, and plain files are there."""
+    server = dom0.server()
+    os.kill(server, signal.SIGSTOP)
+    began = time.monotonic()
+    kill_together(dom0.supervisor())
+    waiting = dom0.start("ls", "/etc/stunnel/certs-pool")
+    plain_after(dom0, began, 15)
+    waiting.communicate(timeout=5)
+    wait_until(lambda: dom0.processes() == [], what="the end of all processes")
+    dom0.certfs("mount")
+    assert dom0.presented()
+
+
+@pytest.mark.slow
+def test_a_server_that_was_stopped_is_left_alone_by_the_janitor(dom0: Host) -> None:
+    """A server that is stopped for some seconds after its supervisor died goes on and gets another one."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    os.kill(server, signal.SIGSTOP)
+    kill_together(supervisor)
+    time.sleep(5)
+    os.kill(server, signal.SIGCONT)
+    wait_until(lambda: dom0.supervisor() != supervisor, what="another supervisor")
+    time.sleep(8)
+    assert dom0.server() == server
+    assert dom0.presented()
+    assert len(dom0.processes_named("janitor")) <= 2
+
+
+def test_there_is_one_janitor(dom0: Host) -> None:
+    """Restarts, deaths of servers and of supervisors leave one janitor, the one that is written down."""
+    dom0.certfs("restart")
+    server, supervisor = dom0.server(), dom0.supervisor()
+    kill_together(server)
+    dom0.live_again(time.monotonic(), not_pid=server)
+    kill_together(supervisor)
+    wait_until(lambda: dom0.supervisor() != supervisor, what="another supervisor")
+
+    def one() -> bool:
+        sessions = {os.getsid(pid) for pid in dom0.processes_named("umount -l") or [0]}
+        return sessions == {dom0.state()["janitor"]["pid"]}
+
+    wait_until(one, what="one janitor")
