@@ -4,7 +4,6 @@ Owns their arguments and what they say; what they do is `certfs.daemon`'s.
 """
 
 import os
-import subprocess
 import sys
 from typing import Final
 
@@ -12,7 +11,7 @@ import click
 
 from certfs.config import DEFAULT_FILE, load_config
 from certfs.daemon import instances, launch
-from certfs.errors import NotMountedError
+from certfs.errors import DeadlineError, NotMountedError
 
 _CANNOT_RUN: Final = 127
 """What a shell answers for a command that cannot be run."""
@@ -87,10 +86,19 @@ def mount(  # noqa: PLR0913  one for each option
 def unmount(*, mountpoint: str | None, if_mounted: bool) -> None:
     """End a mount, at once and also if files are open: they stay usable until they are closed."""
     try:
-        click.echo(instances.unmount(mountpoint))
+        said, stale = instances.unmount(mountpoint)
     except NotMountedError:
         if not if_mounted:
             raise
+    else:
+        click.echo(said)
+        _warn(stale)
+
+
+def _warn(stale: tuple[str, ...]) -> None:
+    """Say which plain bundles are not what was served: a certificate may be trusted that was deleted."""
+    for line in stale:
+        click.echo(f"certfs: the plain copy is not current: {line}", err=True)
 
 
 @click.command(
@@ -119,10 +127,16 @@ def detached(*, mountpoint: str | None, command: tuple[str, ...]) -> None:
 
     The exit code is COMMAND's. Changes that are made meanwhile are picked up.
     """
-    with instances.detached(mountpoint):
+    with instances.detached(mountpoint) as hold:
+        _warn(hold.stale)
         try:
-            status = subprocess.run(command, check=False).returncode
+            status = hold.run(command)
         except OSError as error:
             click.echo(f"certfs: cannot run {command[0]}: {error.strerror}", err=True)
             status = _CANNOT_RUN
+    if hold.interrupted and status == 0:
+        raise DeadlineError(
+            f"the supervisor died while {command[0]} ran, and the mount was in view for a moment",
+            advice="run it again",
+        )
     sys.exit(128 - status if status < 0 else status)

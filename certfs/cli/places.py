@@ -3,8 +3,10 @@
 Owns finding out which bundles there are and reading their sources; needs nobody to be serving.
 """
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from certfs.identity.paths import DOM0, HostPaths
 from certfs.store.trust import Roots, Trust
 
 _STATUS = ".certfs/status.json"
+_DEAD = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
+"""What the kernel answers for a mount whose server is dead (fuse.rst of the kernel)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def find_place(mountpoint: str | None, store: str | None, config_file: str | Non
     trees = {
         os.fsencode(os.path.basename(tree)): tree
         for tree in config.dom0_trees
-        if os.path.isdir(tree)
+        if _is_directory(tree)
     }
     if not trees:
         raise NotMountedError(
@@ -59,6 +63,22 @@ def find_place(mountpoint: str | None, store: str | None, config_file: str | Non
             advice="name a MOUNTPOINT, or --store DIR",
         )
     return Place(trees, config.bundles, config, DOM0)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as e:
+        if e.errno in _DEAD:
+            raise _dead_mount(path, e) from None
+        return False
+
+
+def _dead_mount(path: str, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path}: {error.strerror}",
+        advice="the processes that served it are dead: certfs mount serves it again, certfs unmount takes it away",
+    )
 
 
 def _standalone(directory: str, specs: tuple[BundleSpec, ...], config: Config) -> Place:
@@ -79,7 +99,9 @@ def _mounted(mountpoint: str, config_file: str | None) -> Place:
             for bundle in status["bundles"]
         )
         config_file = config_file or status["config_file"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        if isinstance(e, OSError) and e.errno in _DEAD:
+            raise _dead_mount(mountpoint, e) from None
         raise NotMountedError(
             f"{mountpoint} is not a certfs mount",
             advice="name where it is mounted, or --store DIR for a store",

@@ -23,6 +23,7 @@ _PHASES: Final = {
     "serving": "serving",
     "detached": "detached: a command runs with the plain directories in view",
     "plain": "NOT SERVING: the plain directories are in view",
+    "dead": "DEAD: its processes were killed; certfs mount serves it again, certfs unmount takes it away",
 }
 
 
@@ -93,7 +94,7 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     yield f"  state        {click.style(phase, fg='green' if good else 'red')}"
     yield f"  since        {_moment(status['since'])}"
     for name in ("server", "supervisor"):
-        if status[name]:
+        if status[name] and status["phase"] != "dead":
             yield f"  {name:<11}  process {status[name]['pid']}"
     if status.get("log"):
         yield f"  log          {status['log']}"

@@ -9,7 +9,7 @@ import socket
 import threading
 from dataclasses import replace
 
-from certfs.daemon.job import LOADED, MESSAGE_BYTES, MOUNT, Job
+from certfs.daemon.job import IN_CHARGE, LOADED, MESSAGE_BYTES, MOUNT, Job
 from certfs.daemon.order import Adoption, Order, command, inbox
 from certfs.daemon.processes import ProcessId
 
@@ -56,8 +56,9 @@ def await_turn(job: Job) -> None:
         return
     with socket.socket(fileno=os.dup(job.link_fd)) as link:
         link.send(LOADED)
-        if link.recv(MESSAGE_BYTES) != MOUNT:
-            raise SystemExit(1)
+        while (message := link.recv(MESSAGE_BYTES)) != MOUNT:
+            if not message.startswith(IN_CHARGE):
+                raise SystemExit(1)
 
 
 def start_successor(job: Job, janitor: ProcessId | None) -> Job:

@@ -32,6 +32,8 @@ class Reply:
     """After ``unmount``: the server that still serves files that are open; None if it has ended."""
     covered: tuple[str, ...] = ()
     """After ``unmount``: where something is mounted over certfs, which is detached when that is unmounted."""
+    stale: tuple[str, ...] = ()
+    """After ``unmount`` and ``detach``: which plain copies are not what was served, and why."""
 
     def to_json(self) -> bytes:
         """Return the packet."""
@@ -42,7 +44,7 @@ class Reply:
         """Return what `to_json` was given."""
         raw = json.loads(packet)
         failure = Failure(**raw["failure"]) if raw["failure"] else None
-        return cls(failure, raw["lingering"], tuple(raw["covered"]))
+        return cls(failure, raw["lingering"], tuple(raw["covered"]), tuple(raw["stale"]))
 
 
 def listen(directory: str) -> socket.socket:

@@ -7,9 +7,10 @@ down (state.json). Both are documented in ``docs/operations.md``.
 import json
 import subprocess
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from certfs.daemon import runtime
+from certfs.daemon import mounts, runtime
+from certfs.daemon.leftovers import devices_of
 from certfs.daemon.runtime import Phase, State
 
 ANSWER_SECONDS: Final = 3.0
@@ -19,11 +20,12 @@ ANSWER_SECONDS: Final = 3.0
 class Answer:
     """How one mount is."""
 
-    phase: Phase
+    phase: Phase | Literal["dead"]
+    """``dead``: no process is left, and mounts are."""
     report: dict[str, Any] | None
     """The server's status.json; None if it did not answer in time."""
     state: State | None
-    """The supervisor's; None for a mount of somebody else, whose runtime directory cannot be read."""
+    """The supervisor's; None for a mount of somebody else, or where it could not be written."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``certfs status --json`` prints."""
@@ -64,10 +66,12 @@ class Answer:
 
 
 def ask_instance(directory: str) -> Answer | None:
-    """Ask the instance with this runtime directory; None if nothing runs there."""
+    """Ask the instance with this runtime directory; None if nothing runs or is mounted there."""
     state = runtime.read_state(directory)
-    if state is None or not _runs(state):
-        return None
+    if state is None:
+        return _ask_hidden_mounts(directory)
+    if not _runs(state):
+        return Answer("dead", None, state) if devices_of(directory, state) else None
     report = _read(state.mountpoint) if state.mountpoint and state.device else None
     return Answer(state.phase, report, state)
 
@@ -76,6 +80,15 @@ def ask_mount(mountpoint: str) -> Answer | None:
     """Ask the certfs at ``mountpoint``, whoever it belongs to; None if there is none or it does not answer."""
     report = _read(mountpoint)
     return None if report is None else Answer("serving", report, None)
+
+
+def _ask_hidden_mounts(directory: str) -> Answer | None:
+    """Ask what is mounted in a runtime directory whose state could not be written, or was removed."""
+    points = [
+        entry.point for entry in mounts.table() if entry.point.startswith(f"{directory}/mount-")
+    ]
+    answers = (ask_mount(point) for point in reversed(points))
+    return next((answer for answer in answers if answer), None)
 
 
 def _runs(state: State) -> bool:

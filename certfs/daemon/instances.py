@@ -5,20 +5,30 @@ Owns the client's side of the control socket and the way an instance without sup
 
 import contextlib
 import os
+import select
 import socket
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from certfs.daemon import control, runtime
 from certfs.daemon.control import Reply, Verb
 from certfs.daemon.launch import canonical, failure_error
-from certfs.daemon.leftovers import end_leftovers
-from certfs.errors import DeadlineError, MountpointError, NotMountedError, PrivilegeError
+from certfs.daemon.leftovers import devices_of, end_leftovers
+from certfs.errors import (
+    CertfsError,
+    DeadlineError,
+    MountpointError,
+    NotMountedError,
+    PrivilegeError,
+)
 
 ANSWER_SECONDS: Final = 20.0
 RESTART_SECONDS: Final = 130.0
 CONNECT_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.1
+"""How soon the death of the supervisor is noticed while a command runs detached."""
 
 
 def find(mountpoint: str | None) -> str:
@@ -36,7 +46,7 @@ def find(mountpoint: str | None) -> str:
         directory = f"{base}/{runtime.instance_name('standalone', where)}"
         if not os.path.isdir(directory):
             directory = _dom0_with(base, where) or directory
-    if runtime.read_state(directory) is None:
+    if runtime.read_state(directory) is None and not devices_of(directory, None):
         raise NotMountedError(
             f"certfs is not mounted at {where}", advice="certfs status lists what is"
         )
@@ -48,11 +58,11 @@ def _dom0_with(base: str, target: str) -> str | None:
     return f"{base}/dom0" if state and target in state.targets else None
 
 
-def unmount(mountpoint: str | None) -> str:
-    """End the instance at ``mountpoint`` and return what is to be said about it."""
+def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
+    """End the instance at ``mountpoint``; return what is to be said about it, and which plain copies are stale."""
     directory = find(mountpoint)
     state = runtime.read_state(directory)
-    where = " and ".join(state.targets) if state else mountpoint
+    where = " and ".join(state.targets) if state else mountpoint or "the host's own directories"
     reply = _ask(directory, "unmount", ANSWER_SECONDS)
     if reply is None:
         errors = end_leftovers(directory)
@@ -61,18 +71,16 @@ def unmount(mountpoint: str | None) -> str:
                 f"cannot detach {errors[0].filename}: {errors[0].strerror}",
                 advice=f"detach it as root: umount -l {errors[0].filename}",
             )
-        return f"unmounted {where}; its supervisor was dead or did not answer"
+        return f"unmounted {where}; its supervisor was dead or did not answer", ()
+    said = f"unmounted {where}"
     if reply.covered:
-        return (
-            f"unmounted {where}; something else is mounted over {' and '.join(reply.covered)}:"
-            " what is beneath goes as soon as that is unmounted"
+        said += f"; something else is mounted over {' and '.join(reply.covered)}:"
+        said += " what is beneath goes as soon as that is unmounted"
+    elif reply.lingering is not None:
+        said += (
+            f"; process {reply.lingering} serves files that are still open until they are closed"
         )
-    if reply.lingering is None:
-        return f"unmounted {where}"
-    return (
-        f"unmounted {where}; process {reply.lingering} serves files that are still open"
-        " until they are closed"
-    )
+    return said, reply.stale
 
 
 def restart(mountpoint: str | None) -> None:
@@ -80,13 +88,56 @@ def restart(mountpoint: str | None) -> None:
     _expect(_ask(find(mountpoint), "restart", RESTART_SECONDS))
 
 
+class Hold:
+    """What keeps the plain directories of an instance in view: a connection to its supervisor."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self.stale: tuple[str, ...] = ()
+        """Which plain copies are not what was served, and why."""
+        self.interrupted = False
+        """The supervisor died meanwhile: the mount was in view until the next one was asked."""
+        self._connection: socket.socket | None = self._take()
+
+    def _take(self) -> socket.socket:
+        kept: list[socket.socket] = []
+        self.stale = _expect(_ask(self._directory, "detach", ANSWER_SECONDS, keep=kept)).stale
+        return kept.pop()
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run ``command`` and return its exit code (negative: the signal). OSError if it cannot be run."""
+        with subprocess.Popen(command) as process:
+            try:
+                while True:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        return process.wait(_LOOK_SECONDS)
+                    self._renew()
+            except BaseException:
+                process.kill()
+                raise
+
+    def _renew(self) -> None:
+        if self._connection and select.select([self._connection], [], [], 0)[0]:
+            self.close()
+            with contextlib.suppress(
+                CertfsError
+            ):  # nobody serves any more: what is in view is plain
+                self._connection = self._take()
+                self.interrupted = True
+
+    def close(self) -> None:
+        """Let the mount come back."""
+        if self._connection:
+            self._connection.close()
+        self._connection = None
+
+
 @contextlib.contextmanager
-def detached(mountpoint: str | None) -> Iterator[None]:
+def detached(mountpoint: str | None) -> Iterator[Hold]:
     """Keep the plain directories in view for the time of the context; then wait until the mount is back."""
     directory = find(mountpoint)
-    with contextlib.ExitStack() as connection:
-        _expect(_ask(directory, "detach", ANSWER_SECONDS, keep=connection))
-        yield
+    with contextlib.closing(Hold(directory)) as hold:
+        yield hold
     _await_attached(directory)
 
 
@@ -114,9 +165,9 @@ def _connect(directory: str) -> socket.socket | None:
 
 
 def _ask(
-    directory: str, verb: Verb, seconds: float, *, keep: contextlib.ExitStack | None = None
+    directory: str, verb: Verb, seconds: float, *, keep: list[socket.socket] | None = None
 ) -> Reply | None:
-    """Ask the supervisor; None if there is none, or no answer in time. ``keep`` holds the connection afterwards."""
+    """Ask the supervisor; None if there is none, or no answer in time. ``keep`` gets the connection, still open."""
     deadline = time.monotonic() + seconds
     while connection := _connect(directory):
         with contextlib.ExitStack() as stack:
@@ -129,7 +180,8 @@ def _ask(
                     is_stopped=lambda: _is_stopped(directory),
                 )
                 if keep is not None:
-                    keep.push(stack.pop_all())
+                    keep.append(connection)
+                    stack.pop_all()
                 return reply
         if time.monotonic() > deadline:
             break
@@ -141,7 +193,7 @@ def _is_stopped(directory: str) -> bool:
     return state is not None and state.supervisor.stopped()
 
 
-def _expect(reply: Reply | None) -> None:
+def _expect(reply: Reply | None) -> Reply:
     if reply is None:
         raise DeadlineError(
             "the supervisor does not answer",
@@ -149,3 +201,4 @@ def _expect(reply: Reply | None) -> None:
         )
     if reply.failure:
         raise failure_error(reply.failure)
+    return reply

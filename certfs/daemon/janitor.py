@@ -2,9 +2,9 @@
 
 A shell with two waits, so that two faults at once leave no path at ENOTCONN:
 
-- Its standard input is a pipe that the supervisor (S) holds. Its end without a farewell means that S is dead. The
-  server (W) starts another S then, which ends this janitor; unless W is dead too, or stopped: it is ended, and every
-  mount that J was told to watch is detached.
+- Its standard input is a pipe that the supervisor (S) holds. Its end without a farewell means that S is dead. A
+  server (W) starts another S then, which ends this janitor; unless every W is dead too, or stopped: those are ended,
+  and every mount that J was told to watch is detached.
 - The end of W's life pipe means that W is dead. S has seen to that a second later, unless S is stopped: then J detaches
   what does not answer any more.
 
@@ -25,7 +25,7 @@ from certfs.daemon.reactor import Reactor
 _SCRIPT: Final = r"""
 trap '' HUP INT TERM
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
-unmount=$1 server=$2 life=$3
+unmount=$1 life=$2
 
 # Whether another mount lies upon the mount $1, at the same place $2.
 covered() {
@@ -57,41 +57,51 @@ END
     done
 }
 
-read -r _ kind devices
+read -r _ kind servers devices
 {
     read -r _
     sleep 1
     sweep dead
 } <"/proc/self/fd/$life" &
 finish=
-while [ ! "$finish" ] && read -r word first rest; do
+while [ ! "$finish" ] && read -r word first second rest; do
     case $word in
-        watch) kind=$first devices=$rest ;;
+        watch) kind=$first servers=$second devices=$rest ;;
         finish) finish=yes ;;
         bye) kill -9 $! ; exit 0 ;;
     esac
 done
 
-rounds=0 stopped=0
-while [ ! "$finish" ] && read -r stat 2>/dev/null <"/proc/$server/stat"; do
-    case $stat in
-        *') Z '* | *') X '*) break ;;
-        *') T '* | *') t '*) stopped=$((stopped + 1)) ;;
-        *) stopped=0 ;;
-    esac
-    if [ $stopped -gt 100 ]; then
-        kill -9 "$server"
-        for device in $devices; do
-            echo 1 2>/dev/null >"/sys/fs/fuse/connections/${device#*:}/abort"
-        done
-        break
-    fi
+# Whether a server can still start a supervisor: one that runs, or one that was stopped only a moment ago.
+hope() {
+    running= stopped=
+    for server in $(printf '%s' "$servers" | tr , ' '); do
+        read -r stat 2>/dev/null <"/proc/$server/stat" || continue
+        case $stat in
+            *') Z '* | *') X '*) ;;
+            *') T '* | *') t '*) stopped="$stopped $server" ;;
+            *) running=yes ;;
+        esac
+    done
+    [ "$running" ] && patience=100
+    patience=$((patience - 1))
+    [ "$running" ] || { [ "$stopped" ] && [ $patience -gt 0 ]; }
+}
+
+rounds=0 patience=100 stopped=
+while [ ! "$finish" ] && hope; do
     [ $rounds -lt 200 ] && pause=0.1 || pause=1
     rounds=$((rounds + 1))
     sleep $pause
 done
 
 exec >/dev/null 2>&1
+if [ "$stopped" ]; then
+    kill -9 $stopped
+    for device in $devices; do
+        echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"
+    done
+fi
 sweep
 while [ "$hidden" ]; do
     findmnt --poll --first-only --nocanonicalize --timeout 1000 || sleep 0.2
@@ -112,21 +122,20 @@ class Janitor:
         self.process: ProcessId | None = None
         self._reactor = reactor
         self._replaced = replaced
-        self._devices: tuple[str, ...] = ()
-        self._server = 0
+        self._watch = _watch((), ())
         self._life = os.open(os.devnull, os.O_RDONLY)
         self._pipe = -1
 
-    def attend(self, server: ProcessId, life_fd: int, devices: tuple[str, ...]) -> None:
-        """Have one that waits for the end of ``server`` too, and watches ``devices``; it replaces the one before."""
+    def attend(self, life_fd: int) -> None:
+        """Have one that also waits for the end of the server with this life pipe; it replaces the one before."""
         os.close(self._life)
-        self._server, self._life, self._devices = server.pid, os.dup(life_fd), devices
+        self._life = os.dup(life_fd)
         self._start()
 
-    def watch(self, devices: tuple[str, ...]) -> None:
-        """Let it detach these file systems (``major:minor``) when everybody else is dead."""
-        self._devices = devices
-        self._say(_watch(devices))
+    def watch(self, devices: Collection[str], servers: Collection[ProcessId]) -> None:
+        """Let it detach these file systems (``major:minor``) when S and these servers are dead."""
+        self._watch = _watch(devices, servers)
+        self._say(self._watch)
 
     def check(self) -> None:
         """Start another one soon if this one has died; to be called when a child has ended."""
@@ -139,9 +148,9 @@ class Janitor:
         """Tell it that nothing is left to do."""
         self._say("bye\n")
 
-    def finish(self, devices: tuple[str, ...]) -> None:
+    def finish(self, devices: Collection[str]) -> None:
         """Have it detach these, also what can only be detached later."""
-        self.watch(devices)
+        self.watch(devices, ())
         if self.process is None:
             self._start()
         self._say("finish\n")
@@ -151,13 +160,13 @@ class Janitor:
         read_end, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         try:
-            self.process = _start(self._server, self._life, read_end)
+            self.process = _start(self._life, read_end)
         except OSError:
             self.process = None
             self._start_later()
         finally:
             os.close(read_end)
-        self.watch(self._devices)
+        self._say(self._watch)
         if before:
             before.kill_session()
             reap(before.pid)
@@ -183,19 +192,19 @@ def leave_behind(devices: Collection[str]) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     read_end, write_end = os.pipe()
     try:
-        os.write(write_end, f"{_watch(devices)}finish\n".encode())
-        _start(0, nothing, read_end, output=nothing)
+        os.write(write_end, f"{_watch(devices, ())}finish\n".encode())
+        _start(nothing, read_end, output=nothing)
     finally:
         for fd in (nothing, read_end, write_end):
             os.close(fd)
 
 
-def _watch(devices: Collection[str]) -> str:
-    return f"watch {FILESYSTEM_TYPE} {' '.join(devices)}\n"
+def _watch(devices: Collection[str], servers: Collection[ProcessId]) -> str:
+    pids = ",".join(str(server.pid) for server in servers) or "0"
+    return f"watch {FILESYSTEM_TYPE} {pids} {' '.join(devices)}\n"
 
 
-def _start(server: int, life_fd: int, stdin: int, *, output: int | None = None) -> ProcessId:
+def _start(life_fd: int, stdin: int, *, output: int | None = None) -> ProcessId:
     unmount = _AS_ROOT if os.geteuid() == 0 else _AS_USER
-    arguments = (unmount, str(server), str(life_fd))
-    command = ("/bin/sh", "-c", _SCRIPT.strip(), "janitor", *arguments)
+    command = ("/bin/sh", "-c", _SCRIPT.strip(), "janitor", unmount, str(life_fd))
     return ProcessId.of(start(command, keep=(life_fd,), stdin=stdin, output=output))

@@ -8,7 +8,7 @@ W to S
     ``ready``           the file system is mounted at `Job.mountpoint` and answers
     ``error JSON``      it cannot be served (see `failure_message`); W then ends, and nothing is left mounted
     ``beat``            every `BEAT_SECONDS`, from the event loop that answers the kernel
-    ``flushed``         the answer to ``flush``
+    ``flushed JSON``    the answer to ``flush``: which plain copies could not be written, and why (`stale_from`)
     ``over``            the session has ended, because somebody unmounted it: W ends, and that is no crash
 S to W
     ``in-charge JSON``  the first message, and the answer to every beat: who S is, and its janitor (`InCharge`)
@@ -32,7 +32,9 @@ Owns the form of these messages; knows nothing of how either side acts on them.
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Final, Literal, Self
 
 from certfs.daemon.processes import ProcessId
@@ -56,6 +58,8 @@ RELEASE: Final = b"release"
 STOP: Final = b"stop"
 MESSAGE_BYTES: Final = 65536
 """No message is longer."""
+_LINE: Final = 1000
+_MOST_LINES: Final = 8
 
 FILESYSTEM_TYPE: Final = "fuse.certfs"
 """The type of our mounts in /proc/self/mountinfo."""
@@ -179,6 +183,18 @@ class InCharge:
         raw = json.loads(message.removeprefix(IN_CHARGE))
         janitor = ProcessId(**raw["janitor"]) if raw["janitor"] else None
         return cls(ProcessId(**raw["supervisor"]), janitor)
+
+
+def flushed_message(stale: Iterable[str]) -> bytes:
+    """Return the ``flushed`` message; ``stale`` says of each copy that is not current which it is, and why."""
+    return (
+        FLUSHED + b" " + json.dumps([line[:_LINE] for line in islice(stale, _MOST_LINES)]).encode()
+    )
+
+
+def stale_from(message: bytes) -> tuple[str, ...]:
+    """Return what `flushed_message` was given, cut to what a message may hold."""
+    return tuple(json.loads(message.removeprefix(FLUSHED)))
 
 
 def failure_message(failure: Failure) -> bytes:

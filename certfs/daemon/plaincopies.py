@@ -4,9 +4,11 @@ Owns when they are written: soon after a change, never by a server that is not t
 """
 
 import os
+from collections.abc import Iterator
 
 import trio
 
+from certfs.core.text import printable
 from certfs.daemon import journal
 from certfs.store.live import LiveBundle
 from certfs.store.plain import PlainState
@@ -47,6 +49,13 @@ class PlainCopies:
         """Whether the store holds what a reader of the mount gets."""
         copy = self._trust.plain.get(bundle)
         return copy is not None and copy.is_current
+
+    def stale(self) -> Iterator[str]:
+        """Yield, for people, which copies are not what a reader of the mount gets, and why."""
+        for bundle, copy in self._trust.plain.items():
+            if not copy.is_current:
+                name = printable(b"/".join(bundle.spec.bundle))
+                yield f"{name}: {copy.state.error or 'not written in time'}"
 
     async def keep(self) -> None:
         """Write copies whenever they are wanted, for ever."""

@@ -20,7 +20,7 @@ class Requests:
 
     - ``end``: end everything, and say what is still there
     - ``replace``: begin to replace the server; the failure if that cannot even be begun
-    - ``step_aside``: bring the plain directories into view
+    - ``step_aside``: bring the plain directories into view, and say how current they are
     - ``come_back``: bring the server into view again
     """
 
@@ -29,7 +29,7 @@ class Requests:
         *,
         end: Callable[[], Reply],
         replace: Callable[[], Failure | None],
-        step_aside: Callable[[], None],
+        step_aside: Callable[[], Reply],
         come_back: Callable[[], None],
     ) -> None:
         self._end = end
@@ -73,9 +73,7 @@ class Requests:
         else:
             first = not self._holds
             self._holds.add(client)
-            if first:
-                self._step_aside()
-            client.answer(Reply())
+            client.answer(self._step_aside() if first else Reply())
 
     def _left(self, client: Client) -> None:
         if client is self._restarting:

@@ -255,7 +255,7 @@ class Server:
                 self.plain.wake()
             elif word == messages.FLUSH:
                 await self.plain.flush()
-                await link.send(messages.FLUSHED)
+                await link.send(messages.flushed_message(self.plain.stale()))
             elif word == messages.RELEASE:
                 self._lingers = float(argument)
                 return

@@ -12,11 +12,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
-from certfs.daemon.job import BEAT, FLUSHED, MESSAGE_BYTES, OVER, RELEASE, InCharge, Job
+from certfs.daemon.job import (
+    BEAT,
+    FLUSHED,
+    MESSAGE_BYTES,
+    OVER,
+    RELEASE,
+    Failure,
+    InCharge,
+    Job,
+    stale_from,
+)
 from certfs.daemon.order import Adoption, inbox
 from certfs.daemon.processes import ProcessId, manner, python, start
 from certfs.daemon.runtime import EventKind
 
+START_SECONDS: Final = 120.0
+"""A server that is not ready by then is given up: the first scan of a very large store takes its time."""
+TOO_SLOW: Final = Failure(9, f"the server was not ready after {START_SECONDS:.0f} s")
+ENDED_EARLY: Final = Failure(1, "the server ended before it served", "its log says why")
 LINGER_SECONDS: Final = 3600
 """How long a server that was replaced or unmounted goes on serving what is open."""
 _EXIT_SECONDS: Final = 0.1
@@ -38,6 +52,8 @@ class Server:
     since: float = field(default_factory=time.time)
     heard: float = field(default_factory=time.monotonic)
     """When it last said something (time.monotonic)."""
+    stale: tuple[str, ...] = ()
+    """What it said last about plain copies that it could not write."""
     _over: bool = False
     _answer: bytes = b""
     """To every beat."""
@@ -122,13 +138,21 @@ class Server:
         deadline = time.monotonic() + seconds
         while poll.poll(max(deadline - time.monotonic(), 0) * 1000):
             message = self.hear()
+            if message.startswith(FLUSHED):
+                self.stale = stale_from(message)
+                return True
             if message != BEAT:
-                return message == FLUSHED
+                return False
         return False
 
     def kill(self) -> None:
         """End it at once, also if it is stopped."""
         self.process.kill()
+
+    def end(self, seconds: float) -> None:
+        """Like `kill`, and wait for at most ``seconds``."""
+        self.kill()
+        self.gone(seconds)
 
     def gone(self, seconds: float) -> bool:
         """Wait for at most ``seconds`` until it has died; whether it has."""

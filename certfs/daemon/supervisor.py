@@ -27,17 +27,13 @@ from certfs.daemon.reactor import TABLE_CHANGED, Reactor
 from certfs.daemon.record import Record
 from certfs.daemon.requests import Requests
 from certfs.daemon.runtime import Phase, await_lock, clear_instance
-from certfs.daemon.servers import Server
+from certfs.daemon.servers import ENDED_EARLY, START_SECONDS, TOO_SLOW, Server
 from certfs.daemon.stage import FLUSH_SECONDS, Stage
 
-START_SECONDS: Final = 120.0
-"""A server that is not ready by then is given up: the first scan of a very large store takes its time."""
 END_SECONDS: Final = 1.0
 """How long a server may take to end after its mount is gone, unless files are still open."""
 TABLE_SECONDS: Final = 0.05
 ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_BUG: Final = Failure(1, "the server ended before it served", "its log says why")
-_TOO_SLOW: Final = Failure(9, f"the server was not ready after {START_SECONDS:.0f} s")
 _NO_ROOM: Final = Failure(6, "something is mounted over it", "unmount that first")
 
 
@@ -97,7 +93,7 @@ class Supervisor:
             return
         self._coming = server
         self._watch(server)
-        self._reactor.after("start", START_SECONDS, lambda: self._give_up(server, _TOO_SLOW))
+        self._reactor.after("start", START_SECONDS, lambda: self._give_up(server, TOO_SLOW))
         self._save()
 
     def _watch(self, server: Server) -> None:
@@ -107,9 +103,12 @@ class Supervisor:
 
     def _introduce(self) -> None:
         """Let everybody know which janitor there is now."""
-        for server in filter(None, (self._current, self._coming)):
+        for server in self._serving():
             server.introduce(self._janitor.process)
         self._save()
+
+    def _serving(self) -> list[Server]:
+        return [server for server in (self._current, self._coming) if server]
 
     def _hear(self, server: Server) -> None:
         message = server.hear()
@@ -140,7 +139,7 @@ class Supervisor:
         if not self._stage.identify(server):
             self._give_up(server, Failure(6, f"nothing is mounted at {server.mountpoint}"))
             return
-        self._janitor.watch(self._stage.devices)
+        self._save()
         failure = None if self._requests.held else self._stage.show(server, self._current)
         if failure:
             self._give_up(server, failure)
@@ -153,7 +152,7 @@ class Supervisor:
         if server.passive:
             server.say(messages.ACTIVATE)
         self._record.live()
-        self._janitor.attend(server.process, server.life_fd, self._stage.devices)
+        self._janitor.attend(server.life_fd)
         shadow.cast(self._mount)
         self._outcome.tell(None)
         self._introduce()
@@ -208,7 +207,7 @@ class Supervisor:
             self._coming = None
             self._stage.identify(server)  # it may have mounted without a word
             self._stage.remove(server)
-            self._not_started(_BUG)
+            self._not_started(ENDED_EARLY)
         elif self._stage.mounted(server) or not server.was_unmounted():
             self._lost(server)
         else:
@@ -265,13 +264,15 @@ class Supervisor:
             return None
         return _NO_ROOM
 
-    def _step_aside(self) -> None:
-        if not self._stage.can_hide:
+    def _step_aside(self) -> Reply:
+        current = self._current
+        if current and self._stage.can_hide:
+            current.ask(messages.FLUSH, FLUSH_SECONDS)
+            self._stage.step_aside(current)
+        else:
             self._make_room()
-        elif self._current:
-            self._current.ask(messages.FLUSH, FLUSH_SECONDS)
-            self._stage.step_aside(self._current)
         self._save()
+        return Reply(stale=current.stale if current else ())
 
     def _come_back(self) -> None:
         if self._current is None:
@@ -286,8 +287,7 @@ class Supervisor:
             self._end(0)
             return
         self._janitor.check()
-        servers = (self._current, self._coming, *self._released)
-        own = [server.process for server in servers if server]
+        own = [server.process for server in (*self._serving(), *self._released)]
         reap_strangers({process.pid for process in (*own, self._janitor.process) if process})
 
     def _table_changed(self) -> None:
@@ -339,11 +339,10 @@ class Supervisor:
         self._record.log("info", "ended")
         self._reactor.clear()
         self._exit_code = exit_code
-        return Reply(lingering=lingering, covered=covered)
+        return Reply(None, lingering, covered, current.stale if current else ())
 
     def _put_down(self, server: Server) -> None:
-        server.kill()
-        server.gone(END_SECONDS)
+        server.end(END_SECONDS)
         self._stage.identify(server)  # it may have mounted without a word
 
     # --- one supervisor after the other
@@ -363,7 +362,7 @@ class Supervisor:
         self._current = server
         self._watch(server)
         self._stage.take_over(server, before)
-        self._janitor.attend(server.process, server.life_fd, self._stage.devices)
+        self._janitor.attend(server.life_fd)
         for janitor in filter(None, {adoption.janitor, before.janitor if before else None}):
             janitor.kill_session()  # each supervisor has one that is its own child
         if adoption.passive:
@@ -387,7 +386,7 @@ class Supervisor:
             self._record.log("error", f"the supervisor stays the old one: {error}")
 
     def _save(self) -> None:
-        self._janitor.watch(self._stage.devices)
+        self._janitor.watch(self._stage.devices, [server.process for server in self._serving()])
         held = self._requests.held
         phase: Phase = "detached" if held else "serving" if self._current else "plain"
         if self._outcome.pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -137,6 +138,32 @@ def test_a_stale_mount_is_cleaned_up_at_start(dom0: Host) -> None:
     assert certificates(dom0.tree.pool_bundle) == 2
 
 
+def test_dead_mounts_are_called_dead(dom0: Host) -> None:
+    """With every process killed, each command says so and what to do, and `certfs unmount` takes the mounts away."""
+    kill_together(*dom0.processes())
+    assert "DEAD" in dom0.certfs("status", expect=9)
+    assert json.loads(dom0.certfs("status", "--json", expect=9))["phase"] == "dead"
+    for command in ("list", "check"):
+        said = dom0.certfs(command, expect=4)
+        assert "/etc/xensource: Transport endpoint is not connected" in said
+        assert "certfs mount serves it again" in said
+    assert "does not answer" in dom0.certfs("restart", expect=9)
+    dom0.certfs("unmount")
+    assert dom0.certfs_mounts() == []
+    dom0.certfs("status", expect=7)
+
+
+@pytest.mark.parametrize("lost", [["state.json"], ["state.json", "control", "lock", "log"]])
+def test_a_runtime_directory_that_was_cleaned(dom0: Host, lost: list[str]) -> None:
+    """Whoever removes files from the runtime directory does not make the mount invisible to the commands."""
+    for name in lost:
+        dom0.inside(f"/run/certfs/dom0/{name}").unlink()
+    assert "serving" in dom0.certfs("status")
+    dom0.certfs("unmount")
+    assert dom0.certfs_mounts() == []
+    wait_until(lambda: dom0.processes() == [], what="the end of all processes")
+
+
 def test_a_command_runs_detached(dom0: Host) -> None:
     """`certfs detached` shows the plain directories to a command, and attaches again with what it changed."""
     pem = dom0.store.root / "later"
@@ -156,6 +183,42 @@ def test_a_killed_detached_command_attaches_again(dom0: Host) -> None:
     command.kill()
     command.communicate(timeout=10)
     wait_until(dom0.presented, what="the mount")
+
+
+def test_a_detached_command_whose_supervisor_dies(dom0: Host) -> None:
+    """The next supervisor is asked to stand aside as well, and the command's caller learns that there was a gap."""
+    release = dom0.directory / "release"
+    os.mkfifo(release)
+    command = dom0.start(*dom0.program(), "detached", "--", "cat", release)
+    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    supervisor = dom0.supervisor()
+    kill_together(supervisor)
+
+    def asked_again() -> bool:
+        state = dom0.state()
+        return bool(state["supervisor"]["pid"] != supervisor and state["phase"] == "detached")
+
+    wait_until(asked_again, what="the next supervisor")
+    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    release.write_text("go")
+    said, _ = command.communicate(timeout=10)
+    assert command.returncode == 9
+    assert "go" in said
+    assert "certfs: the supervisor died while cat ran" in said
+    wait_until(dom0.presented, what="the mount")
+
+
+def test_unmounting_while_a_command_runs_detached(dom0: Host) -> None:
+    """`certfs unmount` ends the instance, not the command."""
+    release = dom0.directory / "release"
+    os.mkfifo(release)
+    command = dom0.start(*dom0.program(), "detached", "--", "cat", release)
+    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    dom0.certfs("unmount")
+    wait_until(lambda: dom0.daemons() == [], what="the end of the processes")
+    release.write_text("go")
+    said, _ = command.communicate(timeout=10)
+    assert (command.returncode, said) == (0, "go")
 
 
 def test_backups_see_the_files(dom0: Host) -> None:
