@@ -12,7 +12,7 @@ import trio
 
 from certfs.core.catalog import Source
 from certfs.store.backing import status_at
-from certfs.store.scan import Reading, SourceReader, unanswered
+from certfs.store.scan import Reading, SourceReader, Writers, unanswered
 from certfs.store.targets import Targets
 
 
@@ -52,7 +52,7 @@ class LinkedSources:
 
         def read(own: int, name: bytes) -> Reading | None:
             # A target that is being written counts as it was, and is looked at again (promise I3).
-            return self._read(own, name, before[name], wait_for_writers=True)
+            return self._read(own, name, before[name], Writers.UNLIKELY)
 
         async with self._asking:
             readings = await trio.to_thread.run_sync(self._targets.ask, directory, before, read)
@@ -88,12 +88,12 @@ class LinkedSources:
         return [name for name, found in stamps.items() if found != links[name].target]
 
     def _read(
-        self, directory: int, name: bytes, known: Source | None, *, wait_for_writers: bool = False
+        self, directory: int, name: bytes, known: Source | None, writers: Writers = Writers.NONE
     ) -> Reading | None:
         status = status_at(directory, name)
         if status is None:
             return None
-        return self._reader.read(directory, name, status, known, wait_for_writers=wait_for_writers)
+        return self._reader.read(directory, name, status, known, writers)
 
 
 def _unanswered(known: Source | None) -> Reading:

@@ -22,7 +22,7 @@ from certfs.core.catalog import Catalog, Change, Source
 from certfs.core.certificate import Remark
 from certfs.store.backing import FileId, file_id, stamp_head, status_at
 from certfs.store.linked import LinkedSources
-from certfs.store.scan import Reading, SourceReader, being_written, source_names
+from certfs.store.scan import Reading, SourceReader, Writers, being_written, source_names
 
 # A file of this size parses in about a millisecond; what is larger is read in a thread.
 _INLINE_SIZE = 32 << 10
@@ -109,20 +109,20 @@ class LiveBundle:
                 pass
 
     async def refresh(
-        self, names: Iterable[bytes], actor: Actor | None, *, echo: bool = False
+        self, names: Iterable[bytes], actor: Actor | None, writers: Writers = Writers.NONE
     ) -> None:
         """Read these sources again and publish what they say now.
 
-        ``echo`` is for news from the store itself, which may be of a change already published: an unchanged stamp is
-        then an unchanged file, and a file that somebody outside still writes is waited for.
+        With other ``writers`` than none these are news from the store itself, maybe of a change already published: an
+        unchanged stamp is then an unchanged file, and one that somebody outside still writes is waited for.
         """
         names = [name for name in names if name not in self._hidden_names]
         if not names or self.directory is None:
             return
         if not self._lock.locked() and self._is_quick(self.directory, names):
-            self._apply(self._read(self.directory, names, echo=echo).readings, actor)
+            self._apply(self._read(self.directory, names, writers).readings, actor)
             return
-        await self._read_away(lambda directory: self._read(directory, names, echo=echo), actor)
+        await self._read_away(lambda directory: self._read(directory, names, writers), actor)
 
     async def rescan(self, actor: Actor | None = None) -> None:
         """Read the whole directory again: every source whose stamp changed, and those that came and went."""
@@ -170,7 +170,7 @@ class LiveBundle:
         """Read the whole directory at start, when there is nobody yet to wait for it."""
         if self.directory is None:
             return
-        batch = self._read_all(self.directory, echo=False)
+        batch = self._read_all(self.directory, Writers.NONE)
         self._apply(batch.readings, None)
         if batch.links:
             self._apply(self._links.load(self.directory, batch.links), None)
@@ -225,17 +225,17 @@ class LiveBundle:
                 return False
         return True
 
-    def _read_all(self, directory: int, *, echo: bool = True) -> _Batch:
+    def _read_all(self, directory: int, writers: Writers = Writers.UNLIKELY) -> _Batch:
         names = []
         with suppress(OSError):
             names = [name for name in source_names(directory) if name not in self._hidden_names]
-        batch = self._read(directory, names, echo=echo)
+        batch = self._read(directory, names, writers)
         gone: dict[bytes, Reading | None] = dict.fromkeys(self.catalog.names())
         for name in batch.links:
             gone.pop(name, None)
         return _Batch(gone | batch.readings, batch.links)
 
-    def _read(self, directory: int, names: Iterable[bytes], *, echo: bool) -> _Batch:
+    def _read(self, directory: int, names: Iterable[bytes], writers: Writers) -> _Batch:
         """Read those sources that are files, and name those that are links; blocks."""
         readings: dict[bytes, Reading | None] = {}
         links: list[bytes] = []
@@ -250,9 +250,8 @@ class LiveBundle:
                 # The last complete content counts until the last writer closes (promise I3).
                 readings[name] = Reading(known or being_written())
             else:
-                reading = self._reader.read(
-                    directory, name, status, known if echo else None, wait_for_writers=echo
-                )
+                unless_changed = None if writers is Writers.NONE else known
+                reading = self._reader.read(directory, name, status, unless_changed, writers)
                 if self._is_busy(file_id(status)):
                     # Somebody began to write while it was read.
                     reading = Reading(known or being_written())

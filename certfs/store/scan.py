@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from certfs.core.bundle import is_source_name
 from certfs.core.catalog import Source
@@ -40,6 +41,17 @@ _KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+
+
+class Writers(Enum):
+    """What is known, before a source is read, of those who may have it open for writing."""
+
+    NONE = auto()
+    """There are none: whoever changed it did so through the mount, and has closed it."""
+    UNLIKELY = auto()
+    """Something in the store says that it is complete: it is read where nobody can tell."""
+    LIKELY = auto()
+    """A write was heard of, and no more: it is read only if the kernel says that nobody has it open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +88,17 @@ def unanswered() -> Source:
     return _left_out("symbolic link: its target does not answer")
 
 
-def has_writer(fd: int) -> bool:
+def has_writer(fd: int) -> bool | None:
     """Whether any process holds the file open for writing: then a read lease is refused (fcntl(2), F_SETLEASE).
 
-    False where leases are not to be had (some filesystems, a file of another user): then nobody can tell.
+    None where leases are not to be had (some filesystems, a file of another user): then nobody can tell.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return None
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
 
@@ -110,13 +122,12 @@ class SourceReader:
         name: bytes,
         status: os.stat_result,
         known: Source | None = None,
-        *,
-        wait_for_writers: bool = False,
+        writers: Writers = Writers.NONE,
     ) -> Reading | None:
         """Return the source of this name and status, None if it went away; never raises for what is there.
 
-        ``known`` is handed back as it is when its stamp shows that the file has not changed; with
-        ``wait_for_writers`` also while somebody has the file open for writing.
+        ``known`` is handed back as it is when its stamp shows that the file has not changed, and while somebody has the
+        file open for writing.
         """
         is_link = stat.S_ISLNK(status.st_mode)
         through_mount = False
@@ -130,7 +141,7 @@ class SourceReader:
         except OSError as e:
             return _reading_of_error(e, status, is_link=is_link)
         try:
-            source = self._read_inode(fd, known, is_link=is_link, wait_for_writers=wait_for_writers)
+            source = self._read_inode(fd, known, writers, is_link=is_link)
             return Reading(source, is_link, through_mount)
         finally:
             os.close(fd)
@@ -151,7 +162,7 @@ class SourceReader:
         return b""
 
     def _read_inode(  # noqa: PLR0911 - one for each reason to leave a source out
-        self, fd: int, known: Source | None, *, is_link: bool, wait_for_writers: bool
+        self, fd: int, known: Source | None, writers: Writers, *, is_link: bool
     ) -> Source:
         status = os.stat(fd)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
@@ -168,9 +179,11 @@ class SourceReader:
         except OSError as e:
             return _unread(e, status)
         try:
-            if wait_for_writers and has_writer(file):
-                return known or being_written()
-            return self._read_file(file, certain=not wait_for_writers)
+            if writers is not Writers.NONE:
+                found = has_writer(file)
+                if found or (found is None and writers is Writers.LIKELY):
+                    return known or being_written()
+            return self._read_file(file, certain=writers is Writers.NONE)
         except OSError as e:
             return _unread(e, status)
         finally:

@@ -17,7 +17,7 @@ from certfs.store.backing import FileId, fd_path, file_id, status_at
 from certfs.store.links import PathWalker
 from certfs.store.live import Actor, LiveBundle, Observer
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, sweep, temporary_name
-from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader
+from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.watch import StoreWatcher
 
 SWAP_SUFFIX = b".bk"
@@ -128,19 +128,21 @@ class Trust:
         """Whether this name in this directory is that of a source."""
         return directory in self._roles.sources and name.endswith(b".pem")
 
-    async def changed(
-        self, directory: FileId, name: bytes, actor: Actor | None, *, echo: bool = False
-    ) -> None:
+    async def changed(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that ``name`` in ``directory`` was made, written, replaced or removed."""
-        await self.replaced(directory, (name,), actor, echo=echo)
+        await self.replaced(directory, (name,), actor)
 
     async def replaced(
-        self, directory: FileId, names: Sequence[bytes], actor: Actor | None, *, echo: bool = False
+        self,
+        directory: FileId,
+        names: Sequence[bytes],
+        actor: Actor | None,
+        writers: Writers = Writers.NONE,
     ) -> None:
         """Do as ``changed`` for several names at once, so that nobody sees one of them without the others."""
         sources = [name for name in names if name.endswith(b".pem")]
         for bundle in self._roles.sources.get(directory, ()):
-            await bundle.refresh(sources, actor, echo=echo)
+            await bundle.refresh(sources, actor, writers)
         if any(self._leads_to_source(directory, name) for name in names):
             for bundle in self._resolve(actor):
                 await bundle.rescan(actor)
@@ -197,7 +199,9 @@ class Trust:
                 await bundle.rescan()
             return
         for directory, names in events.names.items():
-            await self.replaced(directory, sorted(names), None, echo=True)
+            await self.replaced(directory, sorted(names), None, Writers.UNLIKELY)
+        for directory, names in events.modified.items():
+            await self.replaced(directory, sorted(names), None, Writers.LIKELY)
 
     def bundle_directory(self, bundle: LiveBundle) -> int | None:
         """Return a descriptor of the store's directory that a bundle's plain copy belongs in."""

@@ -15,9 +15,9 @@ from inotify_simple import INotify, flags
 from certfs.errors import StoreError
 from certfs.store.backing import FileId, describe, fd_path
 
-# No IN_MODIFY: a file in the middle of being written is none of our business (I3).
 _MASK = (
-    flags.CLOSE_WRITE
+    flags.MODIFY
+    | flags.CLOSE_WRITE
     | flags.CREATE
     | flags.DELETE
     | flags.MOVED_FROM
@@ -29,13 +29,18 @@ _MASK = (
 
 @dataclass(frozen=True, slots=True)
 class StoreEvents:
-    """What happened since the last look: names by directory; ``overflow`` if the kernel dropped some."""
+    """What happened since the last look: names by directory; ``overflow`` if the kernel dropped some.
+
+    ``modified`` holds those of which only IN_MODIFY was heard: mostly files in the middle of being written, which are
+    none of our business (I3), but also what truncate(2) does to a file that nobody has open.
+    """
 
     names: dict[FileId, set[bytes]] = field(default_factory=dict)
+    modified: dict[FileId, set[bytes]] = field(default_factory=dict)
     overflow: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.names) or self.overflow
+        return bool(self.names or self.modified) or self.overflow
 
 
 class StoreWatcher:
@@ -84,14 +89,19 @@ class StoreWatcher:
     def read(self) -> StoreEvents:
         """Return what happened, without waiting."""
         names: dict[FileId, set[bytes]] = {}
+        modified: dict[FileId, set[bytes]] = {}
         overflow = False
         for event in self._inotify.read(timeout=0):
             if event.mask & flags.Q_OVERFLOW:
                 overflow = True
             directory = self._watches.get(event.wd)
             if directory is not None and event.name:
-                names.setdefault(directory, set()).add(os.fsencode(event.name))
-        return StoreEvents(names, overflow)
+                found = modified if event.mask & flags.MODIFY else names
+                found.setdefault(directory, set()).add(os.fsencode(event.name))
+        only = {
+            directory: found - names.get(directory, set()) for directory, found in modified.items()
+        }
+        return StoreEvents(names, {key: found for key, found in only.items() if found}, overflow)
 
     def close(self) -> None:
         """Stop watching."""

@@ -360,6 +360,19 @@ def test_both_sides_of_an_exchange_keep_what_they_were(certfs_mount: CertfsMount
             os.pwrite(file.fileno(), kept, 0)
 
 
+def test_truncating_in_the_store_empties_the_source(certfs_mount: CertfsMount) -> None:
+    """I13: truncate(2) directly in the store shows at the next open, though nobody opens or closes the file."""
+    tree = certfs_mount.tree
+    text = pki.authority("cut").pem
+    beneath = tree.store / "stunnel/certs/cut.pem"
+    certfs_mount.expected_log.append("cut.pem: empty file")
+    for _ in range(50):
+        beneath.write_bytes(text)
+        assert tree.user_bundle.read_bytes() == text
+        os.truncate(beneath, 0)
+        assert not tree.user_bundle.exists()
+
+
 def test_truncating_under_another_name_empties_the_source(certfs_mount: CertfsMount) -> None:
     """I1: a hard link elsewhere is another name of the source, also for truncate(2) without an open file."""
     tree = certfs_mount.tree

@@ -59,14 +59,19 @@ def test_every_way_to_change_a_name_is_told(watcher: StoreWatcher, tmp_path: Pat
         assert events.names[directory]
 
 
-def test_a_write_in_progress_is_not_told(watcher: StoreWatcher, tmp_path: Path) -> None:
-    """I3: what matters is that the file was closed."""
+def test_a_write_is_told_apart_from_its_end(watcher: StoreWatcher, tmp_path: Path) -> None:
+    """I3: what matters is that the file was closed; but truncate(2) needs no open file (I13)."""
     (tmp_path / "a").touch()
-    watch(watcher, tmp_path)
+    (directory,) = watch(watcher, tmp_path)
     with (tmp_path / "a").open("ab", buffering=0) as file:
         file.write(b"x")
-        assert not watcher.read()
-    assert watcher.read()
+        events = watcher.read()
+        assert (events.names, events.modified) == ({}, {directory: {b"a"}})
+        file.write(b"y")
+    events = watcher.read()
+    assert (events.names, events.modified) == ({directory: {b"a"}}, {})
+    os.truncate(tmp_path / "a", 0)
+    assert watcher.read().modified == {directory: {b"a"}}
 
 
 def test_directories_are_told_apart(watcher: StoreWatcher, tmp_path: Path) -> None:
