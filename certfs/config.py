@@ -7,6 +7,7 @@ the file, the key and what is allowed. Knows nothing of who uses the values. ``d
 import itertools
 import os
 import re
+import stat
 import tomllib
 import uuid
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ def load_config(path: str | None) -> Config:
 
 def _read(path: str) -> _File:
     try:
-        with open(path, "rb") as file:
+        # Neither waiting for the writer of a FIFO nor reading a device without end.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path} is not a regular file", advice="name one that is")
             table = tomllib.load(file)
     except OSError as e:
         raise ConfigError(

@@ -4,6 +4,7 @@ A command's module is imported when the command is used, so that ``certfs mount`
 certificates; the short help is therefore kept here.
 """
 
+import errno
 import json
 import os
 import sys
@@ -17,6 +18,9 @@ import click
 
 from certfs import __version__
 from certfs.errors import CertfsError
+
+_SHORTAGES: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+"""Errors that are the machine's, wherever they come up."""
 
 
 class _Entry(NamedTuple):
@@ -112,6 +116,18 @@ def main() -> NoReturn:
         # A library's warning about an odd certificate is for whoever calls it, and that is us.
         warnings.simplefilter("ignore")
     try:
+        _run()
+    except Exception as error:  # noqa: BLE001  the last resort: say that it is a bug, not how Python sees it
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        else:
+            click.echo(f"certfs: {_condition(error) or _bug(error)}", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _run() -> None:
+    try:
         group(prog_name="certfs")
     except CertfsError as error:
         if "--json" in _own_arguments():
@@ -119,17 +135,23 @@ def main() -> NoReturn:
         else:
             click.echo(f"certfs: {error}", err=True)
         sys.exit(error.exit_code)
-    except Exception as error:  # noqa: BLE001  the last resort: say that it is a bug, not how Python sees it
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        else:
-            click.echo(
-                f"certfs: a bug in certfs, please report it: {type(error).__name__}: {error}"
-                f" (traceback in {_keep_traceback()}; --debug shows it)",
-                err=True,
-            )
-        sys.exit(1)
-    sys.exit(0)
+
+
+def _condition(error: Exception) -> str:
+    """Return what is wrong with the machine, empty if it is not that."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return "the current directory does not exist any more: change to another"  # getcwd(2)
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        where = os.fsdecode(error.filename) if error.filename else "standard output"
+        return f"{where}: {error.strerror}"
+    return ""
+
+
+def _bug(error: Exception) -> str:
+    return (
+        f"a bug in certfs, please report it: {type(error).__name__}: {error}"
+        f" (traceback in {_keep_traceback()}; --debug shows it)"
+    )
 
 
 def _open_standard_streams() -> None:

@@ -446,3 +446,40 @@ def test_a_mount_and_its_store_say_the_same(certfs_mount: mounts.CertfsMount) ->
         for each in pki.certificates_in(path.read_bytes())
     ]
     assert sorted(included) == sorted(in_bundles)
+
+
+@pytest.mark.parametrize("command", ["list", "check", "status"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_output_that_is_full_is_no_bug(tmp_path: Path, command: str, options: list[str]) -> None:
+    """Whoever redirects to a full disk is told so, in one line, also about the message of an error."""
+    place = [] if command == "status" else ["--store", str(tmp_path)]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [certfs_program(), command, *place, *options],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CERTFS_RUNTIME_DIR": str(tmp_path / "run")},
+        )
+    silent = command == "status" and not options
+    assert result.returncode in ({7} if silent else {0, 1})
+    assert "bug" not in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") <= 1
+
+
+def test_a_configuration_that_is_no_file(tmp_path: Path) -> None:
+    """A FIFO is not waited for, and a device without end is not read."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (str(fifo), "/dev/zero"):
+        result = subprocess.run(
+            [certfs_program(), "list", "--store", str(tmp_path), "--config", path],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert (result.returncode, result.stdout) == (3, "")
+        assert result.stderr == f"certfs: {path} is not a regular file: name one that is\n"
