@@ -65,7 +65,11 @@ def exit_codes() -> tuple[ExitCode, ...]:
     """Return every exit code that an error has, in the modules that have been imported."""
     codes = {
         0: ExitCode(0, "", "It worked."),
-        1: ExitCode(1, "", "A bug in certfs; for `check` and `repair`: only warnings."),
+        1: ExitCode(
+            1,
+            "",
+            "A bug in certfs, or a full disk and the like; for `check`, `repair`: only warnings.",
+        ),
         2: ExitCode(
             2, "", "The command line is wrong; for `check` and `repair`: something critical."
         ),
