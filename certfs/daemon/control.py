@@ -19,7 +19,7 @@ from certfs.daemon.job import Failure
 Verb = Literal["unmount", "restart", "detach"]
 VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "detach")
 _MESSAGE_BYTES: Final = 65536
-_STOPPED_SECONDS: Final = 15.0
+_STOPPED_SECONDS: Final = 20.0
 """How long a supervisor may be stopped: its server has replaced it by then, unless that is stopped as well."""
 
 

@@ -24,7 +24,7 @@ from certfs.errors import (
     PrivilegeError,
 )
 
-ANSWER_SECONDS: Final = 20.0
+ANSWER_SECONDS: Final = 25.0
 RESTART_SECONDS: Final = 130.0
 CONNECT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.1

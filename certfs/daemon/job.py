@@ -21,11 +21,10 @@ S to W
                         after that many seconds whatever is open
     ``stop``            flush and end with status 0, whatever is open (SIGTERM and SIGINT mean the same)
 
-The end of the link without ``release`` is the death of S: W calls
-`certfs.daemon.adoption.start_successor`. An S that leaves beats unanswered for `HANG_SECONDS` is stopped or hangs, and
-W ends it. W mounts at `Job.mountpoint` with the options ``fsname=certfs,subtype=certfs``
-(that is how a stale mount is known) and never unmounts: S does. When the session ends by an unmount, W flushes and ends
-with status 0.
+The end of the link without ``release`` is the death of S: W calls `certfs.daemon.adoption.start_successor`. An S that
+leaves beats unanswered for `SUPERVISOR_SECONDS` is stopped or hangs, and W ends it. W mounts at `Job.mountpoint` with
+the options ``fsname=certfs,subtype=certfs`` (that is how a stale mount is known) and never unmounts: S does. When the
+session ends by an unmount, W flushes and ends with status 0.
 
 Owns the form of these messages; knows nothing of how either side acts on them.
 """
@@ -41,7 +40,9 @@ from certfs.daemon.processes import ProcessId
 
 BEAT_SECONDS: Final = 2.5
 HANG_SECONDS: Final = 12.5
-"""Silence after which W or S is taken to hang: 10 s after its last word at the earliest (I15), one beat later."""
+"""Silence after which W is taken to hang: 10 s after the last answer at the earliest (I15), one beat's worth later."""
+SUPERVISOR_SECONDS: Final = 17.5
+"""The same for S, which may wait for a store that does not answer, five seconds for each of several things."""
 
 LOADED: Final = b"loaded"
 MOUNT: Final = b"mount"

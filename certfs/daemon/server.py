@@ -225,7 +225,7 @@ class Server:
         with suppress(OSError):
             while True:
                 silent = (self._unanswered + 1) * messages.BEAT_SECONDS
-                if silent >= messages.HANG_SECONDS and self._in_charge:
+                if silent >= messages.SUPERVISOR_SECONDS and self._in_charge:
                     log.warning("the supervisor answers no more: ending it")
                     self._in_charge.supervisor.kill()
                     return
