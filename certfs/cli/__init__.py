@@ -104,6 +104,9 @@ def group(ctx: click.Context, *, debug: bool) -> None:
     Copy a PEM in, and the next TLS connection trusts it; remove it, and the next one does not.
     """
     ctx.obj = debug
+    if "" in _own_arguments() and ctx.invoked_subcommand != "detached":
+        # An unset variable of a script: the operating system would take it for the current directory.
+        raise click.UsageError("an empty argument names nothing")
 
 
 def main() -> NoReturn:

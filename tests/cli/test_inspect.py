@@ -483,3 +483,16 @@ def test_a_configuration_that_is_no_file(tmp_path: Path) -> None:
         )
         assert (result.returncode, result.stdout) == (3, "")
         assert result.stderr == f"certfs: {path} is not a regular file: name one that is\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["mount", "--store", "", ""], ["list", "--store", ""], ["unmount", ""]]
+)
+def test_an_empty_argument_is_refused(tmp_path: Path, arguments: list[str]) -> None:
+    """A script's unset variable is not taken for the current directory."""
+    result = subprocess.run(
+        [certfs_program(), *arguments], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 2
+    assert "an empty argument names nothing" in result.stderr
+    assert not list(tmp_path.iterdir())
