@@ -134,6 +134,11 @@ def detached(*, mountpoint: str | None, command: tuple[str, ...]) -> None:
         except OSError as error:
             click.echo(f"certfs: cannot run {command[0]}: {error.strerror}", err=True)
             status = _CANNOT_RUN
+    if hold.lost and status == 0:
+        raise DeadlineError(
+            f"the processes of certfs died while {command[0]} ran, and nobody serves any more",
+            advice="certfs mount serves it again",
+        )
     if hold.interrupted and status == 0:
         raise DeadlineError(
             f"the supervisor died while {command[0]} ran, and the mount was in view for a moment",

@@ -55,10 +55,13 @@ def await_turn(job: Job) -> None:
     if not job.waits:
         return
     with socket.socket(fileno=os.dup(job.link_fd)) as link:
-        link.send(LOADED)
-        while (message := link.recv(MESSAGE_BYTES)) != MOUNT:
-            if not message.startswith(IN_CHARGE):
-                raise SystemExit(1)
+        try:
+            link.send(LOADED)
+            while (message := link.recv(MESSAGE_BYTES)) != MOUNT:
+                if not message.startswith(IN_CHARGE):
+                    raise SystemExit(1)
+        except OSError:
+            raise SystemExit(1) from None
 
 
 def start_successor(job: Job, janitor: ProcessId | None) -> Job:

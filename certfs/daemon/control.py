@@ -60,14 +60,16 @@ def listen(directory: str) -> socket.socket:
 
 
 def connect(directory: str) -> socket.socket | None:
-    """Return a connection to the supervisor of an instance, None if none listens."""
+    """Return a connection to the supervisor of an instance, None if none listens, or too many wait for it."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(0)
     try:
         with _Nearby(directory) as near:
             connection.connect(f"{near}/control")
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
         connection.close()
         return None
+    connection.settimeout(None)
     return connection
 
 

@@ -95,6 +95,8 @@ class Hold:
         self._directory = directory
         self.stale: tuple[str, ...] = ()
         """Which plain copies are not what was served, and why."""
+        self.lost = False
+        """Every process died meanwhile: nobody attaches again."""
         self.interrupted = False
         """The supervisor died meanwhile: the mount was in view until the next one was asked."""
         self._connection: socket.socket | None = self._take()
@@ -119,11 +121,12 @@ class Hold:
     def _renew(self) -> None:
         if self._connection and select.select([self._connection], [], [], 0)[0]:
             self.close()
-            with contextlib.suppress(
-                CertfsError
-            ):  # nobody serves any more: what is in view is plain
+            try:
                 self._connection = self._take()
                 self.interrupted = True
+            except CertfsError:
+                # Nobody serves any more, and what is in view is plain. An end on request leaves no state.
+                self.lost = runtime.read_state(self._directory) is not None
 
     def close(self) -> None:
         """Let the mount come back."""

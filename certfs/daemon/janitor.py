@@ -2,7 +2,7 @@
 
 A shell with two waits, so that two faults at once leave no path at ENOTCONN:
 
-- Its standard input is a pipe that the supervisor (S) holds. Its end without a farewell means that S is dead. A
+- Its standard input is a pipe that the supervisor (S) holds. Its end means that S is dead. A
   server (W) starts another S then, which ends this janitor; unless every W is dead too, or stopped: those are ended,
   and every mount that J was told to watch is detached.
 - The end of W's life pipe means that W is dead. S has seen to that a second later, unless S is stopped: then J detaches
@@ -14,6 +14,7 @@ two and leaves this one to clean up.
 """
 
 import os
+import signal
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
@@ -68,7 +69,6 @@ while [ ! "$finish" ] && read -r word first second rest; do
     case $word in
         watch) kind=$first servers=$second devices=$rest ;;
         finish) finish=yes ;;
-        bye) kill -9 $! ; exit 0 ;;
     esac
 done
 
@@ -140,13 +140,18 @@ class Janitor:
     def check(self) -> None:
         """Start another one soon if this one has died; to be called when a child has ended."""
         if self.process and not self.process.alive():
+            with suppress(ProcessLookupError):
+                os.killpg(
+                    self.process.pid, signal.SIGKILL
+                )  # its other half; the number is ours until it is reaped
             reap(self.process.pid)
             self.process = None
             self._start_later()
 
     def dismiss(self) -> None:
-        """Tell it that nothing is left to do."""
-        self._say("bye\n")
+        """End it: nothing is left to do."""
+        if self.process:
+            self.process.kill_session()
 
     def finish(self, devices: Collection[str]) -> None:
         """Have it detach these, also what can only be detached later."""

@@ -33,6 +33,7 @@ TOO_SLOW: Final = Failure(9, f"the server was not ready after {START_SECONDS:.0f
 ENDED_EARLY: Final = Failure(1, "the server ended before it served", "its log says why")
 LINGER_SECONDS: Final = 3600
 """How long a server that was replaced or unmounted goes on serving what is open."""
+_SILENT_SECONDS: Final = 4.0
 _EXIT_SECONDS: Final = 0.1
 """How long the status of one that died may take; it is missing while a thread of it waits for a disk."""
 
@@ -103,7 +104,13 @@ class Server:
         self.say(self._answer)
 
     def let_go(self) -> None:
-        """Let it serve what is open and then end; its mount is detached or about to be."""
+        """Let it serve what is open and then end; its mount is detached or about to be.
+
+        One that has missed a beat answers nobody, and nobody looks after it any more: it is killed.
+        """
+        self._take_in()
+        if time.monotonic() - self.heard > _SILENT_SECONDS:
+            self.kill()
         self.say(b"%b %d" % (RELEASE, LINGER_SECONDS))
 
     def hear(self) -> bytes:
@@ -121,11 +128,14 @@ class Server:
 
     def was_unmounted(self) -> bool:
         """Whether it said before its end that its session was over."""
+        self._take_in()
+        return self._over
+
+    def _take_in(self) -> None:
         poll = select.poll()
         poll.register(self.link, select.POLLIN)
         while poll.poll(0) and self.hear():
             pass
-        return self._over
 
     def ask(self, question: bytes, seconds: float) -> bool:
         """Send ``question`` and wait for ``flushed``, passing over beats; whether it came in time.

@@ -205,4 +205,8 @@ class Stage:
             for entry in mounts.table()
             if entry.device == server.device and entry.point not in ours
         )
-        self._foreign = found or self._foreign
+        if self.shows(server):
+            found += tuple(view for point, view in self._waiting.items() if point not in ours)
+            self._foreign = found
+        else:
+            self._foreign = found or self._foreign  # they were taken out of view with the targets

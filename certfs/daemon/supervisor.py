@@ -175,14 +175,14 @@ class Supervisor:
     def _give_up(self, server: Server, failure: Failure) -> None:
         """Do without a server that was to come into view."""
         self._coming = None
-        server.kill()
+        self._put_down(server)
         self._stage.remove(server)
         self._release(server)
         if self._current and not self._requests.held:
             self._stage.show(self._current, None)  # where the new one had taken its place already
         self._not_started(failure)
 
-    def _not_started(self, failure: Failure) -> None:
+    def _not_started(self, failure: Failure, *, killed: bool = False) -> None:
         """Deal with a server that never served: the first, a new one beside the old, or one after a death."""
         self._reactor.cancel("start")
         if self._outcome.pending:
@@ -192,10 +192,8 @@ class Supervisor:
         self._record.note("not started", failure.message)
         self._requests.restarted(failure)
         if self._current is None:
-            self._start_later(0.0, killed=False)
+            self._start_later(0.0, killed=killed)
         self._save()
-
-    # --- losing a server
 
     def _ended(self, server: Server) -> None:
         """Deal with the end of a process: an unmount, a death, or one that was to end."""
@@ -207,7 +205,7 @@ class Supervisor:
             self._coming = None
             self._stage.identify(server)  # it may have mounted without a word
             self._stage.remove(server)
-            self._not_started(ENDED_EARLY)
+            self._not_started(ENDED_EARLY, killed=server.verdict(hung=False)[0] == "killed")
         elif self._stage.mounted(server) or not server.was_unmounted():
             self._lost(server)
         else:
@@ -271,6 +269,8 @@ class Supervisor:
             self._stage.step_aside(current)
         else:
             self._make_room()
+            if self._coming and not self._outcome.pending:
+                self._give_up(self._coming, ENDED_EARLY)
         self._save()
         return Reply(stale=current.stale if current else ())
 
@@ -362,6 +362,7 @@ class Supervisor:
         self._current = server
         self._watch(server)
         self._stage.take_over(server, before)
+        self._save()  # what a janitor is to watch it has to know when it starts
         self._janitor.attend(server.life_fd)
         for janitor in filter(None, {adoption.janitor, before.janitor if before else None}):
             janitor.kill_session()  # each supervisor has one that is its own child

@@ -202,6 +202,9 @@ def test_a_killed_janitor_is_replaced(dom0: Host) -> None:
     janitor = dom0.state()["janitor"]["pid"]
     kill(dom0, janitor)
     wait_until(lambda: dom0.state()["janitor"]["pid"] != janitor, what="a new janitor")
+    assert {os.getsid(pid) for pid in dom0.processes_named("umount -l")} == {
+        dom0.state()["janitor"]["pid"]
+    }
     began = kill(dom0, dom0.supervisor(), dom0.server())
     assert plain_after(dom0, began) < 1.0
 
@@ -226,6 +229,12 @@ def test_nested_binds_are_not_left_dead(dom0: Host) -> None:
     dom0.live_again(began, not_pid=server)
     wait_until(lambda: "/run/jail\\040dir/certs" in dom0.certfs_mounts(), what="the bind mount")
     assert sorted(os.listdir(dom0.inside("/run/jail dir/certs"))) == ["0.pem", "1.pem"]
+    # What somebody has unmounted does not come back.
+    assert dom0.run("umount", "/run/jail dir/certs").returncode == 0
+    server = dom0.server()
+    began = kill(dom0, server)
+    dom0.live_again(began, not_pid=server)
+    assert "/run/jail\\040dir/certs" not in dom0.certfs_mounts()
 
 
 def test_a_crash_while_detached_keeps_the_plain_directories(dom0: Host) -> None:

@@ -48,6 +48,47 @@ def test_a_server_killed_under_a_stopped_supervisor(dom0: Host) -> None:
     wait_until(lambda: dom0.processes() == [], what="the end of all processes")
 
 
+def test_the_same_after_the_supervisor_was_replaced(dom0: Host) -> None:
+    """The janitor of a supervisor that took over knows as much as the one before."""
+    first = dom0.supervisor()
+    kill_together(first)
+    wait_until(lambda: dom0.supervisor() != first, what="another supervisor")
+    server, supervisor = dom0.server(), dom0.supervisor()
+    wait_until(lambda: bool(dom0.state()["janitor"]), what="its janitor")
+    time.sleep(0.5)
+    os.kill(supervisor, signal.SIGSTOP)
+    began = time.monotonic()
+    kill_together(server)
+    plain_after(dom0, began, 3)
+
+
+@pytest.mark.slow
+def test_whoever_waits_for_a_stopped_server_is_released_by_a_restart(dom0: Host) -> None:
+    """A restart replaces a server that does not answer, and does not leave its callers waiting (I15)."""
+    server = dom0.server()
+    os.kill(server, signal.SIGSTOP)
+    waiting = dom0.start("cat", "/etc/stunnel/certs-pool/0.pem")
+    dom0.certfs("restart")
+    waiting.communicate(timeout=5)
+    dom0.live_again(time.monotonic(), not_pid=server)
+
+
+def test_killing_a_starting_server_is_no_crash(dom0: Host) -> None:
+    """Deaths by SIGKILL come from outside, also of one that has not served yet: the next is not delayed for long."""
+    for _ in range(9):
+        server = dom0.server()
+        kill_together(server)
+        dom0.live_again(time.monotonic(), not_pid=server)
+    server = dom0.server()
+    kill_together(server)
+    wait_until(lambda: dom0.server() not in {0, server}, what="the next server")
+    coming = dom0.server()
+    kill_together(coming)
+    took = dom0.live_again(time.monotonic(), not_pid=coming)
+    print(f"live after {took:.2f} s")
+    assert took < 3
+
+
 @pytest.mark.slow
 def test_a_stopped_supervisor_is_replaced(dom0: Host) -> None:
     """A supervisor that answers no beat is ended by its server, and whoever waits for it is served by the next one."""
