@@ -65,7 +65,12 @@ def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
     where = " and ".join(state.targets) if state else mountpoint or "the host's own directories"
     reply = _ask(directory, "unmount", ANSWER_SECONDS)
     if reply is None:
+        lock = runtime.take_lock(
+            directory
+        )  # a supervisor that its server starts meanwhile finds it taken
         errors = end_leftovers(directory)
+        if lock is not None:
+            os.close(lock)
         if errors:
             raise MountpointError(
                 f"cannot detach {errors[0].filename}: {errors[0].strerror}",
