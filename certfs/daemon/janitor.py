@@ -141,9 +141,8 @@ class Janitor:
         """Start another one soon if this one has died; to be called when a child has ended."""
         if self.process and not self.process.alive():
             with suppress(ProcessLookupError):
-                os.killpg(
-                    self.process.pid, signal.SIGKILL
-                )  # its other half; the number is ours until it is reaped
+                # Its other half. The number is its own until it is reaped.
+                os.killpg(self.process.pid, signal.SIGKILL)
             reap(self.process.pid)
             self.process = None
             self._start_later()

@@ -34,6 +34,7 @@ ENDED_EARLY: Final = Failure(1, "the server ended before it served", "its log sa
 LINGER_SECONDS: Final = 3600
 """How long a server that was replaced or unmounted goes on serving what is open."""
 _SILENT_SECONDS: Final = 4.0
+"""More than one beat's worth."""
 _EXIT_SECONDS: Final = 0.1
 """How long the status of one that died may take; it is missing while a thread of it waits for a disk."""
 
