@@ -43,7 +43,7 @@ class FileOperations(FilesystemBase):
                 raise error(errno.EPERM)
             content.opens += 1
             self._push(content)
-            return pyfuse3.FileInfo(fh=self.handles.add(ContentHandle(inode)), keep_cache=True)
+            return pyfuse3.FileInfo(fh=self.handles.add(ContentHandle(content)), keep_cache=True)
         node = self.node(inode)
         self.handles.require_room()
         given = flags & _OPEN_FLAGS
@@ -131,8 +131,7 @@ class FileOperations(FilesystemBase):
         try:
             handle = self.handles.find(fh)
             if isinstance(handle, ContentHandle):
-                content = self.synthetic.find(handle.number)
-                return content.readable.read(off, size) if content is not None else b""
+                return handle.content.readable.read(off, size)
             # A large read may have to wait for the disk more than once.
             run = self.calls.read if size <= _SMALL_READ else self.calls.hand_over
             return await run(os.pread, self.handles.get(fh, FileHandle).fd, size, off)
@@ -169,7 +168,7 @@ class FileOperations(FilesystemBase):
         try:
             handle = self.handles.remove(fh)
             if isinstance(handle, ContentHandle):
-                self.synthetic.closed(handle.number)
+                self.synthetic.closed(handle.content)
             elif isinstance(handle, FileHandle):
                 await self._release_file(handle)
         finally:

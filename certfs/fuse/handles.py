@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from certfs.fuse.inodes import Inode
+from certfs.fuse.synthetic import Content
 from certfs.store.live import Actor
 
 
@@ -37,9 +38,9 @@ class DirectoryHandle:
 
 @dataclass(slots=True, eq=False)
 class ContentHandle:
-    """An open file of our own making, which stays what it was when it was opened (promise I2)."""
+    """An open file of our own making: it holds what was opened, whatever the tables have let go (promise I2)."""
 
-    number: int
+    content: Content
 
 
 Handle = FileHandle | DirectoryHandle | ContentHandle

@@ -106,13 +106,11 @@ class SyntheticFiles:
             content.lookups -= lookups
             self._let_go(content)
 
-    def closed(self, number: int) -> None:
+    def closed(self, content: Content) -> None:
         """Take note that an open handle of this content is gone."""
-        content = self._contents.get(number)
-        if content is not None:
-            content.opens -= 1
-            self._let_go(content)
+        content.opens -= 1
+        self._let_go(content)
 
     def _let_go(self, content: Content) -> None:
         if content.lookups <= 0 and content.opens <= 0:
-            del self._contents[content.number]
+            self._contents.pop(content.number, None)

@@ -9,7 +9,10 @@ import pytest
 
 from certfs.fuse.handles import ContentHandle, DirectoryHandle, FileHandle, HandleTable
 from certfs.fuse.inodes import Inode
+from certfs.fuse.synthetic import Content, Text
 from certfs.store.backing import FileId
+
+CONTENT = Content(1, Text(b""), 0)
 
 
 def test_a_handle_is_found_by_its_number_and_kind() -> None:
@@ -27,11 +30,11 @@ def test_a_handle_is_found_by_its_number_and_kind() -> None:
 def test_numbers_are_not_used_again() -> None:
     """A late request for a closed handle can never meet another file."""
     table = HandleTable()
-    first = table.add(ContentHandle(1))
+    first = table.add(ContentHandle(CONTENT))
     assert table.remove(first) is not None
     assert table.remove(first) is None
     assert table.find(first) is None
-    assert table.add(ContentHandle(2)) != first
+    assert table.add(ContentHandle(CONTENT)) != first
     assert len(table) == 1
 
 
@@ -39,7 +42,7 @@ def test_only_so_many_files_are_open_at_once() -> None:
     """I18: beyond the limit the answer is ENFILE, before anything is opened; bundles cost no descriptor."""
     table = HandleTable(limit=2)
     for _ in range(3):
-        table.add(ContentHandle(1))
+        table.add(ContentHandle(CONTENT))
     first = table.add(DirectoryHandle(1))
     table.require_room()
     table.add(DirectoryHandle(1))

@@ -49,7 +49,7 @@ def test_a_number_is_known_as_long_as_somebody_knows_it(live: Scene) -> None:
     content.opens = 1
     files.forget(content.number, 2)
     assert files.find(content.number) is content
-    files.closed(content.number)
+    files.closed(content)
     assert files.find(content.number) is None
     assert len(files) == 0
     # The kernel forgot it, the bundle did not change: it is the same file again.
@@ -61,7 +61,7 @@ def test_forgetting_what_nobody_knows_is_nothing() -> None:
     """A number of a former life does no harm."""
     files = SyntheticFiles(lambda: b"")
     files.forget(FIRST_SYNTHETIC + 99, 1)
-    files.closed(FIRST_SYNTHETIC + 99)
+    assert len(files) == 0
 
 
 def test_each_look_at_the_status_is_a_new_file() -> None:
