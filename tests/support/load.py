@@ -53,7 +53,8 @@ class Trouble:
 
 def read(tree: str) -> dict[str, object]:
     """Read the bundle, a listing and a held descriptor, again and again."""
-    trouble, torn, rounds = Trouble(), 0, 0
+    trouble, rounds = Trouble(), 0
+    torn: list[str] = []
     bundle = f"{tree}/stunnel/xapi-pool-ca-bundle.pem"
     held = os.open(bundle, os.O_RDONLY)
     content = os.pread(held, 1 << 20, 0)
@@ -61,11 +62,14 @@ def read(tree: str) -> dict[str, object]:
     held_failures = 0
 
     def once() -> None:
-        nonlocal torn
         with open(bundle, "rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            got = stream.read(1 << 20)
-        torn += len(got or b"") != size or not (got or b"").endswith(MARKER)
+            status = os.fstat(stream.fileno())
+            # To its end: where the server dies in the middle, read(2) gives what it has, and the next one the error.
+            got = stream.readall()
+        if len(got) != status.st_size or not got.endswith(MARKER):
+            torn.append(
+                f"inode {status.st_ino} of {status.st_dev}: {len(got)} bytes of {status.st_size}"
+            )
         os.listdir(f"{tree}/stunnel/certs-pool")
         os.stat(f"{tree}/xensource")
 
