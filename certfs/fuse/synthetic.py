@@ -112,5 +112,8 @@ class SyntheticFiles:
         self._let_go(content)
 
     def _let_go(self, content: Content) -> None:
-        if content.lookups <= 0 and content.opens <= 0:
-            self._contents.pop(content.number, None)
+        if content.lookups <= 0:
+            # The kernel has dropped the inode and the pages with it.
+            content.pushed = False
+            if content.opens <= 0:
+                self._contents.pop(content.number, None)

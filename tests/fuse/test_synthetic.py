@@ -47,8 +47,13 @@ def test_a_number_is_known_as_long_as_somebody_knows_it(live: Scene) -> None:
     content = files.of_bundle(live.bundle)
     content.lookups = 2
     content.opens = 1
-    files.forget(content.number, 2)
+    content.pushed = True
+    files.forget(content.number, 1)
+    assert content.pushed
+    files.forget(content.number, 1)
     assert files.find(content.number) is content
+    # Its pages went with the inode: the next first open puts them into the page cache again.
+    assert not content.pushed
     files.closed(content)
     assert files.find(content.number) is None
     assert len(files) == 0

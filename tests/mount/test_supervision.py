@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,24 @@ def test_a_killed_server_is_a_blip(dom0: Host) -> None:
     assert dom0.live_again(began, not_pid=server) < LIVE_SECONDS
     (dom0.tree.certs_pool / "after.pem").write_bytes(pki.issue("after").pem)
     assert dom0.tree.pool_bundle.read_bytes().count(b"BEGIN") == 3
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["remembered", "forgotten"])
+def test_a_bundle_that_is_open_when_the_server_dies_is_read_whole(
+    dom0: Host, *, remembered: bool
+) -> None:
+    """Whoever has opened a bundle reads all of it, though the server is killed meanwhile (I2, I14)."""
+    for number in range(64):
+        (dom0.tree.certs_pool / f"more-{number}.pem").write_bytes(pki.issue(f"more {number}").pem)
+    size = len(dom0.tree.pool_bundle.read_bytes())
+    if not remembered:
+        # Then the kernel's pages of the bundle are gone as well, and have to be there again.
+        Path("/proc/sys/vm/drop_caches").write_bytes(b"2")
+    with dom0.tree.pool_bundle.open("rb", buffering=4096) as bundle:
+        start = bundle.read(4096)
+        began = kill(dom0, dom0.server())
+        plain_after(dom0, began)
+        assert len(start + bundle.read()) == size
 
 
 def test_a_write_that_was_cut_off_loses_nothing_acknowledged(dom0: Host) -> None:
