@@ -13,6 +13,7 @@ from certfs.daemon.control import VERBS, Reply, Verb
 from certfs.daemon.reactor import Reactor
 
 MOST_CLIENTS: Final = 32
+"""So many are heard at once; who comes then waits until one of them has gone."""
 
 
 class Client:
@@ -59,7 +60,13 @@ class Clients:
         self._left = left
         self._connected: set[Client] = set()
         self._listener = control.listen(directory)
-        reactor.watch(self._listener.fileno(), self._accept)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        if len(self._connected) < MOST_CLIENTS:
+            self._reactor.watch(self._listener.fileno(), self._accept)
+        else:
+            self._reactor.forget(self._listener.fileno())
 
     def _accept(self) -> None:
         try:
@@ -68,13 +75,11 @@ class Clients:
             OSError
         ):  # it went away meanwhile, or descriptors are short: the next call is another chance
             return
-        if len(self._connected) >= MOST_CLIENTS:
-            connection.close()
-            return
         connection.settimeout(0)
         client = Client(connection)
         self._connected.add(client)
         self._reactor.watch(client.fileno(), lambda: self._hear(client))
+        self._let_in()
 
     def _hear(self, client: Client) -> None:
         verb = client.hear()
@@ -84,4 +89,5 @@ class Clients:
         self._reactor.forget(client.fileno())
         self._connected.discard(client)
         client.close()
+        self._let_in()
         self._left(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from certfs.daemon import console, control, mounts, processes, runtime
 from certfs.daemon.backoff import HEALTHY_SECONDS, LONGEST_SECONDS, LONGEST_WHEN_KILLED, Strikes
+from certfs.daemon.clients import MOST_CLIENTS, Client, Clients
 from certfs.daemon.control import Reply
 from certfs.daemon.job import Failure, Job, Mount, Tree, failure_from, failure_message
 from certfs.daemon.order import Adoption, Order, inbox
@@ -324,3 +326,36 @@ def test_a_control_socket_with_a_long_path(tmp_path: Path) -> None:
         assert connection is not None
         connection.close()
     assert control.connect(str(directory)) is None
+
+
+def test_more_commands_than_are_heard_at_once_wait(tmp_path: Path) -> None:
+    """A command too many is neither refused nor forgotten: it is heard when another has gone (I18)."""
+    reactor = Reactor()
+    heard: list[Client] = []
+    gone: list[Client] = []
+
+    def steps_until(clients: list[Client], count: int) -> None:
+        reactor.after("too late", 10, lambda: pytest.fail(f"{len(clients)} of {count}"))
+        while len(clients) < count:
+            reactor.step(lambda: None)
+        reactor.cancel("too late")
+
+    clients = Clients(
+        str(tmp_path), reactor, asked=lambda client, _: heard.append(client), left=gone.append
+    )
+    with contextlib.ExitStack() as commands:
+        for number in range(MOST_CLIENTS + 2):
+            connection = control.connect(str(tmp_path))
+            assert connection is not None
+            if number == 0:
+                first = connection
+            commands.enter_context(connection).send(b"detach")
+            steps_until(heard, min(number + 1, MOST_CLIENTS))
+        # The two that wait keep nobody busy: the next thing to happen is the deadline.
+        reactor.after("nothing", 0.05, lambda: None)
+        reactor.step(lambda: None)
+        assert len(heard) == MOST_CLIENTS
+        first.close()
+        steps_until(heard, MOST_CLIENTS + 1)
+    steps_until(gone, MOST_CLIENTS + 2)
+    clients._listener.close()

@@ -49,7 +49,7 @@ def test_a_number_is_known_as_long_as_somebody_knows_it(live: Scene) -> None:
     content.opens = 1
     content.pushed = True
     files.forget(content.number, 1)
-    assert content.pushed
+    assert (len(files), content.pushed) == (1, True)
     files.forget(content.number, 1)
     assert files.find(content.number) is content
     # Its pages went with the inode: the next first open puts them into the page cache again.
