@@ -154,14 +154,10 @@ def test_all_killed_beneath_another_mount(covered: Host) -> None:
 
 def test_a_detached_command_beneath_another_mount(covered: Host) -> None:
     """While plain directories are asked for, they are in view also when the other mount goes."""
-    release = covered.directory / "release"
-    os.mkfifo(release)
-    command = covered.start(*covered.program(), "detached", "--", "cat", release)
-    wait_until(lambda: covered.state()["phase"] == "detached", what="the plain directories")
+    detached = covered.detached()
     uncover(covered)
     wait_until(lambda: not covered.in_view(), seconds=GONE_SECONDS, what="the plain directories")
-    release.write_text("go")
-    command.communicate(timeout=10)
+    detached.finish()
     served(covered)
 
 

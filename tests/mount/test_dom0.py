@@ -187,10 +187,7 @@ def test_a_killed_detached_command_attaches_again(dom0: Host) -> None:
 
 def test_a_detached_command_whose_supervisor_dies(dom0: Host) -> None:
     """The next supervisor is asked to stand aside as well, and the command's caller learns that there was a gap."""
-    release = dom0.directory / "release"
-    os.mkfifo(release)
-    command = dom0.start(*dom0.program(), "detached", "--", "cat", release)
-    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    detached = dom0.detached()
     supervisor = dom0.supervisor()
     kill_together(supervisor)
 
@@ -200,9 +197,8 @@ def test_a_detached_command_whose_supervisor_dies(dom0: Host) -> None:
 
     wait_until(asked_again, what="the next supervisor")
     wait_until(lambda: not dom0.presented(), what="the plain directories")
-    release.write_text("go")
-    said, _ = command.communicate(timeout=10)
-    assert command.returncode == 9
+    exit_code, said = detached.finish()
+    assert exit_code == 9
     assert "go" in said
     assert "certfs: the supervisor died while cat ran" in said
     wait_until(dom0.presented, what="the mount")
@@ -210,15 +206,10 @@ def test_a_detached_command_whose_supervisor_dies(dom0: Host) -> None:
 
 def test_unmounting_while_a_command_runs_detached(dom0: Host) -> None:
     """`certfs unmount` ends the instance, not the command."""
-    release = dom0.directory / "release"
-    os.mkfifo(release)
-    command = dom0.start(*dom0.program(), "detached", "--", "cat", release)
-    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    detached = dom0.detached()
     dom0.certfs("unmount")
     wait_until(lambda: dom0.daemons() == [], what="the end of the processes")
-    release.write_text("go")
-    said, _ = command.communicate(timeout=10)
-    assert (command.returncode, said) == (0, "go")
+    assert detached.finish() == (0, "go")
 
 
 def test_backups_see_the_files(dom0: Host) -> None:

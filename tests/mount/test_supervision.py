@@ -258,16 +258,12 @@ def test_nested_binds_are_not_left_dead(dom0: Host) -> None:
 
 def test_a_crash_while_detached_keeps_the_plain_directories(dom0: Host) -> None:
     """A server that dies during `certfs detached` is started again, and shown when the command has ended."""
-    release = dom0.directory / "release"
-    os.mkfifo(release)
-    command = dom0.start(*dom0.program(), "detached", "--", "cat", release)
-    wait_until(lambda: not dom0.presented(), what="the plain directories")
+    detached = dom0.detached()
     server = dom0.server()
     kill(dom0, server)
     wait_until(lambda: dom0.server() not in {0, server}, what="the next server")
     assert not dom0.presented()
-    release.write_text("go")
-    command.communicate(timeout=10)
+    detached.finish()
     wait_until(dom0.presented, what="the mount")
 
 

@@ -32,6 +32,20 @@ exec sleep infinity
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A `certfs detached` whose command waits until somebody writes to ``release``."""
+
+    command: subprocess.Popen[str]
+    release: Path
+
+    def finish(self) -> tuple[int, str]:
+        """Let the command print "go" and end; return the exit code of `certfs detached` and what both said."""
+        self.release.write_text("go")
+        said, _ = self.command.communicate(timeout=10)
+        return self.command.returncode, said
+
+
 @dataclass(slots=True)
 class Host:
     """A mount namespace that looks like a host."""
@@ -78,6 +92,14 @@ class Host:
             text=True,
             env=self.environment,
         )
+
+    def detached(self) -> Detached:
+        """Have a command run with the plain directories in view until it is told to finish."""
+        release = self.directory / "release"
+        os.mkfifo(release)
+        command = Detached(self.start(*self.program(), "detached", "--", "cat", release), release)
+        mounts.wait_until(lambda: self.state()["phase"] == "detached", what="plain directories")
+        return command
 
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run certfs on the host, expect this exit code, and return what it said on both outputs."""
