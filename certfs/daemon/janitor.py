@@ -83,7 +83,7 @@ hope() {
             *) running=yes ;;
         esac
     done
-    [ "$running" ] && patience=100
+    [ "$running" ] && patience=$([ $rounds -lt 200 ] && echo 100 || echo 10)
     patience=$((patience - 1))
     [ "$running" ] || { [ "$stopped" ] && [ $patience -gt 0 ]; }
 }
