@@ -61,6 +61,8 @@ def list_(
 
 def _show(items: list[Item], now: datetime) -> None:
     """Write the table: in columns and colours on a terminal, tab-separated when piped."""
+    if not items:
+        click.echo("no sources", err=True)  # beside the table, which a program reads
     if not sys.stdout.isatty():
         for item in items:
             click.echo("\t".join(_row(item, now)))
@@ -92,8 +94,6 @@ def _show(items: list[Item], now: datetime) -> None:
                     style=_style(item, now),
                 )
         console.print(table)
-    if not items:
-        console.print("no sources")
 
 
 def _row(item: Item, now: datetime) -> tuple[str, str, str, str, str, str]:

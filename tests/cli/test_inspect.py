@@ -448,6 +448,15 @@ def test_a_mount_and_its_store_say_the_same(certfs_mount: mounts.CertfsMount) ->
     assert sorted(included) == sorted(in_bundles)
 
 
+def test_a_list_of_nothing_says_so(tmp_path: Path) -> None:
+    """I9: without sources the table is empty, for programs too, and people are told why."""
+    place = Place(tmp_path)
+    said = place.run("list")
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "no sources\n")
+    said = place.run("list", "--json")
+    assert (said.returncode, json.loads(said.stdout), said.stderr) == (0, [], "")
+
+
 @pytest.mark.parametrize("command", ["list", "check", "status"])
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_an_output_that_is_full_is_no_bug(tmp_path: Path, command: str, options: list[str]) -> None:
