@@ -77,10 +77,13 @@ class Stage:
         """Remove a hidden place of `next_job`, if nothing is mounted there any more."""
         views.discard_place(self._mount, place)
 
-    def identify(self, server: Server) -> bool:
-        """Find out the device of a server's mount; whether there is one."""
+    def identify(self, server: Server, *, beside: Server | None = None) -> bool:
+        """Find out the device of a server's mount; whether there is one, and not that of the server ``beside`` it.
+
+        An ordinary user's servers have one place: until the next one has its turn, the mount there is not its own.
+        """
         top = mounts.top_at(mounts.table(), server.mountpoint)
-        if top is None or top.kind != FILESYSTEM_TYPE:
+        if top is None or top.kind != FILESYSTEM_TYPE or (beside and beside.device == top.device):
             return False
         server.device = top.device
         self.devices = (*self.devices, top.device)

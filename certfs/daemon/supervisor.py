@@ -203,7 +203,7 @@ class Supervisor:
             self._released.discard(server)
         elif server is self._coming:
             self._coming = None
-            self._stage.identify(server)  # it may have mounted without a word
+            self._stage.identify(server, beside=self._current)  # it may have mounted without a word
             self._stage.remove(server)
             self._not_started(ENDED_EARLY, killed=server.verdict(hung=False)[0] == "killed")
         elif self._stage.mounted(server) or not server.was_unmounted():
@@ -343,7 +343,7 @@ class Supervisor:
 
     def _put_down(self, server: Server) -> None:
         server.end(END_SECONDS)
-        self._stage.identify(server)  # it may have mounted without a word
+        self._stage.identify(server, beside=self._current)  # it may have mounted without a word
 
     # --- one supervisor after the other
 

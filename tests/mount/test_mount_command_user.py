@@ -156,6 +156,20 @@ def test_restarts_under_readers(user: User) -> None:
         assert notes["held_failures"] == 0
 
 
+def test_a_restart_that_fails_leaves_the_mount(user: User) -> None:
+    """I17: where the next server cannot start, the one that serves goes on."""
+    config = user.home / "certfs.toml"
+    config.write_text("")
+    user.certfs("unmount", user.mountpoint)
+    user.certfs("mount", "--store", user.store, "--config", config, user.mountpoint)
+    server = user.state()["server"]["pid"]
+    config.write_text("nonsense")
+    user.certfs("restart", user.mountpoint, expect=3)
+    assert user.names() == {"stunnel", "xensource"}
+    assert "serving" in user.certfs("status")
+    assert user.state()["server"]["pid"] == server
+
+
 def test_a_detached_command(user: User) -> None:
     """`certfs detached` shows plain files to a command and attaches again with what it changed."""
     pem = user.home / "new.pem"
