@@ -192,15 +192,20 @@ class Server:
             # A supervisor that died while this server was starting is replaced below, like one that dies later.
             await link.send(messages.READY)
         while True:
+            introduced = self._in_charge
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat, link)
-                await self._receive(link, scope)
+                await self._receive(link, scope, nursery)
                 nursery.cancel_scope.cancel()
             if self._lingers is not None:
                 # No beats any more, but the link stays open: its end tells the supervisor that this process has ended.
                 await trio.sleep(self._lingers)
                 scope.cancel()
                 return
+            if self._in_charge is introduced:
+                await trio.sleep(
+                    _RETRY_SECONDS
+                )  # it ended without a word, and the next may as well
             log.warning("the supervisor is gone: starting another one")
             # The successor closes the descriptor of the old link by its number.
             self._job = await self._succeed(link.detach())
@@ -233,7 +238,14 @@ class Server:
                 self._unanswered += 1
                 await trio.sleep(messages.BEAT_SECONDS)
 
-    async def _receive(self, link: trio.socket.SocketType, scope: trio.CancelScope) -> None:
+    async def _flush(self, link: trio.socket.SocketType) -> None:
+        await self.plain.flush()
+        with suppress(OSError):
+            await link.send(messages.flushed_message(self.plain.stale()))
+
+    async def _receive(
+        self, link: trio.socket.SocketType, scope: trio.CancelScope, nursery: trio.Nursery
+    ) -> None:
         """Do what the supervisor says until it lets go of this server or dies."""
         while True:
             try:
@@ -254,8 +266,8 @@ class Server:
                 self.plain.active = word == messages.ACTIVATE
                 self.plain.wake()
             elif word == messages.FLUSH:
-                await self.plain.flush()
-                await link.send(messages.flushed_message(self.plain.stale()))
+                # A disk may take its time; beats and their answers go on meanwhile.
+                nursery.start_soon(self._flush, link)
             elif word == messages.RELEASE:
                 self._lingers = float(argument)
                 return
