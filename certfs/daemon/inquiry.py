@@ -97,16 +97,21 @@ def _runs(state: State) -> bool:
 
 def _read(mountpoint: str) -> dict[str, Any] | None:
     """Read the status through the mount in a process of its own, which can be killed while it waits."""
-    command = ("cat", "--", f"{mountpoint}/.certfs/status.json")
+    process = subprocess.Popen(
+        ("cat", "--", f"{mountpoint}/.certfs/status.json"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        result = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=ANSWER_SECONDS,
-        )
-        report: dict[str, Any] = json.loads(result.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
+        answer, _ = process.communicate(timeout=ANSWER_SECONDS)
+        report: dict[str, Any] = json.loads(answer)
+    except subprocess.TimeoutExpired:
+        # Not waited for: it ends when the server or its end answers the request that it is in.
+        process.kill()
+        if process.stdout:
+            process.stdout.close()
+        return None
+    except ValueError:
         return None
     return report
