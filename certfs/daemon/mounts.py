@@ -6,6 +6,7 @@ looking at a path: a path under a mount whose server is dead or hangs must not b
 
 import errno
 import os
+import select
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from certfs.daemon.processes import start, wait
 
 MOUNTINFO: Final = "/proc/self/mountinfo"
 CONNECTIONS: Final = "/sys/fs/fuse/connections"
+_READS: Final = 5
 _ROUNDS: Final = 64
 """Bound on repeated detaching: each round takes one layer off every place."""
 _FUSERMOUNT_SECONDS: Final = 5.0
@@ -41,9 +43,19 @@ class Entry:
 
 
 def table() -> tuple[Entry, ...]:
-    """Return the mounts of this namespace."""
-    with open(MOUNTINFO, "rb") as stream:
-        return tuple(_parse(stream.read()))
+    """Return the mounts of this namespace.
+
+    The table comes in pieces, and before Linux 5.8 a mount is missing from it if another one goes between two of them.
+    So it is read again when it has changed meanwhile.
+    """
+    for _ in range(_READS):
+        with open(MOUNTINFO, "rb", buffering=0) as stream:
+            raw = stream.readall()
+            poll = select.poll()
+            poll.register(stream, select.POLLPRI)
+            if not poll.poll(0):
+                break
+    return tuple(_parse(raw))
 
 
 def top_at(entries: Collection[Entry], point: str) -> Entry | None:
