@@ -82,7 +82,7 @@ def request(
     """
     connection.send(verb.encode())
     deadline = time.monotonic() + seconds
-    while not select.select([connection], [], [], min(seconds, _STOPPED_SECONDS))[0]:
+    while not select.select([connection], [], [], max(min(seconds, _STOPPED_SECONDS), 0))[0]:
         seconds = deadline - time.monotonic()
         if seconds <= 0 or is_stopped():
             return None

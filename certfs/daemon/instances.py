@@ -153,7 +153,7 @@ def _await_attached(directory: str) -> None:
     deadline = time.monotonic() + CONNECT_SECONDS
     while time.monotonic() < deadline:
         state = runtime.read_state(directory)
-        if state is None or state.phase != "detached" or not state.supervisor.alive():
+        if state is None or state.phase == "serving" or not state.supervisor.alive():
             return
         time.sleep(0.01)
 
