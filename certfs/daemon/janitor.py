@@ -38,7 +38,8 @@ END
     return 1
 }
 
-# Detach what is ours and in view; with "dead", only what does not answer. Sets hidden if something is covered.
+# Detach what is ours and in view; with "dead", only what does not answer: the kernel gives the number of a mount that
+# is gone to the next one, somebody else's. Sets hidden if something is covered.
 sweep() {
     rounds=0 found=yes
     while [ "$found" ] && [ $rounds -lt 64 ]; do
@@ -50,7 +51,8 @@ sweep() {
             if covered "$id" "$point"; then hidden=yes && continue; fi
             point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
             point=$(printf '%b.' "$point")
-            [ "$1" ] && [ -d "${point%.}/" ] && continue
+            # statfs(2) is never answered from a cache of the kernel's.
+            [ "$1" = dead ] && stat -f -- "${point%.}" >/dev/null 2>&1 && continue
             $unmount "${point%.}" && found=yes
         done <<END
 $mounts
@@ -102,10 +104,10 @@ if [ "$stopped" ]; then
         echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"
     done
 fi
-sweep
+sweep ${finish:-dead}
 while [ "$hidden" ]; do
     findmnt --poll --first-only --nocanonicalize --timeout 1000 || sleep 0.2
-    sweep
+    sweep ${finish:-dead}
 done
 """
 _AS_ROOT: Final = "umount -l -i -n -c"

@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from certfs.daemon.job import (
     BEAT,
+    FLUSH,
     FLUSHED,
     MESSAGE_BYTES,
     OVER,
@@ -35,6 +36,7 @@ LINGER_SECONDS: Final = 3600
 """How long a server that was replaced or unmounted goes on serving what is open."""
 _SILENT_SECONDS: Final = 4.0
 """More than one beat's worth."""
+_UNKNOWN: Final = "the server did not say in time whether the plain copies are current"
 _EXIT_SECONDS: Final = 0.1
 """How long the status of one that died may take; it is missing while a thread of it waits for a disk."""
 
@@ -69,6 +71,10 @@ class Server:
         box = inbox(job.to_json())
         try:
             pid = start(python(module, str(box)), keep=(*job.inherited(), box))
+        except OSError:
+            ours.close()
+            os.close(life[0])
+            raise
         finally:
             os.close(box)
             os.close(life[1])
@@ -104,15 +110,17 @@ class Server:
         self._answer = InCharge(ProcessId.of(os.getpid()), janitor).to_message()
         self.say(self._answer)
 
-    def let_go(self) -> None:
-        """Let it serve what is open and then end; its mount is detached or about to be.
+    def let_go(self) -> bool:
+        """Let it serve what is open and then end, its mount is detached or about to be; whether it does.
 
         One that has missed a beat answers nobody, and nobody looks after it any more: it is killed.
         """
         self._take_in()
-        if time.monotonic() - self.heard > _SILENT_SECONDS:
-            self.kill()
         self.say(b"%b %d" % (RELEASE, LINGER_SECONDS))
+        answers = time.monotonic() - self.heard <= _SILENT_SECONDS
+        if not answers:
+            self.kill()
+        return answers
 
     def hear(self) -> bytes:
         """Return the next message, which must be there; empty when the server has closed the link."""
@@ -138,12 +146,13 @@ class Server:
         while poll.poll(0) and self.hear():
             pass
 
-    def ask(self, question: bytes, seconds: float) -> bool:
-        """Send ``question`` and wait for ``flushed``, passing over beats; whether it came in time.
+    def flush(self, seconds: float) -> None:
+        """Have it bring the plain copies up to date and wait for that; `stale` says afterwards what came of it.
 
-        Anything else that arrives meanwhile ends the wait unanswered: only a server that serves is asked.
+        Anything but a beat that arrives before the answer ends the wait: only a server that serves is asked.
         """
-        self.say(question)
+        self.stale = (_UNKNOWN,)
+        self.say(FLUSH)
         poll = select.poll()
         poll.register(self.link, select.POLLIN)
         deadline = time.monotonic() + seconds
@@ -151,10 +160,8 @@ class Server:
             message = self.hear()
             if message.startswith(FLUSHED):
                 self.stale = stale_from(message)
-                return True
             if message != BEAT:
-                return False
-        return False
+                return
 
     def kill(self) -> None:
         """End it at once, also if it is stopped."""

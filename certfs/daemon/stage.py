@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from certfs.daemon import mounts, views
-from certfs.daemon.job import FILESYSTEM_TYPE, FLUSH, Failure, Job, Mount
+from certfs.daemon.job import FILESYSTEM_TYPE, Failure, Job, Mount
 from certfs.daemon.leftovers import devices_of
 from certfs.daemon.runtime import State
 from certfs.daemon.servers import Server
@@ -64,17 +64,22 @@ class Stage:
         points = dict.fromkeys(entry.point for entry in table if entry.device in self.devices)
         return tuple(point for point in points if self._is_covered(table, point))
 
-    def next_job(self, *, beside: bool) -> Job:
-        """Return the job of the next server, with a place to mount; ``beside`` another one that still serves."""
-        return Job(
-            mount=self._mount,
-            mountpoint=self._views.place(),
-            passive=beside,
-            waits=beside and not self.can_hide,
-        )
+    def start(self, module: str, *, beside: bool) -> Server:
+        """Start ``module`` as the next server, with a place to mount; ``beside`` another one that still serves.
+
+        OSError if there is no place, or no process.
+        """
+        place = self._views.place()
+        waits = beside and not self.can_hide
+        try:
+            job = Job(mount=self._mount, mountpoint=place, passive=beside, waits=waits)
+            return Server.start(module, job)
+        except OSError:
+            self.clear(place)
+            raise
 
     def clear(self, place: str) -> None:
-        """Remove a hidden place of `next_job`, if nothing is mounted there any more."""
+        """Remove a server's hidden place, if nothing is mounted there any more."""
         views.discard_place(self._mount, place)
 
     def identify(self, server: Server, *, beside: Server | None = None) -> bool:
@@ -93,7 +98,7 @@ class Stage:
         """Bring ``server`` into view where it is not, in place of ``previous``; the failure if that is impossible."""
         if previous:
             self._remember_foreign(previous)
-            previous.ask(FLUSH, FLUSH_SECONDS)
+            previous.flush(FLUSH_SECONDS)
         device = previous.device if previous else None
         for view in views.planned(self._mount):
             error = self._bring(view, server, device)

@@ -84,11 +84,9 @@ class Supervisor:
         if self._coming or not self._stage.has_room(held=self._requests.held):
             return
         self._reactor.cancel("again")
-        job = self._stage.next_job(beside=self._current is not None)
         try:
-            server = Server.start(self._order.server_module, job)
+            server = self._stage.start(self._order.server_module, beside=self._current is not None)
         except OSError as error:
-            self._stage.clear(job.mountpoint)
             self._not_started(Failure(1, f"cannot start the server: {error.strerror}"))
             return
         self._coming = server
@@ -130,9 +128,10 @@ class Supervisor:
         """Take the server out of view and let it go (the way of an ordinary user, whose servers have one place)."""
         if self._current:
             self._reactor.cancel("beat")
-            self._current.ask(messages.FLUSH, FLUSH_SECONDS)
+            self._current.flush(FLUSH_SECONDS)
             self._retire(self._current)
             self._current = None
+            self._save()  # a successor must not take the old one for the one in charge
 
     def _ready(self, server: Server) -> None:
         """Bring a server that is ready into view, in place of the one that is there."""
@@ -153,9 +152,10 @@ class Supervisor:
             server.say(messages.ACTIVATE)
         self._record.live()
         self._janitor.attend(server.life_fd)
+        self._introduce()
         shadow.cast(self._mount)
         self._outcome.tell(None)
-        self._introduce()
+        self._save()
         seconds = self._requests.restarting
         if seconds is not None:
             self._renew(server, seconds)
@@ -225,8 +225,9 @@ class Supervisor:
         lost = time.monotonic()
         self._reactor.cancel("beat")
         self._current = None
-        # Also one that has died may not be done: a thread waits for a disk.
-        mounts.try_abort(server.device)
+        if self._stage.mounted(server):  # otherwise the number may be somebody else's by now
+            # Also one that has died may not be done: a thread waits for a disk.
+            mounts.try_abort(server.device)
         self._stage.hide(server, except_for=self._coming)
         plain_seconds = time.monotonic() - lost
         kind, detail = server.verdict(hung=hung)
@@ -265,7 +266,7 @@ class Supervisor:
     def _step_aside(self) -> Reply:
         current = self._current
         if current and self._stage.can_hide:
-            current.ask(messages.FLUSH, FLUSH_SECONDS)
+            current.flush(FLUSH_SECONDS)
             self._stage.step_aside(current)
         else:
             self._make_room()
@@ -300,6 +301,7 @@ class Supervisor:
             return  # `_ended` deals with that
         if current and not held and not self._stage.shows(current):
             self._record.log("info", "unmounted from outside")
+            self._stage.tidy(current, self._coming)  # numbers that are free are the next one's
             self._end(0)
             return
         if self._stage.tidy(current, self._coming):
@@ -319,17 +321,14 @@ class Supervisor:
             return Reply()
         notify("STOPPING=1")
         current, lingering = self._current, None
-        answering = current is not None and current.ask(messages.FLUSH, FLUSH_SECONDS)
+        if current:
+            current.flush(FLUSH_SECONDS)
         if self._coming:
             self._put_down(self._coming)
         self._stage.hide(None)
         covered = self._stage.covered()
-        if current and (covered or not current.gone(END_SECONDS)):
-            if answering:
-                current.let_go()
-                lingering = current.process.pid
-            else:
-                current.kill()
+        if current and not current.gone(0 if covered else END_SECONDS) and current.let_go():
+            lingering = current.process.pid
         if covered:
             self._janitor.finish(self._stage.devices)
         else:
