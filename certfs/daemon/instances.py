@@ -14,6 +14,7 @@ from typing import Final
 
 from certfs.daemon import control, runtime
 from certfs.daemon.control import Reply, Verb
+from certfs.daemon.job import STALE_UNKNOWN
 from certfs.daemon.launch import canonical, failure_error
 from certfs.daemon.leftovers import devices_of, end_leftovers
 from certfs.errors import (
@@ -68,6 +69,7 @@ def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
         lock = runtime.take_lock(
             directory
         )  # a supervisor that its server starts meanwhile finds it taken
+        served = state is not None and state.server is not None and state.server.alive()
         errors = end_leftovers(directory)
         if lock is not None:
             os.close(lock)
@@ -76,7 +78,8 @@ def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
                 f"cannot detach {errors[0].filename}: {errors[0].strerror}",
                 advice=f"detach it as root: umount -l {errors[0].filename}",
             )
-        return f"unmounted {where}; its supervisor was dead or did not answer", ()
+        said = f"unmounted {where}; its supervisor was dead or did not answer"
+        return said, (STALE_UNKNOWN,) if served else ()
     said = f"unmounted {where}"
     if reply.covered:
         said += f"; something else is mounted over {' and '.join(reply.covered)}:"

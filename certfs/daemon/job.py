@@ -193,6 +193,10 @@ def flushed_message(stale: Iterable[str]) -> bytes:
     )
 
 
+STALE_UNKNOWN: Final = "any may lack the last changes: the server did not answer in time"
+"""In place of what `flushed_message` is given, where no such message came."""
+
+
 def stale_from(message: bytes) -> tuple[str, ...]:
     """Return what `flushed_message` was given, cut to what a message may hold."""
     return tuple(json.loads(message.removeprefix(FLUSHED)))

@@ -19,6 +19,7 @@ from certfs.daemon.job import (
     MESSAGE_BYTES,
     OVER,
     RELEASE,
+    STALE_UNKNOWN,
     Failure,
     InCharge,
     Job,
@@ -36,7 +37,6 @@ LINGER_SECONDS: Final = 3600
 """How long a server that was replaced or unmounted goes on serving what is open."""
 _SILENT_SECONDS: Final = 4.0
 """More than one beat's worth."""
-_UNKNOWN: Final = "the server did not say in time whether the plain copies are current"
 _EXIT_SECONDS: Final = 0.1
 """How long the status of one that died may take; it is missing while a thread of it waits for a disk."""
 
@@ -151,7 +151,7 @@ class Server:
 
         Anything but a beat that arrives before the answer ends the wait: only a server that serves is asked.
         """
-        self.stale = (_UNKNOWN,)
+        self.stale = (STALE_UNKNOWN,)
         self.say(FLUSH)
         poll = select.poll()
         poll.register(self.link, select.POLLIN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import mounts, peer, pki
+from tests.support import frozen, mounts, peer, pki
 from tests.support.mounts import CertfsMount
 from tests.support.peer import Peer
 from tests.support.tree import Tree
@@ -23,41 +22,12 @@ CYCLES = int(os.environ.get("CERTFS_TEST_CYCLES", "3000"))
 """Rounds of some eight operations for the test of growth; the nightly run does 125,000."""
 
 
-@contextlib.contextmanager
-def _loop_filesystem(place: Path) -> Iterator[Path]:
-    """Mount a small ext4 in a file, which can be frozen."""
-    mounts.need_root()
-    mounts.need_program("mkfs.ext4", "fsfreeze")
-    image, directory = place / "image", place / "filesystem"
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=60)
-    directory.mkdir()
-    command = ["mount", "-o", "loop", image, directory]
-    if subprocess.run([*map(str, command)], check=False, timeout=60).returncode:
-        mounts.missing("a loop device")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True, timeout=60)
-
-
-@contextlib.contextmanager
-def _frozen(directory: Path) -> Iterator[None]:
-    """Let every write to a filesystem wait."""
-    subprocess.run(["fsfreeze", "-f", directory], check=True, timeout=60)
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "-u", directory], check=True, timeout=60)
-
-
 @pytest.fixture
 def freezable() -> Iterator[tuple[CertfsMount, Path]]:
     """Mount a store that lies on a filesystem of its own; give both."""
     place = mounts.scratch_directory()
     try:
-        with _loop_filesystem(place) as directory:
+        with frozen.loop_filesystem(place) as directory:
 
             def put_aside(store: Tree) -> None:
                 shutil.rmtree(store.root)
@@ -89,7 +59,7 @@ def test_a_frozen_store_holds_up_only_who_writes(
     (tree.xensource / "file").write_bytes(b"to be read")
     assert other_process.call(peer.read_or_none, str(tree.user_bundle)) == identity.pem
     with peer.peers(30) as writers:
-        with _frozen(filesystem):
+        with frozen.frozen(filesystem):
             for number, writer in enumerate(writers):
                 writer.send(write_and_sync, str(tree.xensource / f"written-{number}"))
             slowest = 0.0
