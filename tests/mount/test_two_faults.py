@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import pki
-from tests.support.host import Host, host, kill_together
+from tests.support.host import Host, host, janitor, janitors, kill_together
 from tests.support.mounts import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
@@ -22,7 +22,7 @@ def dom0() -> Iterator[Host]:
     with host() as made:
         (made.store.certs_pool / "0.pem").write_bytes(pki.issue("host 0").pem)
         made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, what="the plain copy (I12)")
+        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
         yield made
 
 
@@ -142,8 +142,4 @@ def test_there_is_one_janitor(dom0: Host) -> None:
     kill_together(supervisor)
     wait_until(lambda: dom0.supervisor() != supervisor, what="another supervisor")
 
-    def one() -> bool:
-        sessions = {os.getsid(pid) for pid in dom0.processes_named("umount -l") or [0]}
-        return sessions == {dom0.state()["janitor"]["pid"]}
-
-    wait_until(one, what="one janitor")
+    wait_until(lambda: janitors(dom0) == {janitor(dom0)}, what="one janitor")

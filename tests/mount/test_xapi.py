@@ -212,7 +212,7 @@ SEQUENCES: dict[str, Callable[[Xapi], None]] = {
 def twins(certfs_mount: CertfsMount) -> Iterator[tuple[Tree, Tree]]:
     """Give a plain copy of the mount's store, and the mount."""
     beneath = certfs_mount.tree.store / "stunnel" / certfs_mount.tree.pool_bundle.name
-    mounts.wait_until(beneath.exists, what="the plain copy of the pool's bundle")
+    mounts.wait_until(beneath.exists, seconds=60, what="the plain copy of the pool's bundle")
     with mounts.plain() as plain:
         for name in ("xensource", "stunnel"):
             shutil.rmtree(plain.root / name)
@@ -343,7 +343,7 @@ def test_a_swap_ends_with_a_restart(other_process: Peer) -> None:
 def test_a_swap_ends_after_its_time(other_process: Peer, tmp_path: Path) -> None:
     """I10: a swap that nobody ends is over after the configured time."""
     config = tmp_path / "certfs.toml"
-    config.write_text("swap_timeout = 1.0\n")
+    config.write_text("swap_timeout = 5.0\n")
     with mounts.mounted("--config", str(config)) as mount:
         tree = mount.tree
         old, new = _files(range(3)), _files(range(5, 6))
@@ -361,4 +361,4 @@ def test_a_swap_ends_after_its_time(other_process: Peer, tmp_path: Path) -> None
             return len(pki.certificates_in(seen))
 
         assert count() == 4
-        mounts.wait_until(lambda: count() == 1, seconds=5)
+        mounts.wait_until(lambda: count() == 1, seconds=30)

@@ -194,6 +194,21 @@ class Host:
         return ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--", *command]
 
 
+def janitor(made: Host) -> int:
+    """Return the janitor that is written down; 0 while there is none."""
+    state = made.state()["janitor"]
+    return int(state["pid"]) if state else 0
+
+
+def janitors(made: Host) -> set[int]:
+    """Return the janitors that run: each is the leader of a session."""
+    found = set()
+    for pid in made.processes_named("umount -l"):
+        with contextlib.suppress(ProcessLookupError):
+            found.add(os.getsid(pid))
+    return found
+
+
 def kill_together(*pids: int) -> None:
     """Kill processes at one moment: none of them can react to the death of another."""
     for number in (signal.SIGSTOP, signal.SIGKILL):

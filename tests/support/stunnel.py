@@ -25,6 +25,7 @@ from typing import Self
 
 _DEADLINE = 15.0
 """Seconds for a start or for a whole connection."""
+_CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 _REASONS = (
     r"CERT: [^\n]*",
     r"error:[0-9A-F]+:[^\n]*",
@@ -80,7 +81,7 @@ class Server:
     def revive(self) -> None:
         """Start it again if it has crashed; nothing if it runs."""
         with self._reviving:
-            if self.process.poll() == -signal.SIGSEGV:
+            if self.process.poll() in _CRASHES:
                 before = len(self._bound())
                 self.process = _start_server(self.configuration, self.log)
                 self.wait_for_port(before + 1)
@@ -100,9 +101,10 @@ class Server:
         """Wait until it has bound its port that often."""
         deadline = time.monotonic() + _DEADLINE
         while len(self._bound()) < times:
-            if self.process.poll() == -signal.SIGSEGV:
+            status = self.process.poll()
+            if status in _CRASHES:
                 self.revive()
-            elif time.monotonic() > deadline or self.process.poll() is not None:
+            elif time.monotonic() > deadline or status is not None:
                 raise AssertionError(f"the stunnel server did not start:\n{self.log.read_text()}")
             time.sleep(0.005)
 
