@@ -199,7 +199,10 @@ def clear_instance(directory: str) -> None:
 
     The lock file stays as well: removing it would let two processes hold locks on two files of that name.
     """
-    for name in os.listdir(directory):
+    names: list[str] = []
+    with suppress(FileNotFoundError):  # somebody has removed the directory
+        names = os.listdir(directory)
+    for name in names:
         path = f"{directory}/{name}"
         with suppress(OSError):
             if name.startswith("mount-"):
