@@ -82,6 +82,11 @@ class User:
         state: dict[str, Any] = json.loads(path.read_text())
         return state
 
+    def mounted(self) -> list[bytes]:
+        """Return the lines of the mount table that are certfs's."""
+        table = Path(f"/proc/{self.host.holder.pid}/mountinfo").read_bytes()
+        return [line for line in table.splitlines() if b" - fuse.certfs " in line]
+
     def names(self) -> set[str]:
         """Return what the user sees at the mountpoint."""
         return set(self.run("ls", self.mountpoint).split())
@@ -168,6 +173,48 @@ def test_a_restart_that_fails_leaves_the_mount(user: User) -> None:
     assert user.names() == {"stunnel", "xensource"}
     assert "serving" in user.certfs("status")
     assert user.state()["server"]["pid"] == server
+
+
+@pytest.mark.parametrize("milliseconds", [0, 5, 10, 15])
+def test_a_supervisor_killed_in_a_restart(user: User, milliseconds: int) -> None:
+    """I14: whichever server is in charge at that moment gets another supervisor, though files are still open."""
+    opened = user.mountpoint / "xensource/xapi-ssl.pem"
+    holder = subprocess.Popen(user.command("sh", "-c", 'exec sleep 60 <"$0"', opened))
+    try:
+        wait_until(lambda: reads(holder.pid, opened), what="the open file")
+        supervisor, mount = user.state()["supervisor"]["pid"], user.mounted()
+        restarting = subprocess.Popen(
+            user.command(mounts.certfs_program(), "restart", user.mountpoint),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=user.host.environment,
+        )
+        deadline = time.monotonic() + 20
+        while (
+            user.mounted() == mount
+        ):  # without a pause: the moment between two mounts is milliseconds
+            assert time.monotonic() < deadline
+        time.sleep(milliseconds / 1000)
+        kill_together(supervisor)
+        restarting.wait(60)
+
+        def served() -> bool:
+            state = user.state()
+            return bool(state["phase"] == "serving" and state["supervisor"]["pid"] != supervisor)
+
+        wait_until(served, seconds=20, what="another supervisor")
+        assert user.names() == {"stunnel", "xensource"}
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def reads(pid: int, path: Path) -> bool:
+    """Whether the standard input of a process is this file."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/0").endswith(path.name)
+    except OSError:
+        return False
 
 
 def test_a_detached_command(user: User) -> None:
