@@ -190,9 +190,8 @@ def test_a_supervisor_killed_in_a_restart(user: User, milliseconds: int) -> None
             env=user.host.environment,
         )
         deadline = time.monotonic() + 20
-        while (
-            user.mounted() == mount
-        ):  # without a pause: the moment between two mounts is milliseconds
+        # Without a pause: there is nothing between two mounts for some milliseconds only.
+        while user.mounted() == mount:
             assert time.monotonic() < deadline
         time.sleep(milliseconds / 1000)
         kill_together(supervisor)
