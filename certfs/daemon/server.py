@@ -203,9 +203,8 @@ class Server:
                 scope.cancel()
                 return
             if self._in_charge is introduced:
-                await trio.sleep(
-                    _RETRY_SECONDS
-                )  # it ended without a word, and the next may as well
+                # It ended without a word, and the next may as well.
+                await trio.sleep(_RETRY_SECONDS)
             log.warning("the supervisor is gone: starting another one")
             # The successor closes the descriptor of the old link by its number.
             self._job = await self._succeed(link.detach())
