@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from certfs.daemon import control, runtime
+from certfs.daemon import control, mounts, runtime
 from certfs.daemon.control import Reply, Verb
-from certfs.daemon.job import STALE_UNKNOWN
+from certfs.daemon.job import FILESYSTEM_TYPE, STALE_UNKNOWN
 from certfs.daemon.launch import canonical, failure_error
 from certfs.daemon.leftovers import devices_of, end_leftovers
 from certfs.errors import (
@@ -48,10 +48,21 @@ def find(mountpoint: str | None) -> str:
         if not os.path.isdir(directory):
             directory = _dom0_with(base, where) or directory
     if runtime.read_state(directory) is None and not devices_of(directory, None):
-        raise NotMountedError(
+        raise _not_found(where)
+    return directory
+
+
+def _not_found(where: str) -> NotMountedError:
+    top = mounts.top_at(mounts.table(), where)
+    if top is None or top.kind != FILESYSTEM_TYPE:
+        return NotMountedError(
             f"certfs is not mounted at {where}", advice="certfs status lists what is"
         )
-    return directory
+    by_hand = "umount -l" if os.geteuid() == 0 else "fusermount3 -u -z"
+    return NotMountedError(
+        f"a certfs is mounted at {where}, but its runtime directory is gone or elsewhere",
+        advice=f"end it with: {by_hand} {where}",
+    )
 
 
 def _dom0_with(base: str, target: str) -> str | None:

@@ -172,6 +172,19 @@ def test_a_runtime_directory_that_was_cleaned(dom0: Host, lost: list[str]) -> No
     wait_until(lambda: dom0.processes() == [], what="the end of all processes")
 
 
+def test_without_a_runtime_directory_there_is_a_way_out(dom0: Host) -> None:
+    """With the whole directory gone, a refusal leads to a command, and that ends the mount."""
+    assert dom0.run("umount", dom0.state()["mountpoint"]).returncode == 0
+    assert dom0.run("rm", "-r", "/run/certfs/dom0").returncode == 0
+    assert "end it with: certfs unmount /etc/xensource\n" in dom0.certfs("mount", expect=8)
+    said = dom0.certfs("unmount", "/etc/xensource", expect=7)
+    assert said.endswith(" end it with: umount -l /etc/xensource\n")
+    assert dom0.run("umount", "-l", "/etc/xensource").returncode == 0
+    wait_until(lambda: dom0.certfs_mounts() == [], what="the end of the mount")
+    wait_until(lambda: dom0.processes() == [], what="the end of all processes")
+    dom0.certfs("mount")
+
+
 def test_a_command_runs_detached(dom0: Host) -> None:
     """`certfs detached` shows the plain directories to a command, and attaches again with what it changed."""
     pem = dom0.store.root / "later"
