@@ -58,8 +58,9 @@ class PlainCopy:
             if self.state.generation == generation.number and self.state.stamp == _stamp(status):
                 return
             if not generation.certificates:
-                with suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=directory)
+                if status:  # a read-only store refuses to remove also what is not there
+                    with suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=directory)
             elif status is None or not _holds(directory, name, generation):
                 self._replace(directory, name, generation, status)
             status = status_at(directory, name)

@@ -247,6 +247,22 @@ def test_a_full_disk_leaves_the_last_copy_and_a_reason(
             plain.close()
 
 
+def test_an_absent_copy_is_current_on_a_readonly_store(
+    tmp_path: Path, reader: SourceReader
+) -> None:
+    """I12: without certificate and without copy nothing is to be done, also where nothing can be."""
+    with tiny_disk(tmp_path / "disk"):
+        plain = Plain(tmp_path / "disk", reader)
+        try:
+            remount = ["mount", "-o", "remount,ro", tmp_path / "disk"]
+            subprocess.run(remount, check=True, timeout=10)
+            plain.write()
+            assert plain.copy.state.error == ""
+            assert plain.is_current()
+        finally:
+            plain.close()
+
+
 def test_readers_see_old_or_new_and_nothing_else(plain: Plain) -> None:
     """I12: whoever opens the plain file again and again never finds it missing or torn."""
     plain.put("a.pem", ONE.pem)
