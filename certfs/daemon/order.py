@@ -5,6 +5,7 @@ A supervisor is started as ``python -P -m certfs.daemon.supervisor FD``; FD is o
 
 import json
 import os
+import signal
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NoReturn, Self
 
@@ -12,6 +13,8 @@ from certfs.daemon.job import Mount, mount_from_json
 from certfs.daemon.processes import ProcessId, python
 
 SERVER_MODULE: Final = "certfs.daemon.server"
+ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""The signals that ask a supervisor to unmount."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +90,17 @@ def command(box: int) -> tuple[str, ...]:
 
 
 def execute(order: Order) -> NoReturn:
-    """Let this process become a supervisor with ``order``; OSError if it cannot."""
+    """Let this process become a supervisor with ``order``; OSError if it cannot.
+
+    A signal that is to end it waits until the new program has its handlers: the default would end it with the mount
+    still there.
+    """
     box = inbox(order.to_json())
     for fd in (*order.inherited(), box):
         os.set_inheritable(fd, True)
     program, *_ = arguments = command(box)
-    os.execv(program, arguments)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        os.execv(program, arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -63,6 +63,7 @@ class Reactor:
         for number in numbers:
             signal.signal(number, _noted)
         signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # see `order.execute`
 
         def dispatch() -> None:
             for number in os.read(receiving, 512):

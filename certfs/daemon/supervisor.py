@@ -20,7 +20,7 @@ from certfs.daemon.control import Reply
 from certfs.daemon.janitor import Janitor
 from certfs.daemon.job import Failure, failure_from
 from certfs.daemon.notify import notify
-from certfs.daemon.order import Adoption, Order, execute
+from certfs.daemon.order import ENDING, Adoption, Order, execute
 from certfs.daemon.outcome import Outcome
 from certfs.daemon.processes import reap, reap_strangers, urgent
 from certfs.daemon.reactor import TABLE_CHANGED, Reactor
@@ -33,7 +33,6 @@ from certfs.daemon.stage import FLUSH_SECONDS, Stage
 END_SECONDS: Final = 1.0
 """How long a server may take to end after its mount is gone, unless files are still open."""
 TABLE_SECONDS: Final = 0.05
-ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _NO_ROOM: Final = Failure(6, "something is mounted over it", "unmount that first")
 
 

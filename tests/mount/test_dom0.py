@@ -86,6 +86,18 @@ def test_a_signal_ends_the_mount_cleanly(dom0: Host, number: signal.Signals) -> 
     assert certificates(dom0.tree.pool_bundle) == 2
 
 
+@pytest.mark.parametrize("milliseconds", [0, 10, 20, 40])
+def test_a_signal_right_after_a_restart_ends_the_mount_cleanly(
+    dom0: Host, milliseconds: int
+) -> None:
+    """A supervisor that is becoming another program keeps a signal until it can follow it (I14, I17)."""
+    dom0.certfs("restart")
+    time.sleep(milliseconds / 1000)
+    os.kill(dom0.supervisor(), signal.SIGTERM)
+    wait_until(lambda: dom0.daemons() == [], what="the end of the daemon")
+    assert dom0.certfs_mounts() == []
+
+
 def test_a_second_instance_is_refused(dom0: Host) -> None:
     """A second `certfs mount` ends with 8 and names the process that is there, and since when."""
     said = dom0.certfs("mount", expect=8)
