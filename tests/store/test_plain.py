@@ -254,8 +254,7 @@ def test_an_absent_copy_is_current_on_a_readonly_store(
     with tiny_disk(tmp_path / "disk"):
         plain = Plain(tmp_path / "disk", reader)
         try:
-            remount = ["mount", "-o", "remount,ro", tmp_path / "disk"]
-            subprocess.run(remount, check=True, timeout=10)
+            subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True, timeout=10)
             plain.write()
             assert plain.copy.state.error == ""
             assert plain.is_current()
