@@ -112,7 +112,7 @@ class NameOperations(FilesystemBase):
         """Make a directory; a ``D.bk`` beside a source directory D begins a swap (promise I10)."""
         parent = self._directory(parent_inode, name)
         entry = await self.make(parent, name, ctx, lambda directory: _mkdir(directory, name, mode))
-        self.trust.swap_begins(parent.id, name)
+        self.trust.swaps.begins(parent.id, name)
         await self._tell(parent, name, ctx)
         return entry
 
@@ -171,7 +171,7 @@ class NameOperations(FilesystemBase):
                 await self.calls.change(_rmdir, directory, name)
         self._lost(removed, parent, name)
         await self._tell(parent, name, ctx)
-        self.trust.swap_ends(parent.id, name, self.actor(ctx))
+        self.trust.swaps.ends(parent.id, name, self.actor(ctx))
 
     def _lost(self, inode: Inode | None, parent: Inode, name: bytes) -> None:
         if inode is not None:
@@ -259,7 +259,7 @@ class NameOperations(FilesystemBase):
         else:
             await self._tell(new_parent, name_new, ctx)
             await self._tell(old_parent, name_old, ctx)
-        trust.swap_ends(old_parent.id, name_old, self.actor(ctx))
+        trust.swaps.ends(old_parent.id, name_old, self.actor(ctx))
 
     async def _commit(  # noqa: PLR0913, PLR0917 - what renameat2(2) takes
         self,
@@ -284,7 +284,7 @@ class NameOperations(FilesystemBase):
         with self.inodes.using(old_parent) as directory:
             await self.calls.change(_unlink, directory, name_old)
         self._lost(removed, old_parent, name_old)
-        bundle.release(self.actor(ctx))
+        self.trust.swaps.end(bundle, self.actor(ctx))
 
     @guarded
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:

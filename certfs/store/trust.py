@@ -10,18 +10,14 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import trio
-
 from certfs.core.bundle import BundleSpec
 from certfs.store.backing import FileId, fd_path, file_id, status_at
 from certfs.store.links import PathWalker
 from certfs.store.live import Actor, LiveBundle, Observer
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, sweep, temporary_name
 from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
+from certfs.store.swaps import SWAP_SUFFIX, Backup, Swaps
 from certfs.store.watch import StoreWatcher
-
-SWAP_SUFFIX = b".bk"
-"""XAPI replaces a source directory D by way of a directory of this name beside it (promise I10)."""
 
 DEFAULT_SWAP_TIMEOUT = 30.0
 
@@ -55,7 +51,7 @@ class _Roles:
     bundles: dict[FileId, dict[bytes, LiveBundle]] = field(default_factory=dict)
     components: dict[FileId, set[bytes]] = field(default_factory=dict)
     patterns: dict[FileId, list[BundleSpec]] = field(default_factory=dict)
-    swaps: dict[FileId, dict[bytes, list[LiveBundle]]] = field(default_factory=dict)
+    backups: dict[Backup, list[LiveBundle]] = field(default_factory=dict)
     descriptors: dict[FileId, int] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -85,10 +81,9 @@ class Trust:
         self._reader = SourceReader(self.walker, size_limit, self._is_plain_copy)
         self._is_busy = is_busy
         self._observer = observer
-        self._swap_timeout = swap_timeout
         self._roles = _Roles()
         self._bundles: dict[BundleSpec, LiveBundle] = {}
-        self.swap_started = trio.Event()
+        self.swaps = Swaps(swap_timeout)
 
     @property
     def bundles(self) -> Iterable[LiveBundle]:
@@ -163,30 +158,6 @@ class Trust:
         for bundle in self._roles.sources.get(directory, ()):
             bundle.keep(moves)
 
-    def swap_begins(self, directory: FileId, name: bytes) -> None:
-        """Take note that a directory ``name`` was made: if it is a D.bk, a swap of D begins."""
-        for bundle in self._roles.swaps.get(directory, {}).get(name, ()):
-            bundle.hold(trio.current_time() + self._swap_timeout)
-            self.swap_started.set()
-
-    def swap_ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
-        """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
-        for bundle in self._roles.swaps.get(directory, {}).get(name, ()):
-            bundle.release(actor)
-
-    async def expire_swaps(self) -> None:
-        """End each swap at its deadline, for ever; sleeps while there is none."""
-        while True:
-            deadlines = [
-                bundle.swap_deadline for bundle in self.bundles if bundle.swap_deadline is not None
-            ]
-            self.swap_started = trio.Event()
-            with trio.move_on_at(min(deadlines, default=float("inf"))):
-                await self.swap_started.wait()
-            for bundle in self.bundles:
-                if bundle.swap_deadline is not None and bundle.swap_deadline <= trio.current_time():
-                    bundle.release(None)
-
     async def catch_up(self) -> None:
         """Take in what happened in the store itself; one system call when nothing did."""
         events = self.watcher.read()
@@ -240,8 +211,8 @@ class Trust:
                 self._roles.sources.setdefault(source_id, []).append(bundle)
             parent = self._descend(spec.source[:-1])
             if parent is not None:
-                names = self._roles.swaps.setdefault(parent, {})
-                names.setdefault(spec.source[-1] + SWAP_SUFFIX, []).append(bundle)
+                backup = (parent, spec.source[-1] + SWAP_SUFFIX)
+                self._roles.backups.setdefault(backup, []).append(bundle)
             place = self._descend(spec.bundle[:-1])
             if place is not None:
                 self._roles.bundles.setdefault(place, {})[spec.bundle[-1]] = bundle
@@ -253,6 +224,7 @@ class Trust:
             )
             if gone and spec not in self._specs:
                 del self._bundles[spec], self.plain[bundle]
+        self.swaps.watch(self._roles.backups)
         old.close()
         self.watcher.watch(
             [

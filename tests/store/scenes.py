@@ -98,13 +98,13 @@ class Store:
         (self.path / old).rename(self.path / new)
         names = (old_name.encode(), new.rpartition("/")[2].encode())
         await self.trust.replaced(self.id(directory or "."), names, ACTOR)
-        self.trust.swap_ends(self.id(directory or "."), names[0], ACTOR)
+        self.trust.swaps.ends(self.id(directory or "."), names[0], ACTOR)
 
     async def mkdir(self, path: str) -> None:
         """Make a directory and tell as the filesystem does."""
         directory, _, name = path.rpartition("/")
         (self.path / path).mkdir()
-        self.trust.swap_begins(self.id(directory or "."), name.encode())
+        self.trust.swaps.begins(self.id(directory or "."), name.encode())
         await self.changed(path)
 
     async def rmdir(self, path: str) -> None:
@@ -112,7 +112,7 @@ class Store:
         directory, _, name = path.rpartition("/")
         (self.path / path).rmdir()
         await self.changed(path)
-        self.trust.swap_ends(self.id(directory or "."), name.encode(), ACTOR)
+        self.trust.swaps.ends(self.id(directory or "."), name.encode(), ACTOR)
 
     async def put(self, path: str, data: bytes) -> None:
         """Write a file and tell."""
