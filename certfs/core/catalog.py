@@ -40,11 +40,13 @@ _V = TypeVar("_V")
 class Source:
     """One file of a source directory: what it contributes, and the ``stamp`` of the file that this was read from.
 
-    The stamp is opaque here; equal stamps mean an unchanged file.
+    The stamp is opaque here; equal stamps mean an unchanged file. ``kept`` if it counts as it was before: its file
+    holds something else, or is about to (promise I3).
     """
 
     content: SourceContent
     stamp: bytes = b""
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +119,23 @@ class Catalog:
         """Whether the bundle is the union with what it was (promise I10)."""
         return self._ghosts
 
-    def hold(self) -> None:
-        """Start a swap: what the bundle has now stays in it until ``release``."""
-        held = [(key, source) for key, source in self._sources.items() if not key[2]]
+    def hold(self, was: Mapping[bytes, Source] | None = None) -> Change:
+        """Start a swap: what the bundle has now, or ``was`` when the swap began, stays in it until ``release``."""
+        held = dict(self.sources()) if was is None else was
         self._ghosts = True
-        self._apply(
-            {_key(key[1], _GHOST): source for key, source in held if source.content.certificates}
+        return self._apply(
+            {
+                _key(name, _GHOST): source
+                for name, source in held.items()
+                if source.content.certificates
+            }
         )
+
+    def held(self) -> Iterator[tuple[bytes, Source]]:
+        """Yield name and source of what stays in the bundle because of a swap."""
+        for (_, name, ghost), source in self._sources.items():
+            if ghost:
+                yield name, source
 
     def release(self) -> Change:
         """End a swap: the bundle is what the sources hold."""

@@ -116,6 +116,11 @@ class Mount:
         return f"{self.runtime}/state.json"
 
     @property
+    def bequest(self) -> str:
+        """The directory of what a server leaves to the next one (`certfs.store.bequest`)."""
+        return f"{self.runtime}/bequest"
+
+    @property
     def title(self) -> str:
         """Where the mount is, for people."""
         return ", ".join(tree.target for tree in self.trees)

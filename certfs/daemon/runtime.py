@@ -2,12 +2,14 @@
 
 Owns the layout below /run/certfs (root) or $XDG_RUNTIME_DIR/certfs, and the schema of state.json. One directory for
 each mount: ``dom0``, or ``at-`` and the mountpoint, escaped. In it: ``lock`` (held with flock(2) by the supervisor),
-``state.json``, ``control`` (a socket), ``log``, and ``mount-N``, the hidden mountpoints.
+``state.json``, ``control`` (a socket), ``log``, ``mount-N``, the hidden mountpoints, and ``bequest``, a directory of
+the servers.
 """
 
 import fcntl
 import json
 import os
+import shutil
 import stat
 import time
 import zlib
@@ -207,5 +209,7 @@ def clear_instance(directory: str) -> None:
         with suppress(OSError):
             if name.startswith("mount-"):
                 os.rmdir(path)
+            elif name == "bequest":
+                shutil.rmtree(path)
             elif name.startswith(("state.json", "control")):
                 os.unlink(path)

@@ -35,6 +35,7 @@ from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
 from certfs.store.backing import FileId
+from certfs.store.bequest import Bequest, read_estate
 from certfs.store.layout import make_directories
 from certfs.store.live import Published
 from certfs.store.scan import ignore_lease_breaks
@@ -72,6 +73,7 @@ class Server:
             observer=self._observe,
             size_limit=config.source_size_limit,
             swap_timeout=config.swap_timeout,
+            bequest=Bequest(job.mount.bequest),
         )
         self.plain = PlainCopies(self.trust, active=not job.passive)
         self.status = StatusReport(job, self.trust, self.plain)
@@ -151,6 +153,11 @@ class Server:
 
     async def run(self) -> None:
         """Serve until the session ends or somebody says so."""
+        estate = read_estate(self._job.mount.bequest)
+        if estate is not None:
+            await self.trust.inherit(estate)
+        if self.plain.active:
+            self.trust.bequeath()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, nursery.cancel_scope)
             nursery.start_soon(self._watch_store)
@@ -237,6 +244,14 @@ class Server:
                 self._unanswered += 1
                 await trio.sleep(messages.BEAT_SECONDS)
 
+    def _activate(self, *, active: bool) -> None:
+        if active:
+            self.trust.bequeath()
+        else:
+            self.trust.bequest.close()
+        self.plain.active = active
+        self.plain.wake()
+
     async def _flush(self, link: trio.socket.SocketType) -> None:
         await self.plain.flush()
         with suppress(OSError):
@@ -262,8 +277,7 @@ class Server:
             elif word == messages.STOP:
                 scope.cancel()
             elif word in {messages.ACTIVATE, messages.PASSIVE}:
-                self.plain.active = word == messages.ACTIVATE
-                self.plain.wake()
+                self._activate(active=word == messages.ACTIVATE)
             elif word == messages.FLUSH:
                 # A disk may take its time; beats and their answers go on meanwhile.
                 nursery.start_soon(self._flush, link)

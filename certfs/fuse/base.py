@@ -219,11 +219,22 @@ class FilesystemBase(pyfuse3.Operations):
         inode = self.inodes.find(identity)
         return inode is not None and inode.dirty and inode.writers > 0
 
-    def mark_dirty(self, inode: Inode) -> None:
-        """Take note that an open file was changed."""
+    def mark_dirty(self, inode: Inode, file: int) -> None:
+        """Take note that an open file is changed; ``file`` is any descriptor of it."""
         if not inode.dirty:
+            self.trust.write_begins(*self._place(inode), file)
             inode.dirty = True
             self.await_release(inode)
+
+    def mark_clean(self, inode: Inode, file: int) -> None:
+        """Take note that it was not changed after all."""
+        inode.dirty = False
+        self.unsettled.discard(inode)
+        self.trust.write_failed(*self._place(inode), file)
+
+    @staticmethod
+    def _place(inode: Inode) -> tuple[FileId | None, bytes]:
+        return inode.parent.id if inode.parent is not None else None, inode.name
 
     def await_release(self, inode: Inode) -> None:
         """Let bundles wait for the RELEASE of an inode if it is a source that is being written."""

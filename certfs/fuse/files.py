@@ -48,25 +48,26 @@ class FileOperations(FilesystemBase):
         self.handles.require_room()
         given = flags & _OPEN_FLAGS
         way = self.calls.read if given == os.O_RDONLY else self.calls.change
-        with self._truncating(node) if flags & os.O_TRUNC else nullcontext():
-            with self.inodes.using(node) as fd:
-                file = await self.opening(way, _open, fd, given)
+        with (
+            self.inodes.using(node) as fd,
+            self._truncating(node, fd) if flags & os.O_TRUNC else nullcontext(),
+        ):
+            file = await self.opening(way, _open, fd, given)
             return self._opened(node, file, flags, ctx)
 
     @contextmanager
-    def _truncating(self, node: Inode) -> Iterator[None]:
+    def _truncating(self, node: Inode, fd: int) -> Iterator[None]:
         """Hold a file for one that is being written from before it is emptied: its last content counts (I3)."""
         was_dirty = node.dirty
         node.writers += 1
-        self.mark_dirty(node)
+        self.mark_dirty(node, fd)
         try:
             yield
         finally:
             node.writers -= 1
             if not node.writers and not was_dirty:
                 # It could not be opened, so nothing was changed.
-                node.dirty = False
-                self.unsettled.discard(node)
+                self.mark_clean(node, fd)
 
     @staticmethod
     def _push(content: Content) -> None:
@@ -105,7 +106,7 @@ class FileOperations(FilesystemBase):
             drop_set_id(file, ctx)
         if truncates or created:
             # A new name is a change even if nothing is ever written.
-            self.mark_dirty(node)
+            self.mark_dirty(node, file)
         return pyfuse3.FileInfo(fh=self.handles.add(handle), keep_cache=False)
 
     @guarded
@@ -142,7 +143,7 @@ class FileOperations(FilesystemBase):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write to an open file; all or as much as the store takes."""
         handle = self.handles.get(fh, FileHandle)
-        self.mark_dirty(handle.inode)
+        self.mark_dirty(handle.inode, handle.fd)
         if handle.synchronous:
             run = self.calls.away
         else:

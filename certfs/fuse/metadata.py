@@ -104,7 +104,7 @@ class MetadataOperations(FilesystemBase):
         handle = self.handles.find(fh) if fh is not None else None
         if node.writers:
             # Before it is cut short: its last complete content counts until the last writer closes (promise I3).
-            self.mark_dirty(node)
+            self.mark_dirty(node, fd)
         if isinstance(handle, FileHandle) and handle.writes:
             await self.calls.change(os.ftruncate, handle.fd, size)
         else:

@@ -18,6 +18,7 @@ RENAME_WHITEOUT = 4
 UTIME_OMIT = (1 << 30) - 2
 _AT_FDCWD = -100
 _STAMP = struct.Struct("=QQqqq")
+_TIME = struct.Struct("=q")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.renameat2.argtypes = (
@@ -56,6 +57,11 @@ def stamp(status: os.stat_result) -> bytes:
     return _STAMP.pack(
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )
+
+
+def stamp_of_data(stamp: bytes) -> bytes:
+    """Return the part of a stamp that chmod(2) and chown(2) leave alone: all but the ctime."""
+    return stamp[: -_TIME.size]
 
 
 def stamp_head(inode: FileId) -> bytes:

@@ -65,7 +65,7 @@ class LinkedSources:
         """Do as ``read`` before there is an event loop."""
         readings: dict[bytes, Reading | None] = {name: _unanswered(None) for name in names}
         return readings | self._targets.ask(
-            directory, readings, lambda own, name: self._read(own, name, None)
+            directory, readings, lambda own, name: self._read(own, name, None, Writers.UNLIKELY)
         )
 
     async def changed(self, directory: int) -> list[bytes]:
@@ -88,7 +88,7 @@ class LinkedSources:
         return [name for name, found in stamps.items() if found != links[name].target]
 
     def _read(
-        self, directory: int, name: bytes, known: Source | None, writers: Writers = Writers.NONE
+        self, directory: int, name: bytes, known: Source | None, writers: Writers
     ) -> Reading | None:
         status = status_at(directory, name)
         if status is None:

@@ -13,16 +13,17 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from certfs.core.bundle import BundleSpec, Generation, is_source_name
 from certfs.core.catalog import Catalog, Change, Source
-from certfs.core.certificate import Remark
-from certfs.store.backing import FileId, file_id, stamp_head, status_at
+from certfs.core.certificate import Remark, SourceContent
+from certfs.store.backing import FileId, file_id, stamp, stamp_head, stamp_of_data, status_at
+from certfs.store.bequest import Bequest
 from certfs.store.linked import LinkedSources
-from certfs.store.scan import Reading, SourceReader, Writers, being_written, source_names
+from certfs.store.scan import Reading, SourceReader, Writers, as_it_was, inherited, source_names
 
 # A file of this size parses in about a millisecond; what is larger is read in a thread.
 _INLINE_SIZE = 32 << 10
@@ -66,9 +67,10 @@ class LiveBundle:
     """A bundle and its source directory.
 
     ``is_busy`` tells whether an inode is being written through the mount; ``observer`` is told of every change.
+    What its files do not show is left to the next server in ``bequest``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two have a name at the call
         self,
         spec: BundleSpec,
         reader: SourceReader,
@@ -76,6 +78,7 @@ class LiveBundle:
         is_busy: Callable[[FileId], bool],
         observer: Observer,
         hidden_names: frozenset[bytes] = frozenset(),
+        bequest: Bequest | None = None,
     ) -> None:
         self.spec = spec
         self.catalog = Catalog()
@@ -87,6 +90,9 @@ class LiveBundle:
         self._is_busy = is_busy
         self._observer = observer
         self._hidden_names = hidden_names
+        self._bequest = bequest or Bequest(None)
+        self._kept: dict[bytes, SourceContent] = {}
+        """What is in the bequest: sources that do not count with what their files hold."""
         self._links = LinkedSources(reader)
         self._lock = trio.Lock()
 
@@ -170,15 +176,73 @@ class LiveBundle:
         """Read the whole directory at start, when there is nobody yet to wait for it."""
         if self.directory is None:
             return
-        batch = self._read_all(self.directory, Writers.NONE)
+        batch = self._read_all(self.directory)
         self._apply(batch.readings, None)
         if batch.links:
             self._apply(self._links.load(self.directory, batch.links), None)
 
-    def hold(self, deadline: float) -> None:
-        """Start a swap that ends at ``deadline`` (trio's clock) at the latest."""
-        if not self.is_swapping:
-            self.catalog.hold()
+    def inherit(
+        self, kept: Mapping[bytes, SourceContent], missing: Callable[[], SourceContent]
+    ) -> None:
+        """Let sources count as they did with the server before: ``kept``.
+
+        What is being written by somebody whom that one did not know counts as what is ``missing`` from the bundle that
+        was in view last.
+        """
+        found = {name: source for name, source in self.catalog.sources() if source.kept}
+        sources = {
+            name: replace(source, content=kept[name] if name in kept else missing())
+            for name, source in found.items()
+        }
+        for name in kept.keys() - found.keys():
+            source = self.catalog.get(name)
+            if source is not None:
+                sources[name] = inherited(self._with_stamp(name, source), kept[name])
+        for name, source in sources.items():
+            self._keep(name, source if source.kept else None)
+        remarks = [
+            (name, remark) for name, source in sources.items() for remark in source.content.remarks
+        ]
+        self._publish(self.catalog.update(sources), None, tuple(remarks))
+
+    def _with_stamp(self, name: bytes, source: Source) -> Source:
+        """Return a source with the stamp of its file: nobody has written it since it was read, however young it is."""
+        status = None if self.directory is None else status_at(self.directory, name)
+        is_file = status is not None and stat.S_ISREG(status.st_mode)
+        return replace(source, stamp=stamp(status)) if status and is_file else source
+
+    def write_begins(self, name: bytes) -> None:
+        """Take note that a source is about to be changed in place: it counts as it is until that is done (I3)."""
+        source = self.catalog.get(name)
+        if source is not None:
+            self._keep(name, source)
+
+    def write_failed(self, name: bytes) -> None:
+        """Take note that it was not changed."""
+        source = self.catalog.get(name)
+        if source is None or not source.kept:
+            self._keep(name, None)
+
+    def _keep(self, name: bytes, source: Source | None) -> None:
+        """Leave what a source counts with to the next server; None where the file says that itself."""
+        before = self._kept.get(name)
+        if source is None:
+            if before is not None:
+                del self._kept[name]
+                self._bequest.drop_source(self.spec, name)
+        elif before is not source.content:
+            self._kept[name] = source.content
+            self._bequest.leave_source(self.spec, name, source.content)
+
+    def bequeath(self) -> None:
+        """Leave everything again that is to be left to the next server."""
+        for name, content in self._kept.items():
+            self._bequest.leave_source(self.spec, name, content)
+
+    def hold(self, deadline: float, was: Mapping[bytes, Source] | None = None) -> None:
+        """Start a swap that ends at ``deadline`` (trio's clock) at the latest; ``was`` is what the bundle had then."""
+        if was is not None or not self.is_swapping:
+            self._publish(self.catalog.hold(was), None)
         self.swap_deadline = deadline
 
     def release(self, actor: Actor | None) -> None:
@@ -248,13 +312,15 @@ class LiveBundle:
                 links.append(name)
             elif self._is_busy(file_id(status)):
                 # The last complete content counts until the last writer closes (promise I3).
-                readings[name] = Reading(known or being_written())
+                readings[name] = Reading(as_it_was(known))
+            elif known and writers is not Writers.NONE and _still_interrupted(known, status):
+                readings[name] = Reading(replace(known, stamp=stamp(status)))
             else:
                 unless_changed = None if writers is Writers.NONE else known
                 reading = self._reader.read(directory, name, status, unless_changed, writers)
                 if self._is_busy(file_id(status)):
                     # Somebody began to write while it was read.
-                    reading = Reading(known or being_written())
+                    reading = Reading(as_it_was(known))
                 readings[name] = reading
         return _Batch(readings, links)
 
@@ -264,6 +330,7 @@ class LiveBundle:
         for name, reading in readings.items():
             self._links.note(name, reading)
             changes[name] = source = reading.source if reading is not None else None
+            self._keep(name, source if source is not None and source.kept else None)
             if source is not None and source.content.remarks:
                 known = self.catalog.get(name)
                 if known is None or known.content.remarks != source.content.remarks:
@@ -282,3 +349,8 @@ class LiveBundle:
             )
         if change or remarks:
             self._observer(Published(self, change, actor, remarks))
+
+
+def _still_interrupted(known: Source, status: os.stat_result) -> bool:
+    """Whether a source that counts as it was holds what it held when that was decided: only its mode was changed."""
+    return known.kept and stamp_of_data(known.stamp) == stamp_of_data(stamp(status))

@@ -7,11 +7,13 @@ the next change; it never gets in the way of serving.
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from certfs.core.bundle import Generation
+from certfs.core.certificate import SourceContent, parse_source
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import describe, fd_path, stamp, status_at
 from certfs.store.live import LiveBundle
@@ -21,6 +23,8 @@ TEMPORARY_PREFIX = b".certfs-plain-"
 
 _MODE = 0o644
 _PIECE = 1 << 20
+_MOST_READ = 256 << 20
+_END = b"-----END CERTIFICATE-----\n"
 
 
 def temporary_name(bundle: bytes) -> bytes:
@@ -104,6 +108,27 @@ def _holds(directory: int, name: bytes, generation: Generation) -> bool:
         return all(os.read(file, len(piece)) == piece for piece in _pieces(generation))
     finally:
         os.close(file)
+
+
+def missing(bundle: LiveBundle, directory: int) -> SourceContent:
+    """Return what the copy in ``directory`` has and no source of the bundle: what the bundle before had besides."""
+    known = {
+        certificate.pem
+        for _, source in bundle.catalog.sources()
+        for certificate in source.content.certificates
+    }
+    # Split first: certificates that are known need not be read as such, and there may be many.
+    blocks = (block + _END for block in _read(directory, bundle.spec.bundle[-1]).split(_END)[:-1])
+    unknown = parse_source(b"".join(block for block in blocks if block not in known))
+    return SourceContent(unknown.certificates)
+
+
+def _read(directory: int, name: bytes) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError), open(os.open(name, flags, dir_fd=directory), "rb") as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file.read(_MOST_READ)
+    return b""
 
 
 def digest(generation: Generation) -> str:

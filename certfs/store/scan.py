@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from certfs.core.bundle import is_source_name
@@ -78,9 +78,25 @@ def _left_out(
     return Source(SourceContent((), (remark,)), stamp(status) if status else b"")
 
 
-def being_written() -> Source:
-    """Return what a new source contributes until its last writer closes it (promise I3)."""
-    return _left_out("being written", severity=Severity.NOTE)
+def as_it_was(known: Source | None) -> Source:
+    """Return what a source contributes until its last writer closes it (I3): what is ``known`` of it, if anything."""
+    if known is None:
+        known = _left_out("being written", severity=Severity.NOTE)
+    return known if known.kept else replace(known, kept=True)
+
+
+def inherited(found: Source, before: SourceContent) -> Source:
+    """Return what a source contributes when its writer lost it with the server; ``before`` counts unless it is whole.
+
+    Nobody will ever say that such a file is complete. Where it looks so, the writer may have had its fsync(2) answered.
+    """
+    if found.content.certificates and not any(
+        remark.severity is Severity.DEFECT for remark in found.content.remarks
+    ):
+        return found
+    reason = "its writer was interrupted: it counts as it was before, until it is written again"
+    content = SourceContent(before.certificates, (Remark(Severity.WARNING, 0, reason),))
+    return Source(content, found.stamp, kept=True)
 
 
 def unanswered() -> Source:
@@ -182,7 +198,7 @@ class SourceReader:
             if writers is not Writers.NONE:
                 found = has_writer(file)
                 if found or (found is None and writers is Writers.LIKELY):
-                    return known or being_written()
+                    return as_it_was(known)
             return self._read_file(file, certain=writers is Writers.NONE)
         except OSError as e:
             return _unread(e, status)

@@ -1,13 +1,21 @@
 """Swaps: XAPI replaces a source directory D by way of a directory ``D.bk`` beside it (promise I10).
 
-Owns which names are those of a D.bk, and when a swap begins and ends. What a bundle is meanwhile is the bundle's own.
+Owns which D.bk there are, and when a swap begins and ends. What a bundle is meanwhile is the bundle's own.
+
+A swap begins when a D.bk is made, wherever that is: through the mount, in the store itself, or while no server serves.
+One that was there at the mount begins nothing, so each is known from then on. What was known when a server dies is in
+its bequest.
 """
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
+from certfs.core.catalog import Source
+from certfs.core.certificate import SourceContent
 from certfs.store.backing import FileId
+from certfs.store.bequest import Bequest, Estate, Swap
 from certfs.store.live import Actor, LiveBundle
 
 SWAP_SUFFIX = b".bk"
@@ -17,32 +25,115 @@ Backup = tuple[FileId, bytes]
 
 
 class Swaps:
-    """The swaps of all bundles of a mount; each is over ``timeout`` seconds after its beginning at the latest."""
+    """The swaps of all bundles of a mount; each is over ``timeout`` seconds after its beginning at the latest.
 
-    def __init__(self, timeout: float) -> None:
+    ``is_there`` tells whether there is a directory of a name.
+    """
+
+    def __init__(
+        self, timeout: float, bequest: Bequest, is_there: Callable[[FileId, bytes], bool]
+    ) -> None:
         self._timeout = timeout
+        self._bequest = bequest
+        self._is_there = is_there
         self._bundles: Mapping[Backup, list[LiveBundle]] = {}
+        self._known: set[Backup] = set()
+        """Those that are there, as far as anybody said."""
         self._started = trio.Event()
 
     def watch(self, bundles: Mapping[Backup, list[LiveBundle]]) -> None:
         """Take these names for those of a D.bk from now on: whose D these bundles come from."""
+        new = bundles.keys() - self._bundles.keys()
         self._bundles = bundles
+        self._known &= bundles.keys()
+        for backup in new:
+            if self._is_there(*backup):
+                self._found(backup)
+
+    def _found(self, backup: Backup) -> None:
+        self._known.add(backup)
+        for bundle in self._bundles[backup]:
+            self._bequest.leave_backup(bundle.spec, None)
 
     def begins(self, directory: FileId, name: bytes) -> None:
         """Take note that a directory ``name`` was made: if it is a D.bk, a swap of D begins."""
-        for bundle in self._bundles.get((directory, name), ()):
-            bundle.hold(trio.current_time() + self._timeout)
-            self._started.set()
+        backup = (directory, name)
+        for bundle in self._bundles.get(backup, ()):
+            self._known.add(backup)
+            self._hold(bundle, self._timeout)
 
     def ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
-        for bundle in self._bundles.get((directory, name), ()):
-            self.end(bundle, actor)
+        backup = (directory, name)
+        self._known.discard(backup)
+        for bundle in self._bundles.get(backup, ()):
+            bundle.release(actor)
+            self._bequest.drop_backup(bundle.spec)
 
-    @staticmethod
-    def end(bundle: LiveBundle, actor: Actor | None) -> None:
-        """End the swap of this bundle; without one nothing happens."""
-        bundle.release(actor)
+    def end(self, bundle: LiveBundle, actor: Actor | None) -> None:
+        """End the swap of this bundle, though its D.bk may still be there; without one nothing happens."""
+        if bundle.is_swapping:
+            bundle.release(actor)
+            self._bequest.leave_backup(bundle.spec, None)
+
+    def made(self, directory: FileId, names: Iterable[bytes]) -> None:
+        """Take note of directories that were made in the store; to be called before anything else is believed."""
+        for name in names:
+            backup = (directory, name)
+            if backup in self._bundles and backup not in self._known and self._is_there(*backup):
+                self.begins(directory, name)
+
+    def changed(self, directory: FileId, names: Iterable[bytes]) -> None:
+        """Take note of names in the store that may have come or gone; to be called last."""
+        for name in names:
+            backup = (directory, name)
+            if backup not in self._bundles:
+                continue
+            if not self._is_there(*backup):
+                if backup in self._known:
+                    self.ends(directory, name, None)
+            elif backup not in self._known:
+                self._found(backup)
+
+    def look(self) -> None:
+        """Do as `changed` for every name."""
+        for directory, name in tuple(self._bundles):
+            self.changed(directory, (name,))
+
+    def inherit(self, estate: Estate, missing: Callable[[LiveBundle], SourceContent]) -> None:
+        """Go on with the swaps of the server before, and begin those that began after its end.
+
+        Of these nobody knows what the bundle was at the beginning: what is ``missing`` from the one that was in view.
+        """
+        for backup in self._known:
+            for bundle in self._bundles[backup]:
+                if bundle.spec not in estate.backups:
+                    self._hold(bundle, self._timeout, {b"": missing(bundle)})
+                elif swap := estate.backups[bundle.spec]:
+                    seconds = swap.ends - time.monotonic()
+                    if seconds > 0:
+                        self._hold(bundle, seconds, swap.was)
+
+    def bequeath(self) -> None:
+        """Leave everything again that is to be left to the next server."""
+        for backup in self._known:
+            for bundle in self._bundles[backup]:
+                self._leave(bundle)
+
+    def _hold(
+        self, bundle: LiveBundle, seconds: float, was: Mapping[bytes, SourceContent] | None = None
+    ) -> None:
+        sources = {name: Source(content) for name, content in was.items()} if was else None
+        bundle.hold(trio.current_time() + seconds, sources)
+        self._started.set()
+        self._leave(bundle)
+
+    def _leave(self, bundle: LiveBundle) -> None:
+        swap = None
+        if bundle.swap_deadline is not None:
+            ends = time.monotonic() + bundle.swap_deadline - trio.current_time()
+            swap = Swap(ends, {name: source.content for name, source in bundle.catalog.held()})
+        self._bequest.leave_backup(bundle.spec, swap)
 
     async def expire(self, bundles: Iterable[LiveBundle]) -> None:
         """End each swap of ``bundles`` (looked through again each time) at its deadline, for ever."""

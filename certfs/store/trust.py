@@ -5,16 +5,19 @@ directory replaces a source directory. Directories are known by identity, not by
 and a map of paths goes wrong then. Knows nothing of FUSE.
 """
 
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from certfs.core.bundle import BundleSpec
+from certfs.core.certificate import SourceContent
 from certfs.store.backing import FileId, fd_path, file_id, status_at
+from certfs.store.bequest import Bequest, Estate
 from certfs.store.links import PathWalker
 from certfs.store.live import Actor, LiveBundle, Observer
-from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, sweep, temporary_name
+from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
 from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Backup, Swaps
 from certfs.store.watch import StoreWatcher
@@ -72,6 +75,7 @@ class Trust:
         observer: Observer,
         size_limit: int = DEFAULT_SIZE_LIMIT,
         swap_timeout: float = DEFAULT_SWAP_TIMEOUT,
+        bequest: Bequest | None = None,
     ) -> None:
         self.walker = PathWalker(roots.inside)
         self.watcher = StoreWatcher()
@@ -83,7 +87,8 @@ class Trust:
         self._observer = observer
         self._roles = _Roles()
         self._bundles: dict[BundleSpec, LiveBundle] = {}
-        self.swaps = Swaps(swap_timeout)
+        self.bequest = bequest or Bequest(None)
+        self.swaps = Swaps(swap_timeout, self.bequest, self._has_directory)
 
     @property
     def bundles(self) -> Iterable[LiveBundle]:
@@ -96,6 +101,36 @@ class Trust:
             pass
         for bundle in self.bundles:
             bundle.load()
+
+    async def inherit(self, estate: Estate) -> None:
+        """Go on with what the server before left, once everything is read and before anything is served."""
+        await self.catch_up()
+        lost = [
+            spec
+            for spec in estate.specs() - self._bundles.keys()
+            if any(pattern.covers(spec.source) for pattern in self._specs if pattern.is_pattern)
+            and estate.backups.get(spec)
+        ]
+        for spec in lost:
+            # Nothing in the store shows that there is such a directory: it is in the middle of a swap.
+            self._new_bundle(spec)
+        for bundle in self._resolve(None) if lost else ():
+            bundle.load()
+        self.swaps.inherit(estate, self._missing)
+        for bundle in self.bundles:
+            kept = estate.kept.get(bundle.spec, {})
+            bundle.inherit(kept, functools.cache(functools.partial(self._missing, bundle)))
+
+    def _missing(self, bundle: LiveBundle) -> SourceContent:
+        directory = self.bundle_directory(bundle)
+        return SourceContent() if directory is None else missing(bundle, directory)
+
+    def bequeath(self) -> None:
+        """Be the one whose bequest counts from now on."""
+        with self.bequest.renewed():
+            self.swaps.bequeath()
+            for bundle in self.bundles:
+                bundle.bequeath()
 
     def sweep(self) -> None:
         """Remove what a killed server left of the plain copies that it was writing."""
@@ -153,6 +188,28 @@ class Trust:
         for bundle in list(self.bundles):
             await bundle.refresh(bundle.sources_of(inode), actor)
 
+    def write_begins(self, directory: FileId | None, name: bytes, file: int) -> None:
+        """Take note that an open ``file``, of which this is one name at most, is about to be changed in place (I3)."""
+        for bundle, source in self._sources_written(directory, name, file):
+            bundle.write_begins(source)
+
+    def write_failed(self, directory: FileId | None, name: bytes, file: int) -> None:
+        """Take note that nothing came of that."""
+        for bundle, source in self._sources_written(directory, name, file):
+            bundle.write_failed(source)
+
+    def _sources_written(
+        self, directory: FileId | None, name: bytes, file: int
+    ) -> Iterator[tuple[LiveBundle, bytes]]:
+        if directory is not None and name.endswith(b".pem"):
+            for bundle in self._roles.sources.get(directory, ()):
+                yield bundle, name
+        status = os.stat(file)
+        if status.st_nlink > (0 if directory is None else 1):
+            for bundle in self.bundles:
+                for other in bundle.sources_of(file_id(status)):
+                    yield bundle, other
+
     def keep_sources(self, directory: FileId, moves: Mapping[bytes, bytes]) -> None:
         """Carry the last complete content over a rename (new by old) of what is being written (promise I3)."""
         for bundle in self._roles.sources.get(directory, ()):
@@ -168,11 +225,16 @@ class Trust:
                 pass
             for bundle in list(self.bundles):
                 await bundle.rescan()
+            self.swaps.look()
             return
+        for directory, names in events.made.items():
+            self.swaps.made(directory, names)
         for directory, names in events.names.items():
             await self.replaced(directory, sorted(names), None, Writers.UNLIKELY)
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
+        for directory, names in events.names.items():
+            self.swaps.changed(directory, names)
 
     def bundle_directory(self, bundle: LiveBundle) -> int | None:
         """Return a descriptor of the store's directory that a bundle's plain copy belongs in."""
@@ -187,6 +249,10 @@ class Trust:
             bundle.close()
         self._roles.close()
         self.watcher.close()
+
+    def _has_directory(self, directory: FileId, name: bytes) -> bool:
+        status = status_at(self._roles.descriptors[directory], name)
+        return status is not None and stat.S_ISDIR(status.st_mode)
 
     def _is_plain_copy(self, inode: FileId) -> bool:
         """Whether this is a file that stands where a bundle does, which a link may lead to."""
@@ -244,7 +310,12 @@ class Trust:
         is_inside = spec.bundle[:-1] == spec.source
         hidden = frozenset({name, temporary_name(name)} if is_inside else ())
         bundle = LiveBundle(
-            spec, self._reader, is_busy=self._is_busy, observer=self._observer, hidden_names=hidden
+            spec,
+            self._reader,
+            is_busy=self._is_busy,
+            observer=self._observer,
+            hidden_names=hidden,
+            bequest=self.bequest,
         )
         self._bundles[spec] = bundle
         self.plain[bundle] = PlainCopy(bundle)

@@ -32,10 +32,12 @@ class StoreEvents:
     """What happened since the last look: names by directory; ``overflow`` if the kernel dropped some.
 
     ``modified`` holds those of which only IN_MODIFY was heard: mostly files in the middle of being written, which are
-    none of our business (I3), but also what truncate(2) does to a file that nobody has open.
+    none of our business (I3), but also what truncate(2) does to a file that nobody has open. ``made`` are the names of
+    new directories, which are among the others as well.
     """
 
     names: dict[FileId, set[bytes]] = field(default_factory=dict)
+    made: dict[FileId, set[bytes]] = field(default_factory=dict)
     modified: dict[FileId, set[bytes]] = field(default_factory=dict)
     overflow: bool = False
 
@@ -89,6 +91,7 @@ class StoreWatcher:
     def read(self) -> StoreEvents:
         """Return what happened, without waiting."""
         names: dict[FileId, set[bytes]] = {}
+        made: dict[FileId, set[bytes]] = {}
         modified: dict[FileId, set[bytes]] = {}
         overflow = False
         for event in self._inotify.read(timeout=0):
@@ -97,11 +100,15 @@ class StoreWatcher:
             directory = self._watches.get(event.wd)
             if directory is not None and event.name:
                 found = modified if event.mask & flags.MODIFY else names
-                found.setdefault(directory, set()).add(os.fsencode(event.name))
+                name = os.fsencode(event.name)
+                found.setdefault(directory, set()).add(name)
+                if event.mask & flags.CREATE and event.mask & flags.ISDIR:
+                    made.setdefault(directory, set()).add(name)
         only = {
             directory: found - names.get(directory, set()) for directory, found in modified.items()
         }
-        return StoreEvents(names, {key: found for key, found in only.items() if found}, overflow)
+        only = {key: found for key, found in only.items() if found}
+        return StoreEvents(names, made, only, overflow)
 
     def close(self) -> None:
         """Stop watching."""

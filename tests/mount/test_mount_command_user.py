@@ -175,6 +175,42 @@ def test_a_restart_that_fails_leaves_the_mount(user: User) -> None:
     assert user.state()["server"]["pid"] == server
 
 
+@pytest.mark.parametrize("kills", [False, True], ids=["restarted", "killed"])
+def test_a_source_that_is_overwritten_and_a_swap_outlive_the_server(
+    user: User, *, kills: bool
+) -> None:
+    """The next server knows what counts, though the store shows something else (I3, I10, I17)."""
+    pool, certs = (user.mountpoint / "stunnel" / name for name in ("certs-pool", "certs"))
+    seen = {}
+    for directory, bundle in ((pool, "xapi-pool-ca"), (certs, "xapi-stunnel-ca")):
+        text = pki.issue(bundle).pem.decode()
+        user.run("sh", "-c", f"cat > {directory}/one.pem <<'END'\n{text}END")
+        seen[user.mountpoint / "stunnel" / f"{bundle}-bundle.pem"] = text
+
+    def holds() -> bool:
+        return all(text in user.run("cat", bundle) for bundle, text in seen.items())
+
+    writer = subprocess.Popen(
+        user.command("sh", "-c", f"exec 3> {certs}/one.pem; echo half >&3; read -r _"),
+        stdin=subprocess.PIPE,
+    )
+    wait_until(lambda: (user.store / "stunnel/certs/one.pem").stat().st_size == 5, what="a half")
+    user.run("mkdir", f"{pool}.bk")
+    user.run("mv", "-T", pool, f"{pool}.bk")
+    assert holds()
+    if kills:
+        before = user.state()["server"]["pid"]
+        os.kill(before, signal.SIGKILL)
+        wait_until(
+            lambda: user.state()["phase"] == "serving" and user.state()["server"]["pid"] != before,
+            what="the live mount",
+        )
+    else:
+        user.certfs("restart", user.mountpoint)
+    assert holds()
+    writer.communicate(b"\n")
+
+
 @pytest.mark.parametrize("milliseconds", [0, 5, 10, 15])
 def test_a_supervisor_killed_in_a_restart(user: User, milliseconds: int) -> None:
     """I14: whichever server is in charge at that moment gets another supervisor, though files are still open."""

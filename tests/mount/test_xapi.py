@@ -321,8 +321,8 @@ def test_a_swap_is_visible_in_the_status(certfs_mount: CertfsMount) -> None:
     assert swapping() == []
 
 
-def test_a_swap_ends_with_a_restart(other_process: Peer) -> None:
-    """I10: a swap that a restart interrupts is over; the bundle is what D holds."""
+def test_a_swap_ends_with_an_unmount(other_process: Peer) -> None:
+    """I10: a D.bk that is there at the mount begins nothing, whatever it was before; the bundle is what D holds."""
     with mounts.mounted() as mount:
         tree = mount.tree
         xapi = Xapi(tree)

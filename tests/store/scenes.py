@@ -12,6 +12,7 @@ from pathlib import Path
 
 from certfs.core.bundle import BundleSpec
 from certfs.store.backing import FileId, file_id
+from certfs.store.bequest import Bequest
 from certfs.store.live import Actor, LiveBundle, Published
 from certfs.store.scan import SourceReader
 from certfs.store.trust import Roots, Trust
@@ -130,7 +131,13 @@ class Store:
         os.close(self._fd)
 
 
-def store(path: Path, specs: Iterable[BundleSpec], *, swap_timeout: float = 30.0) -> Store:
+def store(
+    path: Path,
+    specs: Iterable[BundleSpec],
+    *,
+    swap_timeout: float = 30.0,
+    bequest: Path | None = None,
+) -> Store:
     """Open ``path`` as a standalone store and read it."""
     published: list[Published] = []
     fd = os.open(path, os.O_PATH)
@@ -140,6 +147,7 @@ def store(path: Path, specs: Iterable[BundleSpec], *, swap_timeout: float = 30.0
         is_busy=lambda _: False,
         observer=published.append,
         swap_timeout=swap_timeout,
+        bequest=Bequest(str(bequest) if bequest else None),
     )
     trust.load()
     published.clear()

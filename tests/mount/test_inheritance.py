@@ -1,0 +1,260 @@
+"""What only the server knows outlives it: at a restart and at a death (I3, I10, I14, I17).
+
+A source that is being overwritten and a directory that is being swapped show in the store what must not count yet. What
+counts instead, the old server knows, and the new one has to learn.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.mount.test_supervision import kill
+from tests.support import pki
+from tests.support.host import Host, host
+from tests.support.mounts import wait_until
+from tests.support.xapi import Xapi
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+ONE, TWO, NEW = (pki.issue(name) for name in ("one", "two", "new"))
+JUNK = b"-----BEGIN CERTIFICATE-----\nhalf of"
+
+Renewal = Callable[[Host], None]
+
+
+def restarted(made: Host) -> None:
+    """Restart the server on request."""
+    made.certfs("restart")
+
+
+def killed(made: Host) -> None:
+    """Kill the server and wait for the next one."""
+    server = made.server()
+    began = kill(made, server)
+    wait_until(lambda: not made.in_view(), what="plain directories")
+    assert held_by(made.tree.pool_bundle)
+    made.live_again(began, not_pid=server)
+
+
+renewals = pytest.mark.parametrize("renew", [restarted, killed])
+
+
+@pytest.fixture
+def dom0() -> Iterator[Host]:
+    """A host with two sources in its pool, and certfs mounted."""
+    with host() as made:
+        (made.store.certs_pool / "one.pem").write_bytes(ONE.pem)
+        (made.store.certs_pool / "two.pem").write_bytes(TWO.pem)
+        made.certfs("mount")
+        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
+        yield made
+
+
+def held_by(bundle: Path) -> set[str]:
+    """Return the certificates in a bundle."""
+    try:
+        return set(pki.certificates_in(bundle.read_bytes()))
+    except FileNotFoundError:
+        return set()
+
+
+def soon(bundle: Path, *expected: pki.Identity) -> None:
+    """Wait until a bundle holds exactly these."""
+    wanted = {identity.sha256 for identity in expected}
+    wait_until(lambda: held_by(bundle) == wanted, what=f"{bundle.name} of {len(wanted)}")
+
+
+@contextmanager
+def half_written(path: Path) -> Iterator[int]:
+    """Overwrite a file in place and stop in the middle; yield the descriptor."""
+    file = os.open(path, os.O_WRONLY | os.O_TRUNC)
+    try:
+        os.write(file, NEW.pem[:200])
+        yield file
+    finally:
+        with suppress(OSError):  # its server may be dead
+            os.close(file)
+
+
+@renewals
+@pytest.mark.parametrize("where", ["mount", "store"])
+def test_a_source_that_is_being_overwritten_counts_as_it_was(
+    dom0: Host, renew: Renewal, where: str
+) -> None:
+    """Its last complete content counts until its last writer closes, whichever server there is (I3, I17)."""
+    tree = dom0.tree if where == "mount" else dom0.store
+    with half_written(tree.certs_pool / "one.pem") as file:
+        soon(dom0.tree.pool_bundle, ONE, TWO)
+        renew(dom0)
+        assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
+        soon(dom0.store.pool_bundle, ONE, TWO)
+        renew(dom0)
+        assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
+        if where == "store" or renew is restarted:
+            os.write(file, NEW.pem[200:])
+    if where == "store" or renew is restarted:
+        soon(dom0.tree.pool_bundle, NEW, TWO)
+    else:
+        # Its writer was told that it failed, and so are people.
+        soon(dom0.tree.pool_bundle, ONE, TWO)
+        assert "interrupted" in dom0.certfs("status")
+    (dom0.tree.certs_pool / "one.pem").write_bytes(TWO.pem)
+    assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
+    soon(dom0.store.pool_bundle, TWO)
+
+
+def test_what_an_interrupted_writer_had_completed_counts(dom0: Host) -> None:
+    """What was fsynced and is whole counts after a death, though its writer could not close it (I14)."""
+    file = os.open(dom0.tree.certs_pool / "one.pem", os.O_WRONLY | os.O_TRUNC)
+    os.write(file, NEW.pem)
+    os.fsync(file)
+    killed(dom0)
+    with pytest.raises(OSError, match="Transport endpoint"):
+        os.close(file)
+    assert held_by(dom0.tree.pool_bundle) == {NEW.sha256, TWO.sha256}
+
+
+def test_a_source_that_is_overwritten_while_nobody_serves_counts_as_it_was(dom0: Host) -> None:
+    """Neither is it read in the middle by a server that starts meanwhile (I3, I13)."""
+    server = dom0.server()
+    began = kill(dom0, server)
+    wait_until(lambda: not dom0.in_view(), what="plain directories")
+    with half_written(dom0.store.certs_pool / "one.pem") as file:
+        dom0.live_again(began, not_pid=server)
+        assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
+        os.write(file, NEW.pem[200:])
+    soon(dom0.tree.pool_bundle, NEW, TWO)
+
+
+@renewals
+def test_a_source_that_is_removed_is_not_inherited(dom0: Host, renew: Renewal) -> None:
+    """Deleted is deleted, also what was being overwritten before (I1)."""
+    path = dom0.tree.certs_pool / "one.pem"
+    with half_written(path):
+        path.unlink()
+        assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
+        renew(dom0)
+        assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
+
+
+@renewals
+def test_a_swap_goes_on(dom0: Host, renew: Renewal) -> None:
+    """The bundle is the union of what it was and what D holds, until D.bk is gone (I10, I17)."""
+    xapi = Xapi(dom0.tree)
+    pool = dom0.tree.certs_pool
+    backup = pool.with_name("certs-pool.bk")
+    bundle = dom0.tree.pool_bundle
+    xapi.mkdir_p(backup, 0o700)
+    renew(dom0)
+    xapi.rename(pool, backup)
+    renew(dom0)
+    assert held_by(bundle) == {ONE.sha256, TWO.sha256}
+    soon(dom0.store.pool_bundle, ONE, TWO)
+    xapi.mkdir_p(pool, 0o700)
+    xapi.atomic_write(pool / "new.pem", NEW.pem)
+    renew(dom0)
+    assert held_by(bundle) == {ONE.sha256, TWO.sha256, NEW.sha256}
+    xapi.remove_tree(backup)
+    assert held_by(bundle) == {NEW.sha256}
+    renew(dom0)
+    assert held_by(bundle) == {NEW.sha256}
+
+
+@renewals
+def test_a_swap_ends_in_time_whoever_began_it(dom0: Host, renew: Renewal) -> None:
+    """Its 30 s go on over a restart: here 3 s, as configured (I10)."""
+    dom0.certfs("unmount")
+    (dom0.directory / "etc" / "certfs.toml").write_text("swap_timeout = 3.0\n")
+    dom0.certfs("mount")
+    pool = dom0.tree.certs_pool
+    pool.with_name("certs-pool.bk").mkdir()
+    (pool / "one.pem").unlink()
+    renew(dom0)
+    soon(dom0.tree.pool_bundle, TWO)
+    renew(dom0)
+    assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
+
+
+@renewals
+def test_a_swap_of_a_pattern_s_directory_goes_on(renew: Renewal) -> None:
+    """Also where nothing of D is there that a bundle could be found by (I10)."""
+    with host() as made:
+        trusted = made.store.stunnel / "ca-one"
+        trusted.mkdir()
+        (trusted / "one.pem").write_bytes(ONE.pem)
+        (made.directory / "etc" / "certfs.toml").write_text(
+            '[[bundle]]\nsource = "stunnel/ca-*"\nbundle = "stunnel/ca-bundle-*.pem"\n'
+            '[[bundle]]\nsource = "stunnel/certs-pool"\nbundle = "stunnel/xapi-pool-ca-bundle.pem"\n'
+        )
+        (made.store.certs_pool / "two.pem").write_bytes(TWO.pem)
+        made.certfs("mount")
+        soon(made.store.pool_bundle, TWO)
+        soon(made.store.stunnel / "ca-bundle-one.pem", ONE)
+        seen = made.tree.stunnel / "ca-one"
+        seen.with_name("ca-one.bk").mkdir()
+        seen.rename(seen.with_name("ca-one.bk"))
+        renew(made)
+        assert held_by(made.tree.stunnel / "ca-bundle-one.pem") == {ONE.sha256}
+        seen.mkdir()
+        shutil.rmtree(seen.with_name("ca-one.bk"))
+        assert held_by(made.tree.stunnel / "ca-bundle-one.pem") == set()
+
+
+@renewals
+def test_a_backup_that_was_there_at_the_mount_starts_no_swap_later(renew: Renewal) -> None:
+    """A left-over D.bk is none at any restart either (I10)."""
+    with host() as made:
+        for name, identity in (("one.pem", ONE), ("two.pem", TWO)):
+            (made.store.certs_pool / name).write_bytes(identity.pem)
+        made.store.certs_pool.with_name("certs-pool.bk").mkdir()
+        made.certfs("mount")
+        soon(made.store.pool_bundle, ONE, TWO)
+        renew(made)
+        (made.tree.certs_pool / "one.pem").unlink()
+        assert held_by(made.tree.pool_bundle) == {TWO.sha256}
+
+
+def test_a_swap_that_begins_while_nobody_serves_is_one(dom0: Host) -> None:
+    """XAPI does not wait for certfs to distribute the pool's certificates (I10, I13)."""
+    server = dom0.server()
+    began = kill(dom0, server)
+    wait_until(lambda: not dom0.in_view(), what="plain directories")
+    pool = dom0.store.certs_pool
+    backup = pool.with_name("certs-pool.bk")
+    backup.mkdir()
+    pool.rename(backup)
+    pool.mkdir()
+    dom0.live_again(began, not_pid=server)
+    assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
+    (dom0.tree.certs_pool / "new.pem").write_bytes(NEW.pem)
+    shutil.rmtree(dom0.tree.certs_pool.with_name("certs-pool.bk"))
+    assert held_by(dom0.tree.pool_bundle) == {NEW.sha256}
+
+
+def test_a_swap_in_the_store_itself_is_one(dom0: Host) -> None:
+    """Where the D.bk was made says nothing about what it is for (I10, I13)."""
+    pool = dom0.store.certs_pool
+    backup = pool.with_name("certs-pool.bk")
+    backup.mkdir()
+    pool.rename(backup)
+    pool.mkdir()
+    assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
+    (pool / "new.pem").write_bytes(NEW.pem)
+    assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256, NEW.sha256}
+    shutil.rmtree(backup)
+    assert held_by(dom0.tree.pool_bundle) == {NEW.sha256}
+
+
+def test_nothing_is_inherited_from_an_earlier_mount(dom0: Host) -> None:
+    """What was not complete at the unmount is what the store holds, at the next mount (I12)."""
+    with half_written(dom0.tree.certs_pool / "one.pem"):
+        dom0.certfs("unmount")
+        assert held_by(dom0.store.pool_bundle) == {ONE.sha256, TWO.sha256}
+    dom0.certfs("mount")
+    assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
