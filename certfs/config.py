@@ -88,20 +88,33 @@ PLATFORM_BUNDLES = (
 
 def load_config(path: str | None) -> Config:
     """Return what the file at ``path`` says, or the defaults without one; ConfigError names file and key."""
-    return _checked(path or "defaults", _read(path) if path is not None else _File())
+    return parse_config(path or "defaults", read_config(path))
 
 
-def _read(path: str) -> _File:
+def read_config(path: str | None) -> bytes:
+    """Return the content of the file at ``path``, nothing without one; ConfigError if it cannot be read."""
+    if path is None:
+        return b""
     try:
         # Neither waiting for the writer of a FIFO nor reading a device without end.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path} is not a regular file", advice="name one that is")
-            table = tomllib.load(file)
+            return file.read()
     except OSError as e:
         raise ConfigError(
             f"configuration file {path}: {e.strerror}", advice="name one that can be read"
         ) from None
+
+
+def parse_config(path: str, content: bytes) -> Config:
+    """Return what ``content`` says, which is that of the file at ``path``; ConfigError names file and key."""
+    return _checked(path, _parsed(path, content))
+
+
+def _parsed(path: str, content: bytes) -> _File:
+    try:
+        table = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(
             f"{path} is not TOML: {e}", advice="see https://toml.io for the format"

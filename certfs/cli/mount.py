@@ -56,10 +56,11 @@ def mount(  # noqa: PLR0913  one for each option
         raise click.UsageError(
             "--store DIR and MOUNTPOINT go together (or give neither, as root on a host)"
         )
-    if store is None and config_file is None and os.path.exists(DEFAULT_FILE):
-        config_file = DEFAULT_FILE
+    optional = store is None and config_file is None
     config_file = os.path.abspath(config_file) if config_file else None
-    config = load_config(config_file)
+    config = load_config(
+        DEFAULT_FILE if optional and os.path.lexists(DEFAULT_FILE) else config_file
+    )
     if store is not None and mountpoint is not None:
         places = launch.standalone(store, mountpoint)
     else:
@@ -67,7 +68,8 @@ def mount(  # noqa: PLR0913  one for each option
     plan = launch.Plan(
         mode="dom0" if store is None else "standalone",
         places=places,
-        config_file=config_file,
+        config_file=DEFAULT_FILE if optional else config_file,
+        config_optional=optional,
         allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
         log=os.path.abspath(log) if log else None,
     )

@@ -42,7 +42,7 @@ def find_place(mountpoint: str | None, store: str | None, config_file: str | Non
         raise click.UsageError("MOUNTPOINT and --store exclude each other")
     if (
         config_file is None
-        and os.path.exists(DEFAULT_FILE)
+        and os.path.lexists(DEFAULT_FILE)
         and store is None
         and mountpoint is None
     ):

@@ -97,6 +97,8 @@ class Mount:
     runtime: str
     """The instance's directory: state, lock, control socket, log, hidden mountpoints (`certfs.daemon.runtime`)."""
     config_file: str | None
+    config_optional: bool = False
+    """The file counts if it is there, at the start of a server; otherwise it must be."""
     allow_other: bool
     journal: bool
     """Standard error is the systemd journal: log lines carry a ``<N>`` priority (sd-daemon(3)) and no time."""
@@ -114,6 +116,18 @@ class Mount:
     def state_file(self) -> str:
         """The JSON of `certfs.daemon.runtime.State`, replaced atomically."""
         return f"{self.runtime}/state.json"
+
+    @property
+    def config_in_use(self) -> str | None:
+        """The configuration file that a server reads that starts now."""
+        if self.config_file and self.config_optional and not os.path.lexists(self.config_file):
+            return None
+        return self.config_file
+
+    @property
+    def settings_file(self) -> str:
+        """The configuration that the last server serves with (`certfs.daemon.settings`)."""
+        return f"{self.runtime}/settings.json"
 
     @property
     def bequest(self) -> str:
@@ -137,6 +151,8 @@ class Job:
     """Another W still writes the plain copies: read everything, serve, but write none until ``activate``."""
     waits: bool
     """Another W is mounted at the very place: read everything, say ``loaded``, and mount when told ``mount``."""
+    asked: bool = False
+    """Somebody asked for this W: read the configuration anew. Otherwise it follows a death."""
     link_fd: int = -1
     """This W's end of the link."""
     life: tuple[int, int] = (-1, -1)

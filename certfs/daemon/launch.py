@@ -53,6 +53,7 @@ class Plan:
     mode: Mode
     places: tuple[Place, ...]
     config_file: str | None
+    config_optional: bool = False
     allow_other: bool
     log: str | None = None
     """The log file; None for the one in the runtime directory."""
@@ -128,6 +129,7 @@ def _prepare(plan: Plan, *, foreground: bool) -> tuple[Mount, int]:
         trees=trees,
         runtime=directory,
         config_file=plan.config_file,
+        config_optional=plan.config_optional,
         allow_other=plan.allow_other,
         journal=foreground and "JOURNAL_STREAM" in os.environ,
         log=None if foreground else plan.log or f"{directory}/log",

@@ -78,7 +78,7 @@ class Record:
             phase=phase,
             targets=tuple(tree.target for tree in mount.trees),
             stores=tuple(tree.store for tree in mount.trees),
-            config_file=mount.config_file,
+            config_file=mount.config_in_use,
             since=self._since,
             supervisor=ProcessId.of(os.getpid()),
             server=server.process if server else None,

@@ -2,8 +2,8 @@
 
 Owns the layout below /run/certfs (root) or $XDG_RUNTIME_DIR/certfs, and the schema of state.json. One directory for
 each mount: ``dom0``, or ``at-`` and the mountpoint, escaped. In it: ``lock`` (held with flock(2) by the supervisor),
-``state.json``, ``control`` (a socket), ``log``, ``mount-N``, the hidden mountpoints, and ``bequest``, a directory of
-the servers.
+``state.json``, ``control`` (a socket), ``log``, ``mount-N``, the hidden mountpoints, and what a server leaves to the
+next one: ``bequest``, ``settings.json``.
 """
 
 import fcntl
@@ -211,5 +211,5 @@ def clear_instance(directory: str) -> None:
                 os.rmdir(path)
             elif name == "bequest":
                 shutil.rmtree(path)
-            elif name.startswith(("state.json", "control")):
+            elif name.startswith(("state.json", "control", "settings.json")):
                 os.unlink(path)

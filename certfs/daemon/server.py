@@ -20,12 +20,13 @@ from contextlib import suppress
 import pyfuse3
 import trio
 
-from certfs.config import Config, load_config
+from certfs.config import Config
 from certfs.daemon import job as messages
 from certfs.daemon import journal, mounts
 from certfs.daemon.adoption import await_turn, show_life, start_successor
 from certfs.daemon.job import Failure, InCharge, Job, failure_message
 from certfs.daemon.plaincopies import PlainCopies
+from certfs.daemon.settings import Settings
 from certfs.daemon.status import StatusReport
 from certfs.errors import CertfsError, FuseError, StoreError
 from certfs.fuse import session
@@ -55,8 +56,9 @@ _READ_AHEAD_KB = 1024
 class Server:
     """One FUSE session over one store, from the mount to its end."""
 
-    def __init__(self, job: Job, config: Config) -> None:
+    def __init__(self, job: Job, settings: Settings) -> None:
         self._job = job
+        self._settings = settings
         self._loaded = False
         self._watch_problem = ""
         self._in_charge: InCharge | None = None
@@ -65,6 +67,7 @@ class Server:
         self._lingers: float | None = None
         """Seconds for which what is open is served, once the supervisor has let go of this server."""
         self._served = trio.Event()
+        config = settings.config
         roots = Roots({os.fsencode(tree.name): tree.fd for tree in job.mount.trees})
         self.trust = Trust(
             roots,
@@ -76,7 +79,7 @@ class Server:
             bequest=Bequest(job.mount.bequest),
         )
         self.plain = PlainCopies(self.trust, active=not job.passive)
-        self.status = StatusReport(job, self.trust, self.plain)
+        self.status = StatusReport(job, settings, self.trust, self.plain)
         descriptors = _descriptor_limit()
         self.operations = Operations(
             roots,
@@ -157,7 +160,7 @@ class Server:
         if estate is not None:
             await self.trust.inherit(estate)
         if self.plain.active:
-            self.trust.bequeath()
+            self._take_charge()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, nursery.cancel_scope)
             nursery.start_soon(self._watch_store)
@@ -244,9 +247,14 @@ class Server:
                 self._unanswered += 1
                 await trio.sleep(messages.BEAT_SECONDS)
 
+    def _take_charge(self) -> None:
+        """Be the one that the next server goes on from."""
+        self.trust.bequeath()
+        self._settings.remember(self._job.mount.settings_file)
+
     def _activate(self, *, active: bool) -> None:
         if active:
-            self.trust.bequeath()
+            self._take_charge()
         else:
             self.trust.bequest.close()
         self.plain.active = active
@@ -341,10 +349,10 @@ def _check_readable(job: Job) -> None:
 
 
 def _serve(job: Job) -> None:
-    config = load_config(job.mount.config_file)
+    settings = Settings.choose(job)
     _check_readable(job)
-    _prepare(job, config)
-    server = Server(job, config)
+    _prepare(job, settings.config)
+    server = Server(job, settings)
     # What is loaded stays: no need to look through it while it grows, nor at any collection afterwards.
     gc.disable()
     server.load()

@@ -64,15 +64,17 @@ class Stage:
         points = dict.fromkeys(entry.point for entry in table if entry.device in self.devices)
         return tuple(point for point in points if self._is_covered(table, point))
 
-    def start(self, module: str, *, beside: bool) -> Server:
+    def start(self, module: str, *, beside: bool, asked: bool) -> Server:
         """Start ``module`` as the next server, with a place to mount; ``beside`` another one that still serves.
+
+        ``asked`` if somebody waits for it.
 
         OSError if there is no place, or no process.
         """
         place = self._views.place()
         waits = beside and not self.can_hide
         try:
-            job = Job(mount=self._mount, mountpoint=place, passive=beside, waits=waits)
+            job = Job(mount=self._mount, mountpoint=place, passive=beside, waits=waits, asked=asked)
             return Server.start(module, job)
         except OSError:
             self.clear(place)

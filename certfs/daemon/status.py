@@ -13,6 +13,7 @@ from certfs.core.text import printable
 from certfs.daemon.job import Job
 from certfs.daemon.plaincopies import PlainCopies
 from certfs.daemon.runtime import read_state
+from certfs.daemon.settings import Settings
 from certfs.store.live import LiveBundle
 from certfs.store.plain import digest
 from certfs.store.trust import Trust
@@ -23,8 +24,9 @@ VERSION = 1
 class StatusReport:
     """Renders the status of one server."""
 
-    def __init__(self, job: Job, trust: Trust, plain: PlainCopies) -> None:
+    def __init__(self, job: Job, settings: Settings, trust: Trust, plain: PlainCopies) -> None:
         self.job = job
+        self._settings = settings
         self._trust = trust
         self._plain = plain
         self._since = time.time()
@@ -43,7 +45,7 @@ class StatusReport:
         status: dict[str, Any] = {
             "version": VERSION,
             "mode": self.job.mount.mode,
-            "config_file": self.job.mount.config_file,
+            "config_file": self._settings.file,
             "mounts": [
                 {"target": tree.target, "store": tree.store} for tree in self.job.mount.trees
             ],

@@ -84,7 +84,9 @@ class Supervisor:
             return
         self._reactor.cancel("again")
         try:
-            server = self._stage.start(self._order.server_module, beside=self._current is not None)
+            asked = self._outcome.pending or self._requests.restarting is not None
+            beside = self._current is not None
+            server = self._stage.start(self._order.server_module, beside=beside, asked=asked)
         except OSError as error:
             self._not_started(Failure(1, f"cannot start the server: {error.strerror}"))
             return

@@ -6,8 +6,10 @@ counts instead, the old server knows, and the new one has to learn.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -258,3 +260,81 @@ def test_nothing_is_inherited_from_an_earlier_mount(dom0: Host) -> None:
         assert held_by(dom0.store.pool_bundle) == {ONE.sha256, TWO.sha256}
     dom0.certfs("mount")
     assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
+
+
+# --- the configuration
+
+
+def configure(made: Host, text: str) -> Path:
+    """Write the host's configuration file."""
+    path = made.directory / "etc" / "certfs.toml"
+    path.write_text(text)
+    return path
+
+
+def bundle_of(made: Host, name: str) -> Path:
+    """Return the bundle of the pool under another name."""
+    return made.tree.stunnel / f"{name}.pem"
+
+
+def configured(name: str) -> str:
+    """Return a configuration in which the bundle of the pool has another name."""
+    return f'[[bundle]]\nsource = "stunnel/certs-pool"\nbundle = "stunnel/{name}.pem"\n'
+
+
+def crash(made: Host) -> None:
+    """Kill the server and wait for the next one, whatever the bundle is called."""
+    server = made.server()
+    os.kill(server, signal.SIGKILL)
+    wait_until(
+        lambda: made.state()["phase"] == "serving" and made.server() != server,
+        what="the live mount",
+    )
+
+
+@pytest.mark.parametrize("damage", ["removed", "broken", "changed"])
+def test_a_crash_changes_no_configuration(dom0: Host, damage: str) -> None:
+    """Whatever became of the file meanwhile: a server that died comes back as it was (I14)."""
+    path = configure(dom0, configured("one"))
+    dom0.certfs("restart")
+    assert held_by(bundle_of(dom0, "one")) == {ONE.sha256, TWO.sha256}
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_text("= nothing\n" if damage == "broken" else configured("two"))
+    for _ in range(2):
+        crash(dom0)
+        assert held_by(bundle_of(dom0, "one")) == {ONE.sha256, TWO.sha256}
+    status = json.loads(dom0.certfs("status", "--json"))
+    assert status["config_file"] == "/etc/certfs.toml"
+
+
+def test_a_restart_reads_the_configuration(dom0: Host) -> None:
+    """The host's file counts from the next restart on, when it comes, changes, breaks and goes (I17)."""
+    assert json.loads(dom0.certfs("status", "--json"))["config_file"] is None
+    path = configure(dom0, configured("one"))
+    dom0.certfs("restart")
+    assert held_by(bundle_of(dom0, "one")) == {ONE.sha256, TWO.sha256}
+    assert json.loads(dom0.certfs("status", "--json"))["config_file"] == "/etc/certfs.toml"
+    path.write_text(configured("two"))
+    dom0.certfs("restart")
+    assert held_by(bundle_of(dom0, "two")) == {ONE.sha256, TWO.sha256}
+    path.write_text("= nothing\n")
+    assert "/etc/certfs.toml" in dom0.certfs("restart", expect=3)
+    assert held_by(bundle_of(dom0, "two")) == {ONE.sha256, TWO.sha256}
+    path.unlink()
+    dom0.certfs("restart")
+    assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
+
+
+def test_a_file_that_was_named_must_be_there(dom0: Host) -> None:
+    """Unlike the host's own: a restart without it says so, a crash goes on (I14, I17)."""
+    dom0.certfs("unmount")
+    path = configure(dom0, configured("one"))
+    named = path.rename(path.with_name("mine.toml"))
+    dom0.certfs("mount", "--config", "/etc/mine.toml")
+    named.unlink()
+    crash(dom0)
+    assert held_by(bundle_of(dom0, "one")) == {ONE.sha256, TWO.sha256}
+    assert "/etc/mine.toml" in dom0.certfs("restart", expect=3)
+    assert held_by(bundle_of(dom0, "one")) == {ONE.sha256, TWO.sha256}
