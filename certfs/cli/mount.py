@@ -11,6 +11,7 @@ import click
 
 from certfs.config import DEFAULT_FILE, load_config
 from certfs.daemon import instances, launch
+from certfs.daemon.detached import detached as plain_directories
 from certfs.errors import DeadlineError, NotMountedError
 
 _CANNOT_RUN: Final = 127
@@ -127,9 +128,10 @@ def restart(*, mountpoint: str | None) -> None:
 def detached(*, mountpoint: str | None, command: tuple[str, ...]) -> None:
     """Run COMMAND while the plain directories are in view, and attach again whatever becomes of it.
 
-    The exit code is COMMAND's. Changes that are made meanwhile are picked up.
+    The exit code is COMMAND's, and signals that would end certfs are handed on to it. Changes that are made meanwhile
+    are picked up.
     """
-    with instances.detached(mountpoint) as hold:
+    with plain_directories(mountpoint) as hold:
         _warn(hold.stale)
         try:
             status = hold.run(command)

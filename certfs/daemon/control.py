@@ -1,7 +1,7 @@
 """The control socket: how a command tells a running supervisor to unmount, restart or stand aside.
 
 One request, one reply, each a packet (SOCK_SEQPACKET). After ``detach`` the plain directories stay in view for as
-long as the client holds the connection: also when it is killed, they do not stay so for good.
+long as anybody holds the connection: also when all of these are killed, they do not stay so for good.
 """
 
 import json

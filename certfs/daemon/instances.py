@@ -1,15 +1,13 @@
 """What commands can do with an instance that runs: find it, ask its supervisor, or end it where there is none.
 
-Owns the client's side of the control socket and the way an instance without supervisor is ended.
+Owns the client's side of the control socket and the way an instance without supervisor is ended. A command that runs
+with the plain directories in view is `certfs.daemon.detached`'s.
 """
 
 import contextlib
 import os
-import select
 import socket
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
 from typing import Final
 
 from certfs.daemon import control, mounts, runtime
@@ -18,7 +16,6 @@ from certfs.daemon.job import FILESYSTEM_TYPE, STALE_UNKNOWN
 from certfs.daemon.launch import canonical, failure_error
 from certfs.daemon.leftovers import devices_of, end_leftovers
 from certfs.errors import (
-    CertfsError,
     DeadlineError,
     MountpointError,
     NotMountedError,
@@ -28,8 +25,6 @@ from certfs.errors import (
 ANSWER_SECONDS: Final = 25.0
 RESTART_SECONDS: Final = 130.0
 CONNECT_SECONDS: Final = 5.0
-_LOOK_SECONDS: Final = 0.1
-"""How soon the death of the supervisor is noticed while a command runs detached."""
 
 
 def find(mountpoint: str | None) -> str:
@@ -75,7 +70,7 @@ def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
     directory = find(mountpoint)
     state = runtime.read_state(directory)
     where = " and ".join(state.targets) if state else mountpoint or "the host's own directories"
-    reply = _ask(directory, "unmount", ANSWER_SECONDS)
+    reply = ask(directory, "unmount", ANSWER_SECONDS)
     if reply is None:
         lock = runtime.take_lock(
             directory
@@ -104,72 +99,7 @@ def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
 
 def restart(mountpoint: str | None) -> None:
     """Replace the server of the instance at ``mountpoint``; returns when the new one serves."""
-    _expect(_ask(find(mountpoint), "restart", RESTART_SECONDS))
-
-
-class Hold:
-    """What keeps the plain directories of an instance in view: a connection to its supervisor."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self.stale: tuple[str, ...] = ()
-        """Which plain copies are not what was served, and why."""
-        self.lost = False
-        """Every process died meanwhile: nobody attaches again."""
-        self.interrupted = False
-        """The supervisor died meanwhile: the mount was in view until the next one was asked."""
-        self._connection: socket.socket | None = self._take()
-
-    def _take(self) -> socket.socket:
-        kept: list[socket.socket] = []
-        self.stale = _expect(_ask(self._directory, "detach", ANSWER_SECONDS, keep=kept)).stale
-        return kept.pop()
-
-    def run(self, command: Sequence[str]) -> int:
-        """Run ``command`` and return its exit code (negative: the signal). OSError if it cannot be run."""
-        with subprocess.Popen(command) as process:
-            try:
-                while True:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        return process.wait(_LOOK_SECONDS)
-                    self._renew()
-            except BaseException:
-                process.kill()
-                raise
-
-    def _renew(self) -> None:
-        if self._connection and select.select([self._connection], [], [], 0)[0]:
-            self.close()
-            try:
-                self._connection = self._take()
-                self.interrupted = True
-            except CertfsError:
-                # Nobody serves any more, and what is in view is plain. An end on request leaves no state.
-                self.lost = runtime.read_state(self._directory) is not None
-
-    def close(self) -> None:
-        """Let the mount come back."""
-        if self._connection:
-            self._connection.close()
-        self._connection = None
-
-
-@contextlib.contextmanager
-def detached(mountpoint: str | None) -> Iterator[Hold]:
-    """Keep the plain directories in view for the time of the context; then wait until the mount is back."""
-    directory = find(mountpoint)
-    with contextlib.closing(Hold(directory)) as hold:
-        yield hold
-    _await_attached(directory)
-
-
-def _await_attached(directory: str) -> None:
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while time.monotonic() < deadline:
-        state = runtime.read_state(directory)
-        if state is None or state.phase == "serving" or not state.supervisor.alive():
-            return
-        time.sleep(0.01)
+    expect(ask(find(mountpoint), "restart", RESTART_SECONDS))
 
 
 def _connect(directory: str) -> socket.socket | None:
@@ -186,7 +116,7 @@ def _connect(directory: str) -> socket.socket | None:
         time.sleep(0.02)  # it is becoming another program, or the server has started its successor
 
 
-def _ask(
+def ask(
     directory: str, verb: Verb, seconds: float, *, keep: list[socket.socket] | None = None
 ) -> Reply | None:
     """Ask the supervisor; None if there is none, or no answer in time. ``keep`` gets the connection, still open."""
@@ -215,7 +145,8 @@ def _is_stopped(directory: str) -> bool:
     return state is not None and state.supervisor.stopped()
 
 
-def _expect(reply: Reply | None) -> Reply:
+def expect(reply: Reply | None) -> Reply:
+    """Return a reply that came and is no failure; CertfsError otherwise."""
     if reply is None:
         raise DeadlineError(
             "the supervisor does not answer",

@@ -208,13 +208,48 @@ def test_a_command_runs_detached(dom0: Host) -> None:
     wait_until(lambda: certificates(dom0.tree.pool_bundle) == 3, what="the change")
 
 
-def test_a_killed_detached_command_attaches_again(dom0: Host) -> None:
-    """When `certfs detached` itself is killed, the mount comes back all the same."""
-    sleeping = "exec sleep 60 >/dev/null 2>&1"
-    command = dom0.start(*dom0.program(), "detached", "--", "sh", "-c", sleeping)
-    wait_until(lambda: not dom0.presented(), what="the plain directories")
-    command.kill()
+def test_killing_certfs_detached_does_not_attach_over_its_command(dom0: Host) -> None:
+    """When `certfs detached` itself is killed, the mount comes back when the command has ended, and not before."""
+    detached = dom0.detached()
+    detached.command.kill()
+    detached.command.wait(10)
+    # Whatever the supervisor has heard by then: it answers this after that.
+    assert "another restart or detached command is under way" in dom0.certfs("restart", expect=8)
+    assert not dom0.presented()
+    detached.release.write_text("go")
+    wait_until(dom0.presented, what="the mount")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_certfs_detached_is_for_its_command(dom0: Host, number: signal.Signals) -> None:
+    """The command says how it ends, in its own time, and the plain directories are in view until then."""
+    name = number.name.removeprefix("SIG")
+    script = (
+        f"trap 'sleep 0.3; grep -c fuse.certfs.*/etc /proc/self/mounts; exit 3' {name};"
+        " touch /run/ready; while :; do sleep 0.05; done"
+    )
+    command = dom0.start(*dom0.program(), "detached", "--", "sh", "-c", script)
+    wait_until(dom0.inside("/run/ready").exists, what="the command")
+    command.send_signal(number)
+    said, _ = command.communicate(timeout=10)
+    assert (command.returncode, said) == (3, "0\n")
+    wait_until(dom0.presented, what="the mount")
+
+
+def test_a_command_that_a_signal_ends(dom0: Host) -> None:
+    """The exit code is the shell's for that, 128 and the signal's number."""
+    command = dom0.start(
+        *dom0.program(), "detached", "--", "sh", "-c", "touch /run/ready; exec cat /dev/zero"
+    )
+    wait_until(dom0.inside("/run/ready").exists, what="the command")
+    command.terminate()
     command.communicate(timeout=10)
+    assert command.returncode == 128 + signal.SIGTERM
+
+
+def test_what_a_command_leaves_running_does_not_keep_the_mount_away(dom0: Host) -> None:
+    """A daemon that a backup starts is none of it."""
+    dom0.certfs("detached", "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 &")
     wait_until(dom0.presented, what="the mount")
 
 
