@@ -216,7 +216,7 @@ def test_killing_certfs_detached_does_not_attach_over_its_command(dom0: Host) ->
     # Whatever the supervisor has heard by then: it answers this after that.
     assert "another restart or detached command is under way" in dom0.certfs("restart", expect=8)
     assert not dom0.presented()
-    detached.release.write_text("go")
+    assert detached.finish() == (-signal.SIGKILL, "go")
     wait_until(dom0.presented, what="the mount")
 
 
