@@ -123,6 +123,8 @@ def _prepare(plan: Plan, *, foreground: bool) -> tuple[Mount, int]:
     errors = end_leftovers(directory)
     if errors:
         raise _cannot_detach(errors[0])
+    for place in plan.places:
+        _check_served(place, directory)
     trees = tuple(_open_tree(place) for place in plan.places)
     mount = Mount(
         mode=plan.mode,
@@ -190,6 +192,21 @@ def _already_running(state: runtime.State | None) -> AlreadyRunningError:
     )
 
 
+def _check_served(place: Place, directory: str) -> None:
+    """Refuse a store that another instance serves: each would write the plain copies that are right for itself."""
+    for other in runtime.instances():
+        state = None if other == directory else runtime.read_state(other)
+        if state and place.store in state.stores and state.supervisor.alive():
+            raise _served(place.store, " and ".join(state.targets))
+
+
+def _served(store: str, where: str) -> AlreadyRunningError:
+    return AlreadyRunningError(
+        f"the store {store} is served already, at {where}",
+        advice="use it there, or unmount that first, or name another store",
+    )
+
+
 def _open_tree(place: Place) -> Tree:
     _check_target(place)
     _check_nesting(place)
@@ -200,6 +217,9 @@ def _open_tree(place: Place) -> Tree:
             f"cannot open the store {place.store}: {error.strerror}",
             advice="create the directory, or name another with --store",
         ) from error
+    above = mounts.mount_of(fd)
+    if above and above.kind == FILESYSTEM_TYPE:
+        raise _served(place.store, above.point)
     if not os.access(place.store, os.R_OK | os.X_OK, effective_ids=True):
         raise StoreError(
             f"the store {place.store} cannot be read by you",

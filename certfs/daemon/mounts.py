@@ -65,6 +65,14 @@ def top_at(entries: Collection[Entry], point: str) -> Entry | None:
     return next((entry for entry in here.values() if entry.mount_id not in covered), None)
 
 
+def mount_of(fd: int) -> Entry | None:
+    """Return the mount that an open file was reached by; its file system is not asked."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as stream:
+        fields = dict(line.split(":", 1) for line in stream if ":" in line)
+    number = int(fields["mnt_id"])
+    return next((entry for entry in table() if entry.mount_id == number), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Detachment:
     """What came of detaching mounts."""

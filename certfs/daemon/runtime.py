@@ -72,13 +72,19 @@ def instances() -> tuple[str, ...]:
 
 def make_instance(mode: Mode, mountpoint: str) -> str:
     """Make an instance's directory, mode 0700, and return it. PrivilegeError if somebody else owns the place."""
-    base = runtime_directory()
-    directory = f"{base}/{instance_name(mode, mountpoint)}"
-    for path in (base, directory):
-        with suppress(FileExistsError):
-            os.mkdir(path, 0o700)
+    directory = f"{runtime_directory()}/{instance_name(mode, mountpoint)}"
+    for path in make_directory(directory):
         _own(path)
     return directory
+
+
+def make_directory(directory: str) -> tuple[str, str]:
+    """Make an instance's directory, and the one that it is in, where they are missing; return both."""
+    paths = (os.path.dirname(directory), directory)
+    for path in paths:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    return paths
 
 
 def _own(path: str) -> None:

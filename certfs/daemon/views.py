@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
-from certfs.daemon import mounts, syscalls
+from certfs.daemon import mounts, runtime, syscalls
 from certfs.daemon.job import Mount
 from certfs.daemon.mounts import Detachment
 from certfs.daemon.processes import in_child
@@ -74,6 +74,7 @@ class BoundViews:
         while True:
             path = f"{self.mount.runtime}/mount-{number}"
             try:
+                runtime.make_directory(self.mount.runtime)  # somebody may have removed it
                 os.mkdir(path, 0o700)
             except FileExistsError:
                 number += 1

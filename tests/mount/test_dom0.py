@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,23 @@ def test_dead_mounts_are_called_dead(dom0: Host) -> None:
     dom0.certfs("unmount")
     assert dom0.certfs_mounts() == []
     dom0.certfs("status", expect=7)
+
+
+def test_a_crash_without_a_runtime_directory_is_a_blip(dom0: Host) -> None:
+    """It is made again where the whole of it was removed, and the instance can be managed again (I14)."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    assert dom0.run("umount", dom0.state()["mountpoint"]).returncode == 0
+    assert dom0.run("rm", "-r", "/run/certfs").returncode == 0
+    began = time.monotonic()
+    kill_together(server)
+    dom0.live_again(began, not_pid=server)
+    assert dom0.supervisor() == supervisor
+    directory = dom0.inside("/run/certfs/dom0").stat()
+    assert stat.S_IMODE(directory.st_mode) == 0o700
+    assert "serving" in dom0.certfs("status")
+    dom0.certfs("unmount")
+    assert dom0.certfs_mounts() == []
+    wait_until(lambda: dom0.processes() == [], what="the end of all processes")
 
 
 @pytest.mark.parametrize("lost", [["state.json"], ["state.json", "control", "lock", "log"]])

@@ -192,6 +192,19 @@ def test_a_second_mount_is_refused(scene: Scene) -> None:
     assert str(scene.state()["supervisor"]["pid"]) in said
 
 
+def test_a_store_has_one_mount(scene: Scene) -> None:
+    """A second mount of the same store, or of what another one shows, ends with 8 and names the first (I12)."""
+    scene.mount()
+    other = scene.directory / "other"
+    other.mkdir()
+    for store in (scene.store, scene.mountpoint, scene.mountpoint / "stunnel"):
+        said = scene.certfs("mount", "--store", store, other, expect=8)
+        assert f"the store {store} is served already, at {scene.mountpoint}" in said
+    scene.certfs("unmount", scene.mountpoint)
+    scene.certfs("mount", "--store", scene.store, other)
+    scene.certfs("unmount", other)
+
+
 def test_a_plain_umount_ends_it(scene: Scene) -> None:
     """`umount` or `fusermount3 -u` ends the daemon as well, and no state is left."""
     scene.mount()
