@@ -22,6 +22,7 @@ from certfs.core.certificate import SourceContent, parse_source
 
 log = logging.getLogger("certfs")
 
+_END = b"\n"
 _Key = tuple[BundleSpec, bytes | None]
 """A note on a source, or with None on the D.bk of a bundle."""
 
@@ -67,12 +68,14 @@ class Bequest:
             return
         before: set[str] = set()
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(self._directory, 0o700)
             before = set(os.listdir(self._directory))
         except OSError as e:
             self._report(e)
         self._is_open = True
         self._files = {}
+        self._count = max(map(_number, before), default=0)
         yield
         for name in before - set(self._files.values()):
             with suppress(OSError):
@@ -108,18 +111,21 @@ class Bequest:
             return
         bundle, _ = key
         paths = {"from": _path(bundle.source), "bundle": _path(bundle.bundle)}
-        if key not in self._files:
-            self._count += 1
-            self._files[key] = f"{os.getpid()}-{self._count}"
-        path = f"{self._directory}/{self._files[key]}"
+        before = self._files.get(key)
+        self._count += 1
+        name = f"{self._count}-{os.getpid()}"
         try:
-            # Replaced at once where there is one already: a reader sees the whole of the old note or of the new one.
-            with open(f"{path}.new", "w", encoding="ascii") as stream:
-                json.dump({**paths, **note}, stream)
-            os.rename(f"{path}.new", path)
+            with open(f"{self._directory}/{name}", "xb", buffering=0) as stream:
+                stream.write(json.dumps({**paths, **note}).encode() + _END)
+            self._files[key] = name
             self._fails = False
         except OSError as e:
             self._report(e)
+            return
+        if before:
+            # Only now: whoever reads both takes the one that was written last.
+            with suppress(OSError):
+                os.unlink(f"{self._directory}/{before}")
 
     def _drop(self, key: _Key) -> None:
         name = self._files.pop(key, None) if self._is_open else None
@@ -144,15 +150,22 @@ def read_estate(directory: str) -> Estate | None:
     except OSError:
         return None
     estate = Estate()
-    for name in names:
-        if name.endswith(".new"):
-            continue  # written when it died: what it was to be about has not happened
+    for name in sorted(names, key=_number):
         try:
-            with open(f"{directory}/{name}", encoding="ascii") as stream:
-                _take(estate, json.load(stream))
+            with open(f"{directory}/{name}", "rb") as stream:
+                content = stream.read()
+            # Without its end it was being written at the death: what it was to be about has not happened.
+            if content.endswith(_END):
+                _take(estate, json.loads(content))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             log.warning("%s/%s: not a note of certfs: %s", directory, name, e)
     return estate
+
+
+def _number(name: str) -> int:
+    """Return the number that a note's file begins with: the later, the higher."""
+    number, _, _ = name.partition("-")
+    return int(number) if number.isdecimal() else 0
 
 
 def _take(estate: Estate, note: dict[str, Any]) -> None:

@@ -6,10 +6,13 @@ counts instead, the old server knows, and the new one has to learn.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -260,6 +263,122 @@ def test_nothing_is_inherited_from_an_earlier_mount(dom0: Host) -> None:
         assert held_by(dom0.store.pool_bundle) == {ONE.sha256, TWO.sha256}
     dom0.certfs("mount")
     assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
+
+
+ROUNDS = 12
+
+
+class Distributor:
+    """Distributes the pool's certificates over and over, as XAPI does; each time all of ``always`` and one more."""
+
+    def __init__(self, made: Host, always: dict[str, bytes]) -> None:
+        self.pool = made.tree.certs_pool
+        self.backup = self.pool.with_name("certs-pool.bk")
+        self.always = always
+        self.done = 0
+
+    def __call__(self) -> None:
+        """Do it once; where that fails in the middle, go on until D is whole."""
+        files = {**self.always, "more.pem": pki.issue(f"more {self.done}").pem}
+        try:
+            self.backup.mkdir()
+            self.pool.rename(self.backup)
+            self._fill(files)
+        except OSError:
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    self._fill(files)
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+        self.done += 1
+
+    def _fill(self, files: dict[str, bytes]) -> None:
+        with suppress(FileExistsError):
+            self.pool.mkdir()
+        for name, content in files.items():
+            (self.pool / "tmp").write_bytes(content)
+            (self.pool / "tmp").rename(self.pool / name)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.backup)
+
+
+class Overwriter:
+    """Overwrites a source of the users' trust in place, slowly, with one of two certificates."""
+
+    def __init__(self, made: Host) -> None:
+        self.path = made.tree.certs / "one.pem"
+        self.done = 0
+
+    def __call__(self) -> None:
+        """Do it once, as far as it goes."""
+        content = (ONE, NEW)[self.done % 2].pem
+        with suppress(OSError), self.path.open("r+b", buffering=0) as file:
+            file.truncate(0)
+            for start in range(0, len(content), 200):
+                file.write(content[start : start + 200])
+                time.sleep(0.005)
+            self.done += 1
+
+
+@pytest.mark.slow
+@renewals
+def test_no_certificate_is_missed_whatever_is_under_way(dom0: Host, renew: Renewal) -> None:
+    """No reader misses a certificate that is trusted before and after, while servers come and go (I3, I10, I14, I17)."""
+    always = {f"always-{number}.pem": pki.issue(f"always {number}").pem for number in range(3)}
+    for name, content in always.items():
+        (dom0.tree.certs_pool / name).write_bytes(content)
+    (dom0.tree.certs / "one.pem").write_bytes(ONE.pem)
+    (dom0.tree.certs / "two.pem").write_bytes(TWO.pem)
+    soon(dom0.store.user_bundle, ONE, TWO)
+    wait_until(lambda: len(held_by(dom0.store.pool_bundle)) == 5, what="the plain copy")
+    wanted = {print_ for content in always.values() for print_ in pki.certificates_in(content)}
+    stop = threading.Event()
+    failures: list[str] = []
+    reads = 0
+
+    def read() -> None:
+        nonlocal reads
+        while not stop.is_set():
+            for bundle in (dom0.tree.pool_bundle, dom0.tree.user_bundle):
+                try:
+                    found = set(pki.certificates_in(bundle.read_bytes()))
+                except OSError as error:
+                    dead = error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
+                    if not (dead and renew is killed):
+                        failures.append(f"{bundle.name}: {error}")
+                    continue
+                reads += 1
+                ok = (
+                    wanted <= found
+                    if bundle == dom0.tree.pool_bundle
+                    else TWO.sha256 in found and found & {ONE.sha256, NEW.sha256}
+                )
+                if not ok:
+                    failures.append(f"{bundle.name}: {len(found)} certificates")
+
+    def repeat(action: Callable[[], None]) -> None:
+        while not stop.is_set():
+            action()
+
+    distributor, overwriter = Distributor(dom0, always), Overwriter(dom0)
+    actions = (read, read, lambda: repeat(distributor), lambda: repeat(overwriter))
+    threads = [threading.Thread(target=action) for action in actions]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(ROUNDS):
+            before = distributor.done
+            renew(dom0)
+            wait_until(lambda: distributor.done > before + 1, what="a distribution")  # noqa: B023
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    print(f"{reads} reads, {distributor.done} distributions, {overwriter.done} overwritten")
+    assert failures == []
 
 
 # --- the configuration

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import time
@@ -345,9 +344,9 @@ def test_notes_of_somebody_else_are_left_out(
     mine = Bequest(str(tmp_path))
     with mine.renewed():
         mine.leave_source(SPEC, b"a.pem", parse_source(ONE.pem))
-    for name, text in (("1-1", ""), ("1-2", "{}"), ("1-3", "[1]"), ("1-4", '{"from": 1}')):
+    for name, text in (("1-1", "\n"), ("1-2", "{}\n"), ("1-3", "[1]\n"), ("1-4", '{"from": 1}\n')):
         (tmp_path / name).write_text(text)
-    (tmp_path / "2-1.new").write_text(json.dumps({"from": "half"})[:-3])
+    (tmp_path / "2-1").write_text('{"from": "half"')
     with caplog.at_level(logging.WARNING):
         estate = read_estate(str(tmp_path))
     assert estate is not None
