@@ -9,7 +9,7 @@ A change costs what it touches: its own certificates and those that share a subj
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from sortedcontainers import SortedDict
@@ -122,10 +122,11 @@ class Catalog:
     def hold(self, was: Mapping[bytes, Source] | None = None) -> Change:
         """Start a swap: what the bundle has now, or ``was`` when the swap began, stays in it until ``release``."""
         held = dict(self.sources()) if was is None else was
+        before = dict(self.held())
         self._ghosts = True
         return self._apply(
             {
-                _key(name, _GHOST): source
+                _key(name, _GHOST): _both(before.get(name), source)
                 for name, source in held.items()
                 if source.content.certificates
             }
@@ -250,6 +251,14 @@ class Catalog:
             for remark in source.content.remarks:
                 if remark.severity >= severity:
                     yield name, remark
+
+
+def _both(before: Source | None, source: Source) -> Source:
+    """Return a source with the certificates of another one as well."""
+    if before is None:
+        return source
+    certificates = dict.fromkeys((*before.content.certificates, *source.content.certificates))
+    return replace(source, content=SourceContent(tuple(certificates)))
 
 
 def _newest_first(entry: Entry) -> int:

@@ -36,7 +36,7 @@ from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
 from certfs.store.backing import FileId
-from certfs.store.bequest import Bequest, read_estate
+from certfs.store.bequest import Bequest
 from certfs.store.layout import make_directories
 from certfs.store.live import Published
 from certfs.store.scan import ignore_lease_breaks
@@ -156,9 +156,7 @@ class Server:
 
     async def run(self) -> None:
         """Serve until the session ends or somebody says so."""
-        estate = read_estate(self._job.mount.bequest)
-        if estate is not None:
-            await self.trust.inherit(estate)
+        await self.trust.inherit()
         if self.plain.active:
             self._take_charge()
         async with trio.open_nursery() as nursery:

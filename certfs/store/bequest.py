@@ -60,6 +60,10 @@ class Bequest:
         self._count = 0
         self._fails = False
 
+    def read(self) -> Estate | None:
+        """Return what the last server left; None where there has been none."""
+        return read_estate(self._directory) if self._directory else None
+
     @contextmanager
     def renewed(self) -> Iterator[None]:
         """Be the one server that leaves something: what is left in the context, and nothing of what was there."""

@@ -67,7 +67,8 @@ class LiveBundle:
     """A bundle and its source directory.
 
     ``is_busy`` tells whether an inode is being written through the mount; ``observer`` is told of every change.
-    What its files do not show is left to the next server in ``bequest``.
+    What its files do not show is left to the next server in ``bequest``. ``before_change`` is called when something was
+    read and before it counts.
     """
 
     def __init__(  # noqa: PLR0913 - all but two have a name at the call
@@ -79,6 +80,7 @@ class LiveBundle:
         observer: Observer,
         hidden_names: frozenset[bytes] = frozenset(),
         bequest: Bequest | None = None,
+        before_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.catalog = Catalog()
@@ -91,6 +93,7 @@ class LiveBundle:
         self._observer = observer
         self._hidden_names = hidden_names
         self._bequest = bequest or Bequest(None)
+        self._before_change = before_change
         self._kept: dict[bytes, SourceContent] = {}
         """What is in the bequest: sources that do not count with what their files hold."""
         self._links = LinkedSources(reader)
@@ -241,8 +244,7 @@ class LiveBundle:
 
     def hold(self, deadline: float, was: Mapping[bytes, Source] | None = None) -> None:
         """Start a swap that ends at ``deadline`` (trio's clock) at the latest; ``was`` is what the bundle had then."""
-        if was is not None or not self.is_swapping:
-            self._publish(self.catalog.hold(was), None)
+        self._publish(self.catalog.hold(was), None)
         self.swap_deadline = deadline
 
     def release(self, actor: Actor | None) -> None:
@@ -325,6 +327,7 @@ class LiveBundle:
         return _Batch(readings, links)
 
     def _apply(self, readings: dict[bytes, Reading | None], actor: Actor | None) -> None:
+        self._before_change()
         changes: dict[bytes, Source | None] = {}
         remarks: list[tuple[bytes, Remark]] = []
         for name, reading in readings.items():

@@ -17,6 +17,7 @@ from certfs.core.certificate import SourceContent
 from certfs.store.backing import FileId
 from certfs.store.bequest import Bequest, Estate, Swap
 from certfs.store.live import Actor, LiveBundle
+from certfs.store.watch import DirectoryEvent
 
 SWAP_SUFFIX = b".bk"
 
@@ -39,6 +40,7 @@ class Swaps:
         self._bundles: Mapping[Backup, list[LiveBundle]] = {}
         self._known: set[Backup] = set()
         """Those that are there, as far as anybody said."""
+        self._gone: set[Backup] = set()
         self._started = trio.Event()
 
     def watch(self, bundles: Mapping[Backup, list[LiveBundle]]) -> None:
@@ -76,29 +78,44 @@ class Swaps:
             bundle.release(actor)
             self._bequest.leave_backup(bundle.spec, None)
 
-    def made(self, directory: FileId, names: Iterable[bytes]) -> None:
-        """Take note of directories that were made in the store; to be called before anything else is believed."""
-        for name in names:
-            backup = (directory, name)
-            if backup in self._bundles and backup not in self._known and self._is_there(*backup):
-                self.begins(directory, name)
+    def hear(self, events: Iterable[DirectoryEvent]) -> None:
+        """Take note of directories that came and went in the store, before what is read of the store is believed.
 
-    def changed(self, directory: FileId, names: Iterable[bytes]) -> None:
-        """Take note of names in the store that may have come or gone; to be called last."""
-        for name in names:
+        A D.bk that is gone does not end its swap at once, because D may be known only as it was in the middle: see
+        `ended`. What is heard may be the echo of what was done through the mount, and is known then.
+        """
+        for directory, name, what in events:
             backup = (directory, name)
             if backup not in self._bundles:
                 continue
-            if not self._is_there(*backup):
-                if backup in self._known:
-                    self.ends(directory, name, None)
+            if what == "gone":
+                self._known.discard(backup)
+                self._gone.add(backup)
             elif backup not in self._known:
-                self._found(backup)
+                if what == "made":
+                    self.begins(directory, name)
+                else:
+                    self._found(backup)
 
     def look(self) -> None:
-        """Do as `changed` for every name."""
-        for directory, name in tuple(self._bundles):
-            self.changed(directory, (name,))
+        """Do as `hear` where nobody knows what happened: a D.bk that is new may be in the middle of a swap."""
+        self.hear(
+            DirectoryEvent(*backup, "made" if self._is_there(*backup) else "gone")
+            for backup in tuple(self._bundles)
+        )
+
+    def gone(self) -> dict[Backup, list[LiveBundle]]:
+        """Return each D.bk that was heard to be gone, and its bundles that are still being swapped; once."""
+        gone, self._gone = self._gone, set()
+        return {
+            backup: [bundle for bundle in self._bundles.get(backup, ()) if bundle.is_swapping]
+            for backup in gone
+        }
+
+    def ended(self, backup: Backup) -> None:
+        """End the swap of a D.bk that is gone, now that D was read after that; unless the next one has begun."""
+        if backup not in self._known and not self._is_there(*backup):
+            self.ends(*backup, None)
 
     def inherit(self, estate: Estate, missing: Callable[[LiveBundle], SourceContent]) -> None:
         """Go on with the swaps of the server before, and begin those that began after its end.

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent
 from certfs.store.backing import FileId, fd_path, file_id, status_at
-from certfs.store.bequest import Bequest, Estate
+from certfs.store.bequest import Bequest
 from certfs.store.links import PathWalker
 from certfs.store.live import Actor, LiveBundle, Observer
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
 from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Backup, Swaps
-from certfs.store.watch import StoreWatcher
+from certfs.store.watch import StoreEvents, StoreWatcher
 
 DEFAULT_SWAP_TIMEOUT = 30.0
 
@@ -87,6 +87,8 @@ class Trust:
         self._observer = observer
         self._roles = _Roles()
         self._bundles: dict[BundleSpec, LiveBundle] = {}
+        self._news = StoreEvents()
+        self._is_loaded = False
         self.bequest = bequest or Bequest(None)
         self.swaps = Swaps(swap_timeout, self.bequest, self._has_directory)
 
@@ -101,10 +103,14 @@ class Trust:
             pass
         for bundle in self.bundles:
             bundle.load()
+        self._is_loaded = True
 
-    async def inherit(self, estate: Estate) -> None:
+    async def inherit(self) -> None:
         """Go on with what the server before left, once everything is read and before anything is served."""
         await self.catch_up()
+        estate = self.bequest.read()
+        if estate is None:
+            return
         lost = [
             spec
             for spec in estate.specs() - self._bundles.keys()
@@ -217,24 +223,37 @@ class Trust:
 
     async def catch_up(self) -> None:
         """Take in what happened in the store itself; one system call when nothing did."""
-        events = self.watcher.read()
+        self._hear()
+        events, self._news = self._news, StoreEvents()
         if not events:
             return
         if events.overflow:
+            self.swaps.look()
             for _ in self._resolve(None):
                 pass
             for bundle in list(self.bundles):
                 await bundle.rescan()
-            self.swaps.look()
-            return
-        for directory, names in events.made.items():
-            self.swaps.made(directory, names)
         for directory, names in events.names.items():
             await self.replaced(directory, sorted(names), None, Writers.UNLIKELY)
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
-        for directory, names in events.names.items():
-            self.swaps.changed(directory, names)
+        for backup, swapping in self.swaps.gone().items():
+            for bundle in self._resolve(None) if swapping else ():
+                await bundle.rescan()
+            for bundle in swapping:
+                await bundle.rescan()
+            self.swaps.ended(backup)
+
+    def _hear(self) -> None:
+        """Listen to what happened in the store, and believe at once that a swap began.
+
+        The kernel queues an event before the call that caused it returns. So whoever listens after reading a directory,
+        and before believing what it read, knows of a swap that it may have read in the middle of.
+        """
+        events = self.watcher.read() if self._is_loaded else None
+        if events:
+            self.swaps.hear(events.directories)
+            self._news = self._news.then(events)
 
     def bundle_directory(self, bundle: LiveBundle) -> int | None:
         """Return a descriptor of the store's directory that a bundle's plain copy belongs in."""
@@ -316,6 +335,7 @@ class Trust:
             observer=self._observer,
             hidden_names=hidden,
             bequest=self.bequest,
+            before_change=self._hear,
         )
         self._bundles[spec] = bundle
         self.plain[bundle] = PlainCopy(bundle)

@@ -7,8 +7,9 @@ visible as one made through the mount.
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from inotify_simple import INotify, flags
 
@@ -27,22 +28,53 @@ _MASK = (
 )
 
 
+class DirectoryEvent(NamedTuple):
+    """A directory ``name`` in ``directory`` that was made, renamed to this name, or is gone (removed or renamed)."""
+
+    directory: FileId
+    name: bytes
+    what: Literal["made", "arrived", "gone"]
+
+
 @dataclass(frozen=True, slots=True)
 class StoreEvents:
     """What happened since the last look: names by directory; ``overflow`` if the kernel dropped some.
 
     ``modified`` holds those of which only IN_MODIFY was heard: mostly files in the middle of being written, which are
-    none of our business (I3), but also what truncate(2) does to a file that nobody has open. ``made`` are the names of
-    new directories, which are among the others as well.
+    none of our business (I3), but also what truncate(2) does to a file that nobody has open. ``directories`` are what
+    happened to directories, in order; their names are among the others as well.
     """
 
     names: dict[FileId, set[bytes]] = field(default_factory=dict)
-    made: dict[FileId, set[bytes]] = field(default_factory=dict)
+    directories: tuple[DirectoryEvent, ...] = ()
     modified: dict[FileId, set[bytes]] = field(default_factory=dict)
     overflow: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.names or self.modified) or self.overflow
+
+    def then(self, later: "StoreEvents") -> "StoreEvents":
+        """Return these events and later ones as one."""
+        names = _united(self.names, later.names)
+        return StoreEvents(
+            names,
+            self.directories + later.directories,
+            _without(_united(self.modified, later.modified), names),
+            self.overflow or later.overflow,
+        )
+
+
+def _united(
+    one: dict[FileId, set[bytes]], other: dict[FileId, set[bytes]]
+) -> dict[FileId, set[bytes]]:
+    return {key: one.get(key, set()) | other.get(key, set()) for key in one.keys() | other.keys()}
+
+
+def _without(
+    found: dict[FileId, set[bytes]], known: dict[FileId, set[bytes]]
+) -> dict[FileId, set[bytes]]:
+    rest = {directory: names - known.get(directory, set()) for directory, names in found.items()}
+    return {directory: names for directory, names in rest.items() if names}
 
 
 class StoreWatcher:
@@ -91,7 +123,7 @@ class StoreWatcher:
     def read(self) -> StoreEvents:
         """Return what happened, without waiting."""
         names: dict[FileId, set[bytes]] = {}
-        made: dict[FileId, set[bytes]] = {}
+        directories: list[DirectoryEvent] = []
         modified: dict[FileId, set[bytes]] = {}
         overflow = False
         for event in self._inotify.read(timeout=0):
@@ -102,14 +134,19 @@ class StoreWatcher:
                 found = modified if event.mask & flags.MODIFY else names
                 name = os.fsencode(event.name)
                 found.setdefault(directory, set()).add(name)
-                if event.mask & flags.CREATE and event.mask & flags.ISDIR:
-                    made.setdefault(directory, set()).add(name)
-        only = {
-            directory: found - names.get(directory, set()) for directory, found in modified.items()
-        }
-        only = {key: found for key, found in only.items() if found}
-        return StoreEvents(names, made, only, overflow)
+                if event.mask & flags.ISDIR:
+                    directories.extend(_directory_event(directory, name, event.mask))
+        return StoreEvents(names, tuple(directories), _without(modified, names), overflow)
 
     def close(self) -> None:
         """Stop watching."""
         self._inotify.close()
+
+
+def _directory_event(directory: FileId, name: bytes, mask: int) -> Iterator[DirectoryEvent]:
+    if mask & flags.CREATE:
+        yield DirectoryEvent(directory, name, "made")
+    elif mask & flags.MOVED_TO:
+        yield DirectoryEvent(directory, name, "arrived")
+    elif mask & (flags.DELETE | flags.MOVED_FROM):
+        yield DirectoryEvent(directory, name, "gone")

@@ -50,9 +50,7 @@ class Servers:
         """Serve; the end of the context is a death: nothing is taken back."""
         made = store(self.host, PLATFORM_BUNDLES, bequest=self.notes)
         try:
-            estate = read_estate(str(self.notes))
-            if estate is not None:
-                await made.trust.inherit(estate)
+            await made.trust.inherit()
             made.trust.bequeath()
             yield made
         finally:
