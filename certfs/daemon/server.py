@@ -178,7 +178,7 @@ class Server:
 
     async def _watch_store(self) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self.trust.watcher.fileno())
+            await self.trust.news.wait()
             # Nearly all news are of what came through the mount: whoever waits for an answer goes first (I13: 100 ms).
             await trio.sleep(_ECHO_SECONDS)
             await self.trust.catch_up()

@@ -7,12 +7,12 @@ close(2) a round trip (see docs/adr).
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 import pyfuse3
 
-from certfs.fuse.base import FilesystemBase, error, give_away
+from certfs.fuse.base import FilesystemBase, T, Ts, error, give_away
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import ContentHandle, FileHandle
 from certfs.fuse.inodes import Inode
@@ -52,8 +52,23 @@ class FileOperations(FilesystemBase):
             self.inodes.using(node) as fd,
             self._truncating(node, fd) if flags & os.O_TRUNC else nullcontext(),
         ):
-            file = await self.opening(way, _open, fd, given)
+            file = await self._opening(way, _open, fd, given)
             return self._opened(node, file, flags, ctx)
+
+    async def _opening(
+        self,
+        way: Callable[[Callable[[*Ts, int], T], *Ts, int], Awaitable[T]],
+        call: Callable[[*Ts, int], T],
+        *args: *Ts,
+    ) -> T:
+        """Open without waiting; with waiting where somebody has a lease on the file, which the kernel breaks.
+
+        That may be another server of ours, or this one, for an instant (see docs/adr): nobody is to be told EAGAIN.
+        """
+        try:
+            return await self.opening(way, call, *args, os.O_NONBLOCK)
+        except BlockingIOError:
+            return await self.opening(self.calls.away, call, *args, 0)
 
     @contextmanager
     def _truncating(self, node: Inode, fd: int) -> Iterator[None]:
@@ -118,7 +133,7 @@ class FileOperations(FilesystemBase):
         self.refuse_bundle(parent, name)
         self.handles.require_room()
         with self.inodes.using(parent) as directory:
-            file, created, status = await self.opening(
+            file, created, status = await self._opening(
                 self.calls.change, _create, directory, name, mode, flags, ctx
             )
         node = self.inodes.remember(parent, name, status)
@@ -201,18 +216,23 @@ class FileOperations(FilesystemBase):
                 self.unsettled.discard(node)
 
 
-def _open(fd: int, flags: int) -> int:
-    return os.open(fd_path(fd), flags | os.O_CLOEXEC | os.O_NONBLOCK)
+def _open(fd: int, flags: int, patience: int) -> int:
+    return os.open(fd_path(fd), flags | os.O_CLOEXEC | patience)
 
 
-def _create(
-    directory: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+def _create(  # noqa: PLR0913, PLR0917 - what open(2) takes, and for whom
+    directory: int,
+    name: bytes,
+    mode: int,
+    flags: int,
+    ctx: pyfuse3.RequestContext,
+    patience: int,
 ) -> tuple[int, bool, os.stat_result]:
     """Open or create for the caller; return the descriptor, whether the file is new, and its status.
 
     The file is opened anew without O_CREAT where somebody else was faster, because then it is not the caller's.
     """
-    flags = flags & (_OPEN_FLAGS | os.O_EXCL) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = flags & (_OPEN_FLAGS | os.O_EXCL) | os.O_NOFOLLOW | os.O_CLOEXEC | patience
     try:
         file = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & 0o7777, dir_fd=directory)
     except FileExistsError:

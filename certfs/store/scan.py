@@ -199,7 +199,10 @@ class SourceReader:
                 found = has_writer(file)
                 if found or (found is None and writers is Writers.LIKELY):
                     return as_it_was(known)
-            return self._read_file(file, certain=writers is Writers.NONE)
+            source = self._read_file(file, certain=writers is Writers.NONE)
+            # Somebody may have begun while it was read, and emptied it first.
+            begun = writers is not Writers.NONE and has_writer(file)
+            return as_it_was(known) if begun else source
         except OSError as e:
             return _unread(e, status)
         finally:

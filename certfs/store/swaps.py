@@ -113,23 +113,25 @@ class Swaps:
         }
 
     def ended(self, backup: Backup) -> None:
-        """End the swap of a D.bk that is gone, now that D was read after that; unless the next one has begun."""
-        if backup not in self._known and not self._is_there(*backup):
+        """End the swap of a D.bk that is gone, now that D was read after that; unless more was heard since then."""
+        if backup not in self._known | self._gone and not self._is_there(*backup):
             self.ends(*backup, None)
 
     def inherit(self, estate: Estate, missing: Callable[[LiveBundle], SourceContent]) -> None:
-        """Go on with the swaps of the server before, and begin those that began after its end.
+        """Go on with the swaps of the server before, and with those that began after its end.
 
         Of these nobody knows what the bundle was at the beginning: what is ``missing`` from the one that was in view.
+        D itself may have been read in the middle of one, so what is swapping by now has to be completed as well.
         """
-        for backup in self._known:
-            for bundle in self._bundles[backup]:
-                if bundle.spec not in estate.backups:
+        for backup, bundles in self._bundles.items():
+            is_there = backup in self._known or self._is_there(*backup)
+            for bundle in bundles:
+                swap = estate.backups.get(bundle.spec)
+                seconds = swap.ends - time.monotonic() if swap else 0.0
+                if swap and seconds > 0 and (is_there or bundle.is_swapping):
+                    self._hold(bundle, seconds, swap.was)
+                elif bundle.is_swapping or (is_there and bundle.spec not in estate.backups):
                     self._hold(bundle, self._timeout, {b"": missing(bundle)})
-                elif swap := estate.backups[bundle.spec]:
-                    seconds = swap.ends - time.monotonic()
-                    if seconds > 0:
-                        self._hold(bundle, seconds, swap.was)
 
     def bequeath(self) -> None:
         """Leave everything again that is to be left to the next server."""

@@ -20,7 +20,7 @@ from certfs.store.live import Actor, LiveBundle, Observer
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
 from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Backup, Swaps
-from certfs.store.watch import StoreEvents, StoreWatcher
+from certfs.store.watch import StoreNews, StoreWatcher
 
 DEFAULT_SWAP_TIMEOUT = 30.0
 
@@ -79,6 +79,7 @@ class Trust:
     ) -> None:
         self.walker = PathWalker(roots.inside)
         self.watcher = StoreWatcher()
+        self.news = StoreNews(self.watcher)
         self.plain: dict[LiveBundle, PlainCopy] = {}
         self._roots = roots
         self._specs = tuple(specs)
@@ -87,7 +88,6 @@ class Trust:
         self._observer = observer
         self._roles = _Roles()
         self._bundles: dict[BundleSpec, LiveBundle] = {}
-        self._news = StoreEvents()
         self._is_loaded = False
         self.bequest = bequest or Bequest(None)
         self.swaps = Swaps(swap_timeout, self.bequest, self._has_directory)
@@ -224,7 +224,7 @@ class Trust:
     async def catch_up(self) -> None:
         """Take in what happened in the store itself; one system call when nothing did."""
         self._hear()
-        events, self._news = self._news, StoreEvents()
+        events = self.news.take()
         if not events:
             return
         if events.overflow:
@@ -237,12 +237,17 @@ class Trust:
             await self.replaced(directory, sorted(names), None, Writers.UNLIKELY)
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
-        for backup, swapping in self.swaps.gone().items():
-            for bundle in self._resolve(None) if swapping else ():
-                await bundle.rescan()
-            for bundle in swapping:
-                await bundle.rescan()
-            self.swaps.ended(backup)
+        await self._end_swaps()
+
+    async def _end_swaps(self) -> None:
+        """End the swaps whose D.bk was heard to be gone, once D was read after that."""
+        while gone := self.swaps.gone():
+            for backup, swapping in gone.items():
+                for bundle in self._resolve(None) if swapping else ():
+                    await bundle.rescan()
+                for bundle in swapping:
+                    await bundle.rescan()
+                self.swaps.ended(backup)
 
     def _hear(self) -> None:
         """Listen to what happened in the store, and believe at once that a swap began.
@@ -250,10 +255,8 @@ class Trust:
         The kernel queues an event before the call that caused it returns. So whoever listens after reading a directory,
         and before believing what it read, knows of a swap that it may have read in the middle of.
         """
-        events = self.watcher.read() if self._is_loaded else None
-        if events:
-            self.swaps.hear(events.directories)
-            self._news = self._news.then(events)
+        if self._is_loaded:
+            self.swaps.hear(self.news.hear().directories)
 
     def bundle_directory(self, bundle: LiveBundle) -> int | None:
         """Return a descriptor of the store's directory that a bundle's plain copy belongs in."""
@@ -309,7 +312,6 @@ class Trust:
             )
             if gone and spec not in self._specs:
                 del self._bundles[spec], self.plain[bundle]
-        self.swaps.watch(self._roles.backups)
         old.close()
         self.watcher.watch(
             [
@@ -317,6 +319,8 @@ class Trust:
                 *self._source_descriptors(),
             ]
         )
+        # After that: a D.bk is there now, or will be heard of.
+        self.swaps.watch(self._roles.backups)
         return iter(changed)
 
     def _source_descriptors(self) -> Iterator[tuple[int, FileId]]:

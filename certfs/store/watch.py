@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import trio
 from inotify_simple import INotify, flags
 
 from certfs.errors import StoreError
@@ -141,6 +142,43 @@ class StoreWatcher:
     def close(self) -> None:
         """Stop watching."""
         self._inotify.close()
+
+
+class StoreNews:
+    """What a watcher tells, kept until somebody takes it in: to hear of it and to act on it are two things."""
+
+    def __init__(self, watcher: StoreWatcher) -> None:
+        self._watcher = watcher
+        self._events = StoreEvents()
+        self._arrived = trio.Event()
+
+    def hear(self) -> StoreEvents:
+        """Return what happened since the last call; one system call when nothing did."""
+        events = self._watcher.read()
+        if events:
+            self._events = self._events.then(events)
+            self._arrived.set()
+        return events
+
+    def take(self) -> StoreEvents:
+        """Return everything that was heard and not taken yet."""
+        events, self._events = self._events, StoreEvents()
+        return events
+
+    async def wait(self) -> None:
+        """Wait until there is something to hear or to take."""
+        if self._events:
+            return
+        self._arrived = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def readable() -> None:
+                await trio.lowlevel.wait_readable(self._watcher.fileno())
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(readable)
+            await self._arrived.wait()
+            nursery.cancel_scope.cancel()
 
 
 def _directory_event(directory: FileId, name: bytes, mask: int) -> Iterator[DirectoryEvent]:

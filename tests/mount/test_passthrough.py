@@ -10,6 +10,7 @@ import random
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,3 +325,34 @@ def test_the_whole_filesystem_says_what_the_store_says(shared_mount: CertfsMount
         expected.f_files,
         expected.f_namemax,
     )
+
+
+_ASK_FOR_LEASES = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = os.open(sys.argv[1], os.O_RDONLY)
+print(flush=True)
+while True:
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        continue
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+"""
+
+
+def test_a_lease_beneath_keeps_nobody_from_opening(place: Path, beneath: Path) -> None:
+    """I11: open(2) waits until the kernel has broken it, as on a plain directory; EAGAIN was not asked for.
+
+    The next server of a restart asks for one on each source while the mount of this one is in use.
+    """
+    path = place / "leased"
+    path.write_bytes(b"x")
+    command = [sys.executable, "-c", _ASK_FOR_LEASES, str(beneath / "leased")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
+        assert asking.stdout is not None
+        asking.stdout.readline()
+        for flags in (os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT):
+            for _ in range(100):
+                os.close(os.open(path, flags))
+        asking.kill()
