@@ -171,7 +171,7 @@ class NameOperations(FilesystemBase):
                 await self.calls.change(_rmdir, directory, name)
         self._lost(removed, parent, name)
         await self._tell(parent, name, ctx)
-        self.trust.swaps.ends(parent.id, name, self.actor(ctx))
+        await self.trust.swap_ends(parent.id, name, self.actor(ctx))
 
     def _lost(self, inode: Inode | None, parent: Inode, name: bytes) -> None:
         if inode is not None:
@@ -259,7 +259,7 @@ class NameOperations(FilesystemBase):
         else:
             await self._tell(new_parent, name_new, ctx)
             await self._tell(old_parent, name_old, ctx)
-        trust.swaps.ends(old_parent.id, name_old, self.actor(ctx))
+        await trust.swap_ends(old_parent.id, name_old, self.actor(ctx))
 
     async def _commit(  # noqa: PLR0913, PLR0917 - what renameat2(2) takes
         self,

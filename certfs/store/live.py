@@ -94,6 +94,7 @@ class LiveBundle:
         self._hidden_names = hidden_names
         self._bequest = bequest or Bequest(None)
         self._before_change = before_change
+        self._holds = 0
         self._kept: dict[bytes, SourceContent] = {}
         """What is in the bequest: sources that do not count with what their files hold."""
         self._links = LinkedSources(reader)
@@ -244,6 +245,7 @@ class LiveBundle:
 
     def hold(self, deadline: float, was: Mapping[bytes, Source] | None = None) -> None:
         """Start a swap that ends at ``deadline`` (trio's clock) at the latest; ``was`` is what the bundle had then."""
+        self._holds += 1
         self._publish(self.catalog.hold(was), None)
         self.swap_deadline = deadline
 
@@ -327,6 +329,7 @@ class LiveBundle:
         return _Batch(readings, links)
 
     def _apply(self, readings: dict[bytes, Reading | None], actor: Actor | None) -> None:
+        holds = self._holds
         self._before_change()
         changes: dict[bytes, Source | None] = {}
         remarks: list[tuple[bytes, Remark]] = []
@@ -339,6 +342,9 @@ class LiveBundle:
                 if known is None or known.content.remarks != source.content.remarks:
                     remarks.extend((name, remark) for remark in source.content.remarks)
         self._publish(self.catalog.update(changes), actor, tuple(remarks))
+        if self._holds != holds:
+            # A swap began while this was read: it may be of D as it was before, which counts meanwhile.
+            self._publish(self.catalog.hold(), actor)
 
     def _publish(
         self, change: Change, actor: Actor | None, remarks: tuple[tuple[bytes, Remark], ...] = ()

@@ -41,6 +41,7 @@ class Swaps:
         self._known: set[Backup] = set()
         """Those that are there, as far as anybody said."""
         self._gone: set[Backup] = set()
+        self._foreign: set[Backup] = set()
         self._started = trio.Event()
 
     def watch(self, bundles: Mapping[Backup, list[LiveBundle]]) -> None:
@@ -64,11 +65,25 @@ class Swaps:
             self._known.add(backup)
             self._hold(bundle, self._timeout)
 
-    def ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
-        """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
-        backup = (directory, name)
+    def forget(self, backup: Backup) -> None:
+        """Take note that this is gone; if it was a D.bk, its swap ends with `ended`."""
         self._known.discard(backup)
-        for bundle in self._bundles.get(backup, ()):
+
+    def swapping(self, backup: Backup) -> list[LiveBundle]:
+        """Return the bundles that are being swapped by way of this D.bk."""
+        return [bundle for bundle in self._bundles.get(backup, ()) if bundle.is_swapping]
+
+    def is_foreign(self, backup: Backup) -> bool:
+        """Whether a swap was not made through this mount from its beginning, so that D may not be known as it is."""
+        return backup in self._foreign
+
+    def ended(self, backup: Backup, actor: Actor | None) -> None:
+        """End the swap of a D.bk that is gone, now that D is known as it is; unless the next one has begun."""
+        bundles = self._bundles.get(backup)
+        if bundles is None or backup in self._known or self._is_there(*backup):
+            return
+        self._foreign.discard(backup)
+        for bundle in bundles:
             bundle.release(actor)
             self._bequest.drop_backup(bundle.spec)
 
@@ -93,6 +108,7 @@ class Swaps:
                 self._gone.add(backup)
             elif backup not in self._known:
                 if what == "made":
+                    self._foreign.add(backup)
                     self.begins(directory, name)
                 else:
                     self._found(backup)
@@ -104,18 +120,14 @@ class Swaps:
             for backup in tuple(self._bundles)
         )
 
-    def gone(self) -> dict[Backup, list[LiveBundle]]:
-        """Return each D.bk that was heard to be gone, and its bundles that are still being swapped; once."""
+    def gone(self) -> set[Backup]:
+        """Return each D.bk that was heard to be gone, once."""
         gone, self._gone = self._gone, set()
-        return {
-            backup: [bundle for bundle in self._bundles.get(backup, ()) if bundle.is_swapping]
-            for backup in gone
-        }
+        return gone
 
-    def ended(self, backup: Backup) -> None:
-        """End the swap of a D.bk that is gone, now that D was read after that; unless more was heard since then."""
-        if backup not in self._known | self._gone and not self._is_there(*backup):
-            self.ends(*backup, None)
+    def was_heard_again(self, backup: Backup) -> bool:
+        """Whether a D.bk was heard to be gone since `gone` was called."""
+        return backup in self._gone
 
     def inherit(self, estate: Estate, missing: Callable[[LiveBundle], SourceContent]) -> None:
         """Go on with the swaps of the server before, and with those that began after its end.
@@ -126,6 +138,7 @@ class Swaps:
         for backup, bundles in self._bundles.items():
             is_there = backup in self._known or self._is_there(*backup)
             for bundle in bundles:
+                self._foreign.add(backup)
                 swap = estate.backups.get(bundle.spec)
                 seconds = swap.ends - time.monotonic() if swap else 0.0
                 if swap and seconds > 0 and (is_there or bundle.is_swapping):

@@ -242,12 +242,24 @@ class Trust:
     async def _end_swaps(self) -> None:
         """End the swaps whose D.bk was heard to be gone, once D was read after that."""
         while gone := self.swaps.gone():
-            for backup, swapping in gone.items():
-                for bundle in self._resolve(None) if swapping else ():
-                    await bundle.rescan()
-                for bundle in swapping:
-                    await bundle.rescan()
-                self.swaps.ended(backup)
+            for backup in gone:
+                await self._read_again(self.swaps.swapping(backup), None)
+                if not self.swaps.was_heard_again(backup):
+                    self.swaps.ended(backup, None)
+
+    async def swap_ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
+        """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
+        backup = (directory, name)
+        self.swaps.forget(backup)
+        if self.swaps.is_foreign(backup):
+            await self._read_again(self.swaps.swapping(backup), actor)
+        self.swaps.ended(backup, actor)
+
+    async def _read_again(self, bundles: Sequence[LiveBundle], actor: Actor | None) -> None:
+        """Read all sources of these bundles as they are now, whatever was heard of them yet."""
+        if bundles:
+            for bundle in (*self._resolve(actor), *bundles):
+                await bundle.rescan(actor)
 
     def _hear(self) -> None:
         """Listen to what happened in the store, and believe at once that a swap began.

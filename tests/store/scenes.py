@@ -99,7 +99,7 @@ class Store:
         (self.path / old).rename(self.path / new)
         names = (old_name.encode(), new.rpartition("/")[2].encode())
         await self.trust.replaced(self.id(directory or "."), names, ACTOR)
-        self.trust.swaps.ends(self.id(directory or "."), names[0], ACTOR)
+        await self.trust.swap_ends(self.id(directory or "."), names[0], ACTOR)
 
     async def mkdir(self, path: str) -> None:
         """Make a directory and tell as the filesystem does."""
@@ -113,7 +113,7 @@ class Store:
         directory, _, name = path.rpartition("/")
         (self.path / path).rmdir()
         await self.changed(path)
-        self.trust.swaps.ends(self.id(directory or "."), name.encode(), ACTOR)
+        await self.trust.swap_ends(self.id(directory or "."), name.encode(), ACTOR)
 
     async def put(self, path: str, data: bytes) -> None:
         """Write a file and tell."""
