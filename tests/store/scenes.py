@@ -6,7 +6,7 @@ Owns the small steps that a filesystem would take: tell the bundles after each c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,6 +137,7 @@ def store(
     *,
     swap_timeout: float = 30.0,
     bequest: Path | None = None,
+    is_busy: Callable[[FileId], bool] = lambda _: False,
 ) -> Store:
     """Open ``path`` as a standalone store and read it."""
     published: list[Published] = []
@@ -144,7 +145,7 @@ def store(
     trust = Trust(
         Roots({b"": fd}),
         specs,
-        is_busy=lambda _: False,
+        is_busy=is_busy,
         observer=published.append,
         swap_timeout=swap_timeout,
         bequest=Bequest(str(bequest) if bequest else None),

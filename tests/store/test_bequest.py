@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from certfs.config import PLATFORM_BUNDLES
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import parse_source
+from certfs.store.backing import FileId
 from certfs.store.bequest import Bequest, Swap, read_estate
 from tests.store.scenes import ACTOR, Store, store
 from tests.support import pki
@@ -275,6 +276,51 @@ async def test_the_echo_of_a_swap_begins_none(server: Servers) -> None:
         found.trust.swaps.end(bundle, ACTOR)
         await found.trust.catch_up()
         assert not bundle.is_swapping
+
+
+async def test_a_swap_that_begins_while_d_is_read_is_one(host: Path) -> None:
+    """I10, I13: what was read in the middle of a swap counts with what the bundle was before."""
+    pool = host / "stunnel/certs-pool"
+    swaps: Iterator[bool] = iter(())
+
+    def swap_once(_: FileId) -> bool:
+        if next(swaps, False):
+            pool.with_name("certs-pool.bk").mkdir()
+            pool.rename(pool.with_name("certs-pool.bk"))
+            pool.mkdir()
+            for name in ("one.pem", "two.pem"):
+                (pool.with_name("certs-pool.bk") / name).unlink()
+        return False
+
+    found = store(host, PLATFORM_BUNDLES, is_busy=swap_once)
+    bundle = found.bundle(POOL)
+    assert bundle is not None
+    swaps = iter((True,))
+    await bundle.rescan()
+    assert found.content(POOL) == ONE.pem + TWO.pem
+    await found.trust.catch_up()
+    assert found.content(POOL) == ONE.pem + TWO.pem
+    pool.with_name("certs-pool.bk").rmdir()
+    await found.trust.catch_up()
+    assert found.content(POOL) == b""
+    found.close()
+
+
+async def test_a_swap_ends_with_what_d_holds_then(host: Path, server: Servers) -> None:
+    """I10, I13: also where D was filled in the store, and the mount heard of its end before it heard of that."""
+    pool = host / "stunnel/certs-pool"
+    backup = pool.with_name("certs-pool.bk")
+    async with server() as found:
+        backup.mkdir()
+        pool.rename(backup)
+        pool.mkdir()
+        await found.trust.catch_up()
+        (pool / "three.pem").write_bytes(THREE.pem)
+        (backup / "one.pem").unlink()
+        (backup / "two.pem").unlink()
+        backup.rmdir()
+        await found.trust.swap_ends(found.id("stunnel"), b"certs-pool.bk", ACTOR)
+        assert found.content(POOL) == THREE.pem
 
 
 async def test_a_bequest_of_any_names_comes_back(tmp_path: Path) -> None:
