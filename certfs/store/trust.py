@@ -11,6 +11,8 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import trio
+
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent
 from certfs.store.backing import FileId, fd_path, file_id, status_at
@@ -20,7 +22,7 @@ from certfs.store.live import Actor, LiveBundle, Observer
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
 from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Backup, Swaps
-from certfs.store.watch import StoreNews, StoreWatcher
+from certfs.store.watch import StoreEvents, StoreNews, StoreWatcher
 
 DEFAULT_SWAP_TIMEOUT = 30.0
 
@@ -88,6 +90,7 @@ class Trust:
         self._observer = observer
         self._roles = _Roles()
         self._bundles: dict[BundleSpec, LiveBundle] = {}
+        self._taking_in = trio.Lock()
         self._is_loaded = False
         self.bequest = bequest or Bequest(None)
         self.swaps = Swaps(swap_timeout, self.bequest, self._has_directory)
@@ -126,6 +129,8 @@ class Trust:
         for bundle in self.bundles:
             kept = estate.kept.get(bundle.spec, {})
             bundle.inherit(kept, functools.cache(functools.partial(self._missing, bundle)))
+        # D may have been read in the middle of a swap that is over by now.
+        await self.catch_up()
 
     def _missing(self, bundle: LiveBundle) -> SourceContent:
         directory = self.bundle_directory(bundle)
@@ -222,11 +227,16 @@ class Trust:
             bundle.keep(moves)
 
     async def catch_up(self) -> None:
-        """Take in what happened in the store itself; one system call when nothing did."""
+        """Take in what happened in the store itself; one system call when nothing did.
+
+        Also what another task has begun to take in: nobody is to be told of a bundle that is another one by now.
+        """
         self._hear()
-        events = self.news.take()
-        if not events:
-            return
+        if self.news or self._taking_in.locked():
+            async with self._taking_in:
+                await self._take_in(self.news.take())
+
+    async def _take_in(self, events: StoreEvents) -> None:
         if events.overflow:
             self.swaps.look()
             for _ in self._resolve(None):

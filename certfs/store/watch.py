@@ -152,6 +152,10 @@ class StoreNews:
         self._events = StoreEvents()
         self._arrived = trio.Event()
 
+    def __bool__(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._events)
+
     def hear(self) -> StoreEvents:
         """Return what happened since the last call; one system call when nothing did."""
         events = self._watcher.read()
