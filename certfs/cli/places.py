@@ -19,7 +19,8 @@ from certfs.core.bundle import BundleSpec
 from certfs.core.text import printable
 from certfs.errors import NotMountedError, StoreError
 from certfs.identity.paths import DOM0, HostPaths
-from certfs.store.trust import Roots, Trust
+from certfs.store.roles import Roots
+from certfs.store.trust import Trust
 
 _STATUS = ".certfs/status.json"
 _DEAD = frozenset((errno.ENOTCONN, errno.ECONNABORTED))

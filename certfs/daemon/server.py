@@ -39,8 +39,9 @@ from certfs.store.backing import FileId
 from certfs.store.bequest import Bequest
 from certfs.store.layout import make_directories
 from certfs.store.live import Published
+from certfs.store.roles import Roots
 from certfs.store.scan import ignore_lease_breaks
-from certfs.store.trust import Roots, Trust
+from certfs.store.trust import Trust
 
 log = logging.getLogger("certfs")
 

@@ -28,7 +28,8 @@ from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
 from certfs.store.backing import FileId, file_id
 from certfs.store.live import Actor, LiveBundle
-from certfs.store.trust import Roots, Trust
+from certfs.store.roles import Roots
+from certfs.store.trust import Trust
 
 _RELEASE_SECONDS = 0.25
 """How long an answer waits for the next RELEASE that may be on its way behind other requests."""

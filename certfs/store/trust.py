@@ -9,7 +9,6 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import trio
 
@@ -20,49 +19,12 @@ from certfs.store.bequest import Bequest
 from certfs.store.links import PathWalker
 from certfs.store.live import Actor, LiveBundle, Observer
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
+from certfs.store.roles import Roles, Roots
 from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
-from certfs.store.swaps import SWAP_SUFFIX, Backup, Swaps
+from certfs.store.swaps import SWAP_SUFFIX, Swaps
 from certfs.store.watch import StoreEvents, StoreNews, StoreWatcher
 
 DEFAULT_SWAP_TIMEOUT = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Roots:
-    """The directories of the store by their name in the root of the mount; the name is empty for the root itself."""
-
-    directories: dict[bytes, int]
-
-    def locate(self, path: tuple[bytes, ...]) -> tuple[int, tuple[bytes, ...]]:
-        """Return the descriptor that a path from the root of the mount starts at, and the rest of the path."""
-        whole = self.directories.get(b"")
-        if whole is not None:
-            return whole, path
-        if not path or path[0] not in self.directories:
-            raise FileNotFoundError(2, os.strerror(2))
-        return self.directories[path[0]], path[1:]
-
-    def inside(self, path: bytes) -> tuple[int, list[bytes]]:
-        """Do as ``locate`` for a path as mountinfo shows it."""
-        start, rest = self.locate(tuple(part for part in path.split(b"/") if part))
-        return start, list(rest)
-
-
-@dataclass(slots=True)
-class _Roles:
-    """What directories mean, as of the last ``resolve``."""
-
-    sources: dict[FileId, list[LiveBundle]] = field(default_factory=dict)
-    bundles: dict[FileId, dict[bytes, LiveBundle]] = field(default_factory=dict)
-    components: dict[FileId, set[bytes]] = field(default_factory=dict)
-    patterns: dict[FileId, list[BundleSpec]] = field(default_factory=dict)
-    backups: dict[Backup, list[LiveBundle]] = field(default_factory=dict)
-    descriptors: dict[FileId, int] = field(default_factory=dict)
-
-    def close(self) -> None:
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
-        self.descriptors.clear()
 
 
 class Trust:
@@ -88,7 +50,7 @@ class Trust:
         self._reader = SourceReader(self.walker, size_limit, self._is_plain_copy)
         self._is_busy = is_busy
         self._observer = observer
-        self._roles = _Roles()
+        self._roles = Roles()
         self._bundles: dict[BundleSpec, LiveBundle] = {}
         self._taking_in = trio.Lock()
         self._is_loaded = False
@@ -309,7 +271,7 @@ class Trust:
 
     def _resolve(self, actor: Actor | None) -> Iterator[LiveBundle]:
         """Find all directories anew; yield the bundles that have another source directory than before."""
-        old, self._roles = self._roles, _Roles()
+        old, self._roles = self._roles, Roles()
         changed = []
         for spec in self._expand():
             bundle = self._bundles.get(spec) or self._new_bundle(spec)

@@ -19,7 +19,8 @@ from certfs.fuse.inodes import ROOT, InodeTable
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.store.live import Published
-from certfs.store.trust import Roots, Trust
+from certfs.store.roles import Roots
+from certfs.store.trust import Trust
 
 CTX = pyfuse3.RequestContext()
 """A request of root's, with the pid 0."""

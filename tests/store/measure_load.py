@@ -12,7 +12,8 @@ import sys
 import time
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.trust import Roots, Trust
+from certfs.store.roles import Roots
+from certfs.store.trust import Trust
 
 # Measured without what only a later step needs.
 import cryptography.x509  # isort: skip  # noqa: F401

@@ -14,8 +14,9 @@ from certfs.core.bundle import BundleSpec
 from certfs.store.backing import FileId, file_id
 from certfs.store.bequest import Bequest
 from certfs.store.live import Actor, LiveBundle, Published
+from certfs.store.roles import Roots
 from certfs.store.scan import SourceReader
-from certfs.store.trust import Roots, Trust
+from certfs.store.trust import Trust
 
 ACTOR = Actor(uid=0, pid=1, command="test")
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.trust import Roots, Trust
+from certfs.store.roles import Roots
+from certfs.store.trust import Trust
 from tests.core.counting import calls_of
 from tests.support import mounts, pki
 from tests.support.pki_forms import block
