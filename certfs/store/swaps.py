@@ -133,18 +133,24 @@ class Swaps:
         """Go on with the swaps of the server before, and with those that began after its end.
 
         Of these nobody knows what the bundle was at the beginning: what is ``missing`` from the one that was in view.
-        D itself may have been read in the middle of one, so what is swapping by now has to be completed as well.
+        To be called before anything is heard, because the sources may have been read in the middle of a swap.
         """
-        for backup, bundles in self._bundles.items():
-            is_there = backup in self._known or self._is_there(*backup)
-            for bundle in bundles:
-                self._foreign.add(backup)
+        for backup in self._known:
+            self._foreign.add(backup)
+            for bundle in self._bundles[backup]:
                 swap = estate.backups.get(bundle.spec)
                 seconds = swap.ends - time.monotonic() if swap else 0.0
-                if swap and seconds > 0 and (is_there or bundle.is_swapping):
+                if swap and seconds > 0:
                     self._hold(bundle, seconds, swap.was)
-                elif bundle.is_swapping or (is_there and bundle.spec not in estate.backups):
+                elif bundle.spec not in estate.backups:
                     self._hold(bundle, self._timeout, {b"": missing(bundle)})
+
+    def complete(self, missing: Callable[[LiveBundle], SourceContent]) -> None:
+        """Do the same for the swaps that were heard of since then; each goes on for as long as it would."""
+        for backup in self._foreign:
+            for bundle in self.swapping(backup):
+                seconds = (bundle.swap_deadline or 0.0) - trio.current_time()
+                self._hold(bundle, seconds, {b"": missing(bundle)})
 
     def bequeath(self) -> None:
         """Leave everything again that is to be left to the next server."""

@@ -72,7 +72,6 @@ class Trust:
 
     async def inherit(self) -> None:
         """Go on with what the server before left, once everything is read and before anything is served."""
-        await self.catch_up()
         estate = self.bequest.read()
         if estate is None:
             return
@@ -91,8 +90,8 @@ class Trust:
         for bundle in self.bundles:
             kept = estate.kept.get(bundle.spec, {})
             bundle.inherit(kept, functools.cache(functools.partial(self._missing, bundle)))
-        # D may have been read in the middle of a swap that is over by now.
         await self.catch_up()
+        self.swaps.complete(self._missing)
 
     def _missing(self, bundle: LiveBundle) -> SourceContent:
         directory = self.bundle_directory(bundle)
