@@ -96,6 +96,14 @@ def test_the_packaged_unit_is_the_installed_one() -> None:
     assert PACKAGED.read_text() == unit_text("/usr/bin/certfs")
 
 
+def test_a_unit_of_another_root_is_not_enabled_here(tmp_path: Path) -> None:
+    """`--directory` is somebody else's place: nothing of this host is changed, and the way to do it is said."""
+    result = CliRunner().invoke(install_units, ["--directory", str(tmp_path), "--enable"])
+    assert result.exit_code == 2
+    assert "systemctl --root" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     """A unit directory that is a file is one clear error."""
     (tmp_path / "file").touch()

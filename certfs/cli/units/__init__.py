@@ -15,6 +15,7 @@ import click
 from certfs.errors import CertfsError, PrivilegeError
 
 UNIT: Final = "certfs.service"
+_DIRECTORY: Final = "/etc/systemd/system"
 _PACKAGED_PROGRAM: Final = "/usr/bin/certfs"
 
 
@@ -28,13 +29,17 @@ _PACKAGED_PROGRAM: Final = "/usr/bin/certfs"
     "--directory",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    default="/etc/systemd/system",
+    default=_DIRECTORY,
     show_default=True,
     help="Where units are.",
 )
 @click.option("--enable", is_flag=True, help="Enable the unit as well; it is not started.")
 def install_units(*, directory: str, enable: bool) -> None:
     """Put certfs.service in place, for the host's own directories from early boot on."""
+    if enable and directory != _DIRECTORY:
+        raise click.UsageError(
+            "--enable is for units of this host; elsewhere: systemctl --root DIR enable certfs"
+        )
     path = os.path.join(directory, UNIT)
     try:
         os.makedirs(directory, exist_ok=True)
