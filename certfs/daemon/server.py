@@ -183,6 +183,7 @@ class Server:
             # Nearly all news are of what came through the mount: whoever waits for an answer goes first (I13: 100 ms).
             await trio.sleep(_ECHO_SECONDS)
             await self.trust.catch_up()
+            await self.trust.end_swaps()
             self._report_watching()
             self.plain.wake()
 

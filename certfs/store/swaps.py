@@ -49,6 +49,7 @@ class Swaps:
         new = bundles.keys() - self._bundles.keys()
         self._bundles = bundles
         self._known &= bundles.keys()
+        self._foreign &= bundles.keys()
         for backup in new:
             if self._is_there(*backup):
                 self._found(backup)
@@ -59,8 +60,11 @@ class Swaps:
             self._bequest.leave_backup(bundle.spec, None)
 
     def begins(self, directory: FileId, name: bytes) -> None:
-        """Take note that a directory ``name`` was made: if it is a D.bk, a swap of D begins."""
-        backup = (directory, name)
+        """Take note that a directory ``name`` was made through the mount: if it is a D.bk, a swap of D begins."""
+        self._begin((directory, name))
+        self._foreign.discard((directory, name))
+
+    def _begin(self, backup: Backup) -> None:
         for bundle in self._bundles.get(backup, ()):
             self._known.add(backup)
             self._hold(bundle, self._timeout)
@@ -109,7 +113,7 @@ class Swaps:
             elif backup not in self._known:
                 if what == "made":
                     self._foreign.add(backup)
-                    self.begins(directory, name)
+                    self._begin(backup)
                 else:
                     self._found(backup)
 
@@ -120,9 +124,13 @@ class Swaps:
             for backup in tuple(self._bundles)
         )
 
-    def gone(self) -> set[Backup]:
-        """Return each D.bk that was heard to be gone, once."""
-        gone, self._gone = self._gone, set()
+    def gone(self, *, foreign: bool) -> set[Backup]:
+        """Return each D.bk that was heard to be gone, once; with ``foreign`` only those of `is_foreign`.
+
+        What is heard of the others is mostly an echo: who removes them through the mount says so, and who it was.
+        """
+        gone = self._gone & self._foreign if foreign else self._gone
+        self._gone = self._gone - gone
         return gone
 
     def was_heard_again(self, backup: Backup) -> bool:

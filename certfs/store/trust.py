@@ -208,11 +208,15 @@ class Trust:
             await self.replaced(directory, sorted(names), None, Writers.UNLIKELY)
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
-        await self._end_swaps()
+        await self._end_swaps(foreign=True)
 
-    async def _end_swaps(self) -> None:
-        """End the swaps whose D.bk was heard to be gone, once D was read after that."""
-        while gone := self.swaps.gone():
+    async def end_swaps(self) -> None:
+        """End the swaps whose D.bk was heard to be gone, and of which nobody else has said so by now."""
+        async with self._taking_in:
+            await self._end_swaps(foreign=False)
+
+    async def _end_swaps(self, *, foreign: bool) -> None:
+        while gone := self.swaps.gone(foreign=foreign):
             for backup in gone:
                 await self._read_again(self.swaps.swapping(backup), None)
                 if not self.swaps.was_heard_again(backup):

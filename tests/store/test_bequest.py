@@ -259,6 +259,30 @@ async def test_a_swap_in_the_store_itself_is_one(host: Path, server: Servers) ->
             assert found.content(POOL) == ONE.pem + TWO.pem
 
 
+async def test_whoever_ends_a_swap_is_named(server: Servers) -> None:
+    """I20: also when a reader hears of the rmdir before the mount has told of it."""
+    async with server() as found:
+        await found.mkdir("stunnel/certs-pool.bk")
+        await found.remove("stunnel/certs-pool/one.pem")
+        (found.path / "stunnel/certs-pool.bk").rmdir()
+        await found.trust.catch_up()
+        assert found.content(POOL) == ONE.pem + TWO.pem
+        await found.trust.swap_ends(found.id("stunnel"), b"certs-pool.bk", ACTOR)
+        assert found.content(POOL) == TWO.pem
+        assert found.published[-1].actor == ACTOR
+
+
+async def test_a_swap_that_ends_in_the_store_is_over(server: Servers) -> None:
+    """I10, I13: also one that began through the mount, when somebody looks after it who has waited a little."""
+    async with server() as found:
+        await found.mkdir("stunnel/certs-pool.bk")
+        await found.remove("stunnel/certs-pool/one.pem")
+        (found.path / "stunnel/certs-pool.bk").rmdir()
+        await found.trust.catch_up()
+        await found.trust.end_swaps()
+        assert found.content(POOL) == TWO.pem
+
+
 async def test_a_directory_renamed_to_a_backup_is_no_swap(host: Path, server: Servers) -> None:
     """I10: a swap begins with a mkdir; who renames D away has taken it away."""
     async with server() as found:
