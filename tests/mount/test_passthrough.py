@@ -350,9 +350,11 @@ def test_a_lease_beneath_keeps_nobody_from_opening(place: Path, beneath: Path) -
     path.write_bytes(b"x")
     command = [sys.executable, "-c", _ASK_FOR_LEASES, str(beneath / "leased")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
-        assert asking.stdout is not None
-        asking.stdout.readline()
-        for flags in (os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT):
-            for _ in range(100):
-                os.close(os.open(path, flags))
-        asking.kill()
+        try:
+            assert asking.stdout is not None
+            asking.stdout.readline()
+            for flags in (os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT):
+                for _ in range(100):
+                    os.close(os.open(path, flags))
+        finally:
+            asking.kill()
