@@ -124,7 +124,7 @@ def _prepare(plan: Plan, *, foreground: bool) -> tuple[Mount, int]:
     if errors:
         raise _cannot_detach(errors[0])
     for place in plan.places:
-        _check_served(place, directory)
+        _check_served(place, directory, plan)
     trees = tuple(_open_tree(place) for place in plan.places)
     mount = Mount(
         mode=plan.mode,
@@ -192,17 +192,23 @@ def _already_running(state: runtime.State | None) -> AlreadyRunningError:
     )
 
 
-def _check_served(place: Place, directory: str) -> None:
-    """Refuse a store that another instance serves: each would write the plain copies that are right for itself."""
+def _check_served(place: Place, directory: str, plan: Plan) -> None:
+    """Refuse a store that another instance serves by another configuration.
+
+    Each would write the plain copies that are right for itself, over those of the other, for ever.
+    """
     for other in runtime.instances():
         state = None if other == directory else runtime.read_state(other)
-        if state and place.store in state.stores and state.supervisor.alive():
-            raise _served(place.store, " and ".join(state.targets))
+        if state is None or place.store not in state.stores or not state.supervisor.alive():
+            continue
+        if (state.mode, state.config_file) != (plan.mode, plan.config_file):
+            where = " and ".join(state.targets)
+            raise _served(place.store, f"at {where}, with another configuration")
 
 
 def _served(store: str, where: str) -> AlreadyRunningError:
     return AlreadyRunningError(
-        f"the store {store} is served already, at {where}",
+        f"the store {store} is served already, {where}",
         advice="use it there, or unmount that first, or name another store",
     )
 
@@ -219,7 +225,7 @@ def _open_tree(place: Place) -> Tree:
         ) from error
     above = mounts.mount_of(fd)
     if above and above.kind == FILESYSTEM_TYPE:
-        raise _served(place.store, above.point)
+        raise _served(place.store, f"at {above.point}")
     if not os.access(place.store, os.R_OK | os.X_OK, effective_ids=True):
         raise StoreError(
             f"the store {place.store} cannot be read by you",

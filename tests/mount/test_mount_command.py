@@ -192,17 +192,27 @@ def test_a_second_mount_is_refused(scene: Scene) -> None:
     assert str(scene.state()["supervisor"]["pid"]) in said
 
 
-def test_a_store_has_one_mount(scene: Scene) -> None:
-    """A second mount of the same store, or of what another one shows, ends with 8 and names the first (I12)."""
+def test_a_store_has_one_configuration(scene: Scene) -> None:
+    """A mount that would write other plain copies into the same store ends with 8 and names the first (I12)."""
     scene.mount()
     other = scene.directory / "other"
     other.mkdir()
-    for store in (scene.store, scene.mountpoint, scene.mountpoint / "stunnel"):
-        said = scene.certfs("mount", "--store", store, other, expect=8)
-        assert f"the store {store} is served already, at {scene.mountpoint}" in said
-    scene.certfs("unmount", scene.mountpoint)
+    (scene.directory / "certfs.toml").write_text("swap_timeout = 20.0\n")
+    configured = ("--config", scene.directory / "certfs.toml")
+    said = scene.certfs("mount", "--store", scene.store, other, *configured, expect=8)
+    assert f"the store {scene.store} is served already, at {scene.mountpoint}, with" in said
     scene.certfs("mount", "--store", scene.store, other)
     scene.certfs("unmount", other)
+
+
+def test_what_a_mount_shows_is_no_store(scene: Scene) -> None:
+    """It would be dead with the server of that mount: it ends with 8 and names it (I14)."""
+    scene.mount()
+    other = scene.directory / "other"
+    other.mkdir()
+    for store in (scene.mountpoint, scene.mountpoint / "stunnel"):
+        said = scene.certfs("mount", "--store", store, other, expect=8)
+        assert f"the store {store} is served already, at {scene.mountpoint}" in said
 
 
 def test_a_plain_umount_ends_it(scene: Scene) -> None:
