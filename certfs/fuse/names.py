@@ -111,8 +111,10 @@ class NameOperations(FilesystemBase):
     ) -> pyfuse3.EntryAttributes:
         """Make a directory; a ``D.bk`` beside a source directory D begins a swap (promise I10)."""
         parent = self._directory(parent_inode, name)
-        entry = await self.make(parent, name, ctx, lambda directory: _mkdir(directory, name, mode))
-        self.trust.swaps.begins(parent.id, name)
+        with self.trust.swaps.making(parent.id, name):
+            entry = await self.make(
+                parent, name, ctx, lambda directory: _mkdir(directory, name, mode)
+            )
         await self._tell(parent, name, ctx)
         return entry
 

@@ -8,7 +8,9 @@ its bequest.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import trio
 
@@ -42,6 +44,8 @@ class Swaps:
         """Those that are there, as far as anybody said."""
         self._gone: set[Backup] = set()
         self._foreign: set[Backup] = set()
+        self._echoes: Counter[Backup] = Counter()
+        """How often each was made through the mount, and that was not heard yet."""
         self._started = trio.Event()
 
     def watch(self, bundles: Mapping[Backup, list[LiveBundle]]) -> None:
@@ -59,10 +63,24 @@ class Swaps:
         for bundle in self._bundles[backup]:
             self._bequest.leave_backup(bundle.spec, None)
 
-    def begins(self, directory: FileId, name: bytes) -> None:
-        """Take note that a directory ``name`` was made through the mount: if it is a D.bk, a swap of D begins."""
-        self._begin((directory, name))
-        self._foreign.discard((directory, name))
+    @contextmanager
+    def making(self, directory: FileId, name: bytes) -> Iterator[None]:
+        """Make a directory ``name`` in the context: if it is a D.bk, a swap of D begins; and its echo is no news.
+
+        An echo may be heard when the D.bk is gone again.
+        """
+        backup = (directory, name)
+        if backup not in self._bundles:
+            yield
+            return
+        self._echoes[backup] += 1
+        try:
+            yield
+        except BaseException:
+            self._echoes[backup] -= 1
+            raise
+        self._begin(backup)
+        self._foreign.discard(backup)
 
     def _begin(self, backup: Backup) -> None:
         for bundle in self._bundles.get(backup, ()):
@@ -110,6 +128,9 @@ class Swaps:
             if what == "gone":
                 self._known.discard(backup)
                 self._gone.add(backup)
+            elif what == "made" and self._echoes[backup] > 0:
+                self._echoes[backup] -= 1
+                self._known.add(backup)
             elif backup not in self._known:
                 if what == "made":
                     self._foreign.add(backup)
@@ -119,6 +140,7 @@ class Swaps:
 
     def look(self) -> None:
         """Do as `hear` where nobody knows what happened: a D.bk that is new may be in the middle of a swap."""
+        self._echoes.clear()
         self.hear(
             DirectoryEvent(*backup, "made" if self._is_there(*backup) else "gone")
             for backup in tuple(self._bundles)

@@ -105,8 +105,8 @@ class Store:
     async def mkdir(self, path: str) -> None:
         """Make a directory and tell as the filesystem does."""
         directory, _, name = path.rpartition("/")
-        (self.path / path).mkdir()
-        self.trust.swaps.begins(self.id(directory or "."), name.encode())
+        with self.trust.swaps.making(self.id(directory or "."), name.encode()):
+            (self.path / path).mkdir()
         await self.changed(path)
 
     async def rmdir(self, path: str) -> None:

@@ -259,6 +259,25 @@ async def test_a_swap_in_the_store_itself_is_one(host: Path, server: Servers) ->
             assert found.content(POOL) == ONE.pem + TWO.pem
 
 
+async def test_the_echo_of_a_swap_that_is_over_begins_none(server: Servers) -> None:
+    """I1, I10: heard when the D.bk is gone again, it holds nothing, not even for a moment."""
+    async with server() as found:
+        for _ in range(2):
+            await found.mkdir("stunnel/certs-pool.bk")
+            await found.rmdir("stunnel/certs-pool.bk")
+        told = len(found.published)
+        found.trust._hear()
+        assert not any(bundle.is_swapping for bundle in found.trust.bundles)
+        await found.trust.catch_up()
+        await found.trust.end_swaps()
+        assert len(found.published) == told
+        (found.path / "stunnel/certs-pool.bk").mkdir()
+        await found.trust.catch_up()
+        assert [bundle.spec.source[-1] for bundle in found.trust.bundles if bundle.is_swapping] == [
+            b"certs-pool"
+        ]
+
+
 async def test_whoever_ends_a_swap_is_named(server: Servers) -> None:
     """I20: also when a reader hears of the rmdir before the mount has told of it."""
     async with server() as found:
