@@ -161,7 +161,11 @@ def processes_with(mark: str) -> list[int]:
 def kill_all(mark: str) -> None:
     """Kill the processes of a mount or a host, and the successor that a killed one may start."""
     deadline = time.monotonic() + 5
-    while (pids := processes_with(mark)) and time.monotonic() < deadline:
+    quiet = 0
+    # One that is becoming another program shows no environment for an instant: nobody must be there three times.
+    while quiet < 3 and time.monotonic() < deadline:
+        pids = processes_with(mark)
+        quiet = 0 if pids else quiet + 1
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
