@@ -28,15 +28,18 @@ class _Entry(NamedTuple):
     short_help: str
 
 
+_AUTHORITIES: Final = "certfs.cli.authorities"
 _CERTIFICATES: Final = "certfs.cli.certificates"
 _MOUNT: Final = "certfs.cli.mount"
 
 COMMANDS: Final = {
-    "certificate-show": _Entry(_CERTIFICATES, "Show one certificate in full."),
+    "certificate-show": _Entry(_AUTHORITIES, "Show one certificate in full."),
     "check": _Entry("certfs.cli.check", "Judge bundles and host certificates, for monitoring."),
     "completion": _Entry("certfs.cli.reference", "Print what makes a shell complete."),
     "detached": _Entry(_MOUNT, "Run a command while the plain directories are in view."),
-    "gencert": _Entry(_CERTIFICATES, "Generate a host certificate at boot, if there is none."),
+    "gencert": _Entry(
+        "certfs.cli.gencert", "Generate a host certificate at boot, if there is none."
+    ),
     "host-get-server-certificate": _Entry(_CERTIFICATES, "Print this host's public certificate."),
     "host-refresh-server-certificate": _Entry(_CERTIFICATES, "Renew the pool certificate."),
     "host-server-certificate-install": _Entry(_CERTIFICATES, "Install a host certificate."),
@@ -45,10 +48,10 @@ COMMANDS: Final = {
         "certfs.cli.inspect", "List the certificates of each bundle, and what was left out."
     ),
     "mount": _Entry(_MOUNT, "Mount, and return when the tree is served."),
-    "pool-certificate-list": _Entry(_CERTIFICATES, "List the installed CA certificates."),
-    "pool-install-ca-certificate": _Entry(_CERTIFICATES, "Install a CA certificate."),
-    "pool-uninstall-ca-certificate": _Entry(_CERTIFICATES, "Remove a CA certificate."),
-    "repair": _Entry(_CERTIFICATES, "Mend what can be mended without a decision."),
+    "pool-certificate-list": _Entry(_AUTHORITIES, "List the installed CA certificates."),
+    "pool-install-ca-certificate": _Entry(_AUTHORITIES, "Install a CA certificate."),
+    "pool-uninstall-ca-certificate": _Entry(_AUTHORITIES, "Remove a CA certificate."),
+    "repair": _Entry("certfs.cli.health", "Mend what can be mended without a decision."),
     "reset-server-certificate": _Entry(_CERTIFICATES, "Make a new self-signed host certificate."),
     "restart": _Entry(_MOUNT, "Replace the server without one failed open."),
     "status": _Entry("certfs.cli.status", "Show what is mounted, and how it is."),

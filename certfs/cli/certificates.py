@@ -1,7 +1,6 @@
 """The commands about a host's own certificates, under the names that admins know from xe.
 
 Owns their options, their help and what they say; the work is done in ``certfs.identity``.
-``commands`` is every certificate command, also those about CAs and about health.
 """
 
 import shlex
@@ -22,16 +21,8 @@ from certfs.cli.answers import (
     to_json,
     warn,
 )
-from certfs.cli.authorities import (
-    certificate_show,
-    pool_certificate_list,
-    pool_install_ca_certificate,
-    pool_uninstall_ca_certificate,
-)
-from certfs.cli.health import repair
 from certfs.errors import CertfsError
 from certfs.identity import refresh, replace
-from certfs.identity.boot import Presented, generate_if_missing
 from certfs.identity.errors import CertificateLibraryCorruptError
 from certfs.identity.hostpem import public_pem
 from certfs.identity.listing import Kind, installed, need_host_uuid
@@ -47,10 +38,6 @@ class ReloadError(CertfsError):
     """The command that was to make stunnel reload failed."""
 
     exit_code = 36
-
-
-_LAST_GROUP = 2**32 - 2
-"""(gid_t) -1 stands for "leave it" (chown(2))."""
 
 
 @click.command(
@@ -176,51 +163,6 @@ def host_refresh_server_certificate(  # noqa: PLR0913 - one for each option
             time.sleep(overlap)
             report = refresh.finish(paths, host_uuid=uuid)
     _tell_refresh(report, finish=finish, dry_run=dry_run, as_json=as_json)
-
-
-@click.command(
-    "gencert",
-    epilog="\b\nExample:\n  certfs gencert /etc/xensource/xapi-ssl.pem 204 default",
-)
-@click.argument("path", type=click.Path(path_type=Path))
-@click.argument("group_and_name", nargs=-1, metavar="[GID] default|xapi:pool")
-def gencert(*, path: Path, group_and_name: tuple[str, ...]) -> None:
-    """Generate the key and certificate PATH if it is missing, as the platform does at boot.
-
-    GID is the number of the group that may read it.
-    """
-    match group_and_name:
-        case (name,):
-            group = -1
-        case (number, name) if (
-            number.isdecimal() and int(number) <= _LAST_GROUP
-        ) or number == "-1":
-            group = int(number)
-        case (number, _):
-            raise click.UsageError(f"GID must be the number of a group, not {number!r}")
-        case _:
-            raise click.UsageError("give one of default, xapi:pool after PATH and GID")
-    if path.exists():
-        say(f"{path} is there: nothing to do")
-        return
-    if name not in set(Presented):
-        raise click.UsageError(f"{name!r} is neither default nor xapi:pool")
-    made = generate_if_missing(path, Presented(name), group=group)
-    say(f"{path}: generated\n{certificate_lines(made)}" if made else f"{path} is there")
-
-
-commands: tuple[click.Command, ...] = (
-    host_get_server_certificate,
-    host_server_certificate_install,
-    reset_server_certificate,
-    host_refresh_server_certificate,
-    pool_install_ca_certificate,
-    pool_uninstall_ca_certificate,
-    pool_certificate_list,
-    certificate_show,
-    gencert,
-    repair,
-)
 
 
 def _reload(command: str) -> None:

@@ -1,4 +1,4 @@
-"""The platform's certificate generator at boot: ``gencert PATH [GID] default|xapi:pool``.
+"""The platform's certificate generator at boot, ``gencert``.
 
 Owns what that program does (``ocaml/gencert/gencert.ml`` in xapi-project/xen-api): a key and
 certificate where there is no file, nothing at all where there is one.
@@ -16,8 +16,9 @@ from certfs.identity.generate import generate_pool_certificate, generate_server_
 from certfs.identity.listing import need_host_uuid
 from certfs.identity.paths import KEY_MODE, HostPaths, file_errors, host_directory
 from certfs.identity.subject import host_names, read_inventory
-from certfs.store.atomic import create_exclusive
+from certfs.store.atomic import create_exclusive, write_atomic
 
+NO_GROUP = -1
 _GROUP_MODE = 0o440
 
 
@@ -35,7 +36,7 @@ class Presented(StrEnum):
 
 
 def generate_if_missing(
-    path: Path, presented: Presented, *, group: int = -1
+    path: Path, presented: Presented, *, group: int = NO_GROUP
 ) -> x509.Certificate | None:
     """Make the file unless it is there; return its certificate if it was made.
 
@@ -55,11 +56,13 @@ def generate_if_missing(
             )
         pem = generate_server_certificate(names)
     mode, owner = (KEY_MODE, None) if group < 0 else (_GROUP_MODE, (-1, group))
+    name = os.fsencode(path.name)
     with host_directory(path.parent) as directory, file_errors(path):
         try:
-            create_exclusive(
-                directory, os.fsencode(path.name), pem.render(), mode=mode, owner=owner
-            )
+            create_exclusive(directory, name, pem.render(), mode=mode, owner=owner)
         except FileExistsError:
-            return None
+            if path.exists():
+                return None
+            # A link that leads nowhere: the platform replaces it by the file.
+            write_atomic(directory, name, pem.render(), mode=mode, owner=owner)
     return pem.leaf

@@ -416,18 +416,62 @@ def test_gencert_with_a_group(inventory: Path) -> None:
     assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (4242, 0o440)
 
 
-@pytest.mark.parametrize("words", [("default",), ("4242", "xapi:pool"), ("nonsense",)])
+PLATFORM_CALLS = [
+    ("-1", "default"),
+    ("-1", "xapi:pool"),
+    ("default",),
+    ("xapi:pool",),
+    (),
+]
+"""What the units of the platform's releases pass after the path (scripts/gencert.service in xapi-project/xen-api)."""
+
+
+@pytest.mark.parametrize("words", [*PLATFORM_CALLS, ("-2", "default"), ("-001", "xapi:pool")])
+def test_gencert_as_the_platform_calls_it(
+    inventory: Path, openssl: OpenSsl, words: tuple[str, ...]
+) -> None:
+    """With the arguments of a release's unit, or another negative group, a key of no group is made."""
+    path = inventory / "xapi.pem"
+    done = run_certfs("gencert", path, *words)
+    assert done.returncode == 0, done.stderr
+    assert openssl.is_pair(path)
+    assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (os.getgid(), 0o400)
+    assert (f"CN = {UUID}" in openssl.text(path, "-subject")) == ("xapi:pool" in words)
+
+
+@pytest.mark.parametrize(
+    "words", [*PLATFORM_CALLS, ("4242", "xapi:pool"), ("nonsense",), ("x", "default"), ("-1", "x")]
+)
 def test_gencert_does_nothing_where_there_is_a_file(
     inventory: Path, words: tuple[str, ...]
 ) -> None:
-    """Where the file is there nothing is done, whatever is in it, as the platform's program has it."""
+    """Where the file is there nothing is done, whatever is in it and whatever else is said, as on the platform."""
     path = inventory / "there.pem"
     path.write_bytes(b"mine")
     assert run_certfs("gencert", path, *words).returncode == 0
     assert path.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("words", [(), ("other",), ("x", "default"), ("1", "default", "more")])
+def test_gencert_replaces_a_link_that_leads_nowhere(inventory: Path, openssl: OpenSsl) -> None:
+    """A dangling link counts as a missing file and is replaced, as the platform's program does it."""
+    path = inventory / "xapi-ssl.pem"
+    path.symlink_to("gone.pem")
+    assert run_certfs("gencert", path, "-1", "default").returncode == 0
+    assert not path.is_symlink()
+    assert openssl.is_pair(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("other",),
+        ("x", "default"),
+        ("-x", "default"),
+        ("4294967295", "default"),
+        ("-1", "other"),
+        ("1", "default", "more"),
+    ],
+)
 def test_gencert_with_wrong_words(inventory: Path, words: tuple[str, ...]) -> None:
     """Other words than the platform's program takes are a usage error and make nothing."""
     assert run_certfs("gencert", inventory / "new.pem", *words).returncode == 2
