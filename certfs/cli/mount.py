@@ -1,6 +1,6 @@
 """The commands that mount, unmount, replace and stand aside.
 
-Owns their arguments and what they say; what they do is `certfs.daemon`'s.
+Owns their arguments and what they say; what they do is `certfs.client`'s.
 """
 
 import os
@@ -9,9 +9,10 @@ from typing import Final
 
 import click
 
+from certfs.client import instances
+from certfs.client import mount as mounting
+from certfs.client.detached import detached as plain_directories
 from certfs.config import DEFAULT_FILE, load_config
-from certfs.daemon import instances, launch
-from certfs.daemon.detached import detached as plain_directories
 from certfs.errors import DeadlineError, NotMountedError
 
 _CANNOT_RUN: Final = 127
@@ -63,10 +64,10 @@ def mount(  # noqa: PLR0913  one for each option
         DEFAULT_FILE if optional and os.path.lexists(DEFAULT_FILE) else config_file
     )
     if store is not None and mountpoint is not None:
-        places = launch.standalone(store, mountpoint)
+        places = mounting.standalone(store, mountpoint)
     else:
-        places = launch.dom0(config.dom0_trees)
-    plan = launch.Plan(
+        places = mounting.dom0(config.dom0_trees)
+    plan = mounting.Plan(
         mode="dom0" if store is None else "standalone",
         places=places,
         config_file=DEFAULT_FILE if optional else config_file,
@@ -75,8 +76,8 @@ def mount(  # noqa: PLR0913  one for each option
         log=os.path.abspath(log) if log else None,
     )
     if foreground:
-        launch.become_supervisor(plan)
-    pid = launch.launch(plan)
+        mounting.become_supervisor(plan)
+    pid = mounting.launch(plan)
     where = " and ".join(place.target for place in places)
     click.echo(f"serving {where} (process {pid})")
 

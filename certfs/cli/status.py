@@ -1,6 +1,6 @@
 """``certfs status``: what is mounted, and how it is.
 
-Owns how the answer looks; where it comes from is `certfs.daemon.inquiry`.
+Owns how the answer looks; where it comes from is `certfs.client.query`.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import click
 
-from certfs.daemon import runtime
-from certfs.daemon.inquiry import Answer, ask_instance, ask_mount
-from certfs.daemon.instances import find
-from certfs.daemon.launch import canonical
+from certfs.client.instances import find
+from certfs.client.mount import canonical
+from certfs.client.query import Answer, ask_instance, ask_mount
 from certfs.errors import DeadlineError, NotMountedError
+from certfs.protocol import state_file
 
 _LAST_EVENTS: Final = 5
 _PHASES: Final = {
@@ -65,7 +65,7 @@ def _answers(mountpoint: str | None) -> list[Answer]:
             f"certfs is not mounted at {mountpoint}, or does not answer",
             advice="certfs status without an argument shows what you have mounted",
         )
-    answers = [answer for place in runtime.instances() if (answer := ask_instance(place))]
+    answers = [answer for place in state_file.instances() if (answer := ask_instance(place))]
     if not answers:
         raise NotMountedError(
             "you have no certfs mounted",

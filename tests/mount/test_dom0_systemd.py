@@ -206,7 +206,7 @@ def test_the_service_through_good_and_bad_days(machine: Machine) -> None:
     machine.kill("supervisor")
     wait_until(lambda: machine.show("MainPID") not in {"0", supervisor}, what="another supervisor")
     wait_until(machine.serves, what="the restarted service")
-    assert len(machine.run("pgrep", "-f", "certfs.daemon.server").split()) == 1
+    assert len(machine.run("pgrep", "-f", "certfs.server").split()) == 1
 
     with machine.inside("/etc/stunnel/xapi-pool-ca-bundle.pem").open("rb") as bundle:
         machine.run("systemctl", "restart", "certfs")

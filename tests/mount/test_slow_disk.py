@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from certfs.daemon.job import SUPERVISOR_SECONDS
+from certfs.protocol.link import SUPERVISOR_SECONDS
 from tests.support import frozen, mounts, pki
 from tests.support.host import Host, host, kill_together
 from tests.support.mounts import wait_until

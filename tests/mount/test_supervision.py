@@ -200,7 +200,7 @@ def test_a_server_killed_when_it_has_mounted_leaves_no_mount(dom0: Host) -> None
     restarting = dom0.start(*dom0.program(), "restart")
     killed = 0
     while restarting.poll() is None:
-        for pid in dom0.processes_named("certfs.daemon.server"):
+        for pid in dom0.processes_named("certfs.server"):
             new = {point for point in dom0.certfs_mounts() if point.startswith("/run/certfs/")}
             if new - hidden and not killed and pid != server:
                 kill(dom0, pid)
@@ -297,7 +297,7 @@ def test_the_store_on_a_full_disk_is_served() -> None:
 
 def test_the_supervisor_is_small() -> None:
     """The supervisor needs less than 16 MiB and imports neither the event loop nor FUSE nor a parser."""
-    script = "import sys, certfs.daemon.supervisor; print(*sys.modules); print(open('/proc/self/status').read())"
+    script = "import sys, certfs.supervisor.supervisor; print(*sys.modules); print(open('/proc/self/status').read())"
     measured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     said = subprocess.run(
         [sys.executable, "-P", "-c", script],

@@ -148,7 +148,7 @@ class Host:
 
     def daemons(self) -> list[int]:
         """Return the supervisors and servers of this host."""
-        return self.processes_named("certfs.daemon")
+        return self.processes_named("certfs.server") + self.processes_named("certfs.supervisor")
 
     def processes_named(self, part: str) -> list[int]:
         """Return the processes of this host with ``part`` in their command line."""

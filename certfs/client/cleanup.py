@@ -1,0 +1,53 @@
+"""What an instance without supervisor leaves: processes, mounts, files; and how all of it is ended."""
+
+import os
+from contextlib import suppress
+from typing import Final
+
+from certfs.linux import mount_table
+from certfs.protocol import state_file
+from certfs.protocol.owned_mounts import devices_of
+from certfs.protocol.state_file import State
+from certfs.supervisor.fallback_links import remove_links
+from certfs.supervisor.janitor import leave_behind
+
+END_SECONDS: Final = 5.0
+
+
+def end_leftovers(directory: str) -> tuple[OSError, ...]:
+    """End what is left of the instance with this runtime directory; return what could not be detached.
+
+    A supervisor that does not answer is killed as well. What is beneath somebody else's mount is left to a janitor. The
+    state file goes only when nothing else is left.
+    """
+    state = state_file.read_state(directory)
+    devices = devices_of(directory, state)
+    for device in devices:
+        mount_table.try_abort(device)
+    processes = (state.supervisor, state.server) if state else ()
+    if state and state.janitor:
+        state.janitor.kill_session()  # before the others, whose end would set it to work beside this process
+    for process in processes:
+        if process:
+            process.kill()
+    detached = mount_table.detach(devices, mount_table.unmounter())
+    if detached.left:
+        leave_behind(detached.left)
+    errors = detached.errors
+    for process in processes:
+        if process:
+            process.ends_within(END_SECONDS)
+    if state and not errors:
+        _lift_shadows(state)
+    if not errors:
+        state_file.clear_instance(directory)
+    return errors
+
+
+def _lift_shadows(state: State) -> None:
+    for target, store in zip(state.targets, state.stores, strict=True):
+        if target != store:
+            with suppress(OSError):
+                fd = os.open(target, os.O_PATH | os.O_DIRECTORY)
+                remove_links(store, fd)
+                os.close(fd)

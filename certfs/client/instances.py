@@ -1,0 +1,160 @@
+"""What commands can do with an instance that runs: find it, ask its supervisor, or end it where there is none.
+
+Owns the client's side of the control socket and the way an instance without supervisor is ended. A command that runs
+with the plain directories in view is `certfs.client.detached`'s.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from typing import Final
+
+from certfs.client.cleanup import end_leftovers
+from certfs.client.mount import canonical, failure_error
+from certfs.errors import (
+    DeadlineError,
+    MountpointError,
+    NotMountedError,
+    PrivilegeError,
+)
+from certfs.linux import mount_table
+from certfs.linux.mount_table import FILESYSTEM_TYPE
+from certfs.protocol import control, state_file
+from certfs.protocol.control import Reply, Verb
+from certfs.protocol.link import STALE_UNKNOWN
+from certfs.protocol.owned_mounts import devices_of
+
+ANSWER_SECONDS: Final = 25.0
+RESTART_SECONDS: Final = 130.0
+CONNECT_SECONDS: Final = 5.0
+
+
+def find(mountpoint: str | None) -> str:
+    """Return the directory of the instance at ``mountpoint`` (None: Dom0's); NotMountedError if there is none."""
+    base = state_file.runtime_directory()
+    if mountpoint is None:
+        if os.geteuid() != 0 and state_file.OVERRIDE not in os.environ:
+            raise PrivilegeError(
+                "only root can manage the host's own directories",
+                advice="become root, or name the mountpoint",
+            )
+        directory, where = f"{base}/dom0", "the host's own directories"
+    else:
+        where = canonical(mountpoint)
+        directory = f"{base}/{state_file.instance_name('standalone', where)}"
+        if not os.path.isdir(directory):
+            directory = _dom0_with(base, where) or directory
+    if state_file.read_state(directory) is None and not devices_of(directory, None):
+        raise _not_found(where)
+    return directory
+
+
+def _not_found(where: str) -> NotMountedError:
+    top = mount_table.top_at(mount_table.table(), where)
+    if top is None or top.kind != FILESYSTEM_TYPE:
+        return NotMountedError(
+            f"certfs is not mounted at {where}", advice="certfs status lists what is"
+        )
+    by_hand = "umount -l" if os.geteuid() == 0 else "fusermount3 -u -z"
+    return NotMountedError(
+        f"a certfs is mounted at {where}, but its runtime directory is gone or elsewhere",
+        advice=f"end it with: {by_hand} {where}",
+    )
+
+
+def _dom0_with(base: str, target: str) -> str | None:
+    state = state_file.read_state(f"{base}/dom0")
+    return f"{base}/dom0" if state and target in state.targets else None
+
+
+def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
+    """End the instance at ``mountpoint``; return what is to be said about it, and which plain copies are stale."""
+    directory = find(mountpoint)
+    state = state_file.read_state(directory)
+    where = " and ".join(state.targets) if state else mountpoint or "the host's own directories"
+    reply = ask(directory, "unmount", ANSWER_SECONDS)
+    if reply is None:
+        lock = state_file.take_lock(
+            directory
+        )  # a supervisor that its server starts meanwhile finds it taken
+        served = state is not None and state.server is not None and state.server.alive()
+        errors = end_leftovers(directory)
+        if lock is not None:
+            os.close(lock)
+        if errors:
+            raise MountpointError(
+                f"cannot detach {errors[0].filename}: {errors[0].strerror}",
+                advice=f"detach it as root: umount -l {errors[0].filename}",
+            )
+        said = f"unmounted {where}; its supervisor was dead or did not answer"
+        return said, (STALE_UNKNOWN,) if served else ()
+    said = f"unmounted {where}"
+    if reply.covered:
+        said += f"; something else is mounted over {' and '.join(reply.covered)}:"
+        said += " what is beneath goes as soon as that is unmounted"
+    elif reply.lingering is not None:
+        said += (
+            f"; process {reply.lingering} serves files that are still open until they are closed"
+        )
+    return said, reply.stale
+
+
+def restart(mountpoint: str | None) -> None:
+    """Replace the server of the instance at ``mountpoint``; returns when the new one serves."""
+    expect(ask(find(mountpoint), "restart", RESTART_SECONDS))
+
+
+def _connect(directory: str) -> socket.socket | None:
+    """Return a connection to the supervisor; None if it is dead and none comes in its place."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        connection = control.connect(directory)
+        if connection or time.monotonic() > deadline:
+            return connection
+        state = state_file.read_state(directory)
+        processes = (state.supervisor, state.server) if state else ()
+        if not any(process and process.alive() for process in processes):
+            return None
+        time.sleep(0.02)  # it is becoming another program, or the server has started its successor
+
+
+def ask(
+    directory: str, verb: Verb, seconds: float, *, keep: list[socket.socket] | None = None
+) -> Reply | None:
+    """Ask the supervisor; None if there is none, or no answer in time. ``keep`` gets the connection, still open."""
+    deadline = time.monotonic() + seconds
+    while connection := _connect(directory):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(connection)
+            with contextlib.suppress(ConnectionError):
+                reply = control.request(
+                    connection,
+                    verb,
+                    deadline - time.monotonic(),
+                    is_stopped=lambda: _is_stopped(directory),
+                )
+                if keep is not None:
+                    keep.append(connection)
+                    stack.pop_all()
+                return reply
+        if time.monotonic() > deadline:
+            break
+    return None
+
+
+def _is_stopped(directory: str) -> bool:
+    state = state_file.read_state(directory)
+    return state is not None and state.supervisor.stopped()
+
+
+def expect(reply: Reply | None) -> Reply:
+    """Return a reply that came and is no failure; CertfsError otherwise."""
+    if reply is None:
+        raise DeadlineError(
+            "the supervisor does not answer",
+            advice="certfs unmount and certfs mount replace it; certfs status names its log",
+        )
+    if reply.failure:
+        raise failure_error(reply.failure)
+    return reply

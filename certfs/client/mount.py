@@ -1,0 +1,336 @@
+"""The ``mount`` command's part (L): check, lock, clean up what a dead instance left, start the supervisor, wait.
+
+Everything that can be known to be wrong before something is started is found here, and raised as a `CertfsError`.
+"""
+
+import errno
+import os
+import select
+import shutil
+import signal
+import stat
+import time
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from certfs.client.cleanup import end_leftovers
+from certfs.errors import (
+    AlreadyRunningError,
+    CertfsError,
+    ConfigError,
+    DeadlineError,
+    FuseError,
+    MountpointError,
+    PrivilegeError,
+    StoreError,
+)
+from certfs.linux import mount_table
+from certfs.linux.mount_table import FILESYSTEM_TYPE
+from certfs.linux.processes import in_child, start
+from certfs.protocol import state_file
+from certfs.protocol.launch_spec import SERVER_MODULE, Order, command, execute, inbox
+from certfs.protocol.link import Failure, Mode, Mount, Tree
+from certfs.supervisor.outcome import outcome_from_json
+
+WAIT_SECONDS: Final = 130.0
+"""A little more than the supervisor waits for its server."""
+PROBE_SECONDS: Final = 2.0
+TAKEOVER_SECONDS: Final = 3.0
+"""How long a server without supervisor may take to get one (it starts it itself)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One directory to present."""
+
+    name: str
+    store: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be mounted; paths are absolute and without symlinks."""
+
+    mode: Mode
+    places: tuple[Place, ...]
+    config_file: str | None
+    config_optional: bool = False
+    allow_other: bool
+    log: str | None = None
+    """The log file; None for the one in the runtime directory."""
+    server_module: str = SERVER_MODULE
+
+
+def standalone(store: str, mountpoint: str) -> tuple[Place, ...]:
+    """Return the one place of a standalone mount."""
+    return (Place(name="", store=os.path.realpath(store), target=canonical(mountpoint)),)
+
+
+def dom0(trees: tuple[str, ...]) -> tuple[Place, ...]:
+    """Return the places of a Dom0 mount of ``trees``, such as /etc/stunnel."""
+    paths = {os.path.basename(tree): canonical(tree) for tree in trees}
+    return tuple(Place(name=name, store=path, target=path) for name, path in paths.items())
+
+
+def canonical(path: str) -> str:
+    """Return ``path`` absolute and without symlinks, without looking at a mount that may be ours and dead."""
+    parent, name = os.path.split(os.path.abspath(path))
+    direct = os.path.join(os.path.realpath(parent), name)
+    if mount_table.top_at(mount_table.table(), direct):
+        return direct
+    return os.path.realpath(path)
+
+
+def launch(plan: Plan) -> int:
+    """Mount as a daemon; return the supervisor's pid once the mount is served. CertfsError if it cannot be."""
+    mount, lock = _prepare(plan, foreground=False)
+    log = mount.log
+    assert log is not None  # noqa: S101  a daemon has one
+    receiving, sending = os.pipe()
+    order = Order(mount=mount, report_fd=sending, lock_fd=lock, server_module=plan.server_module)
+    box = inbox(order.to_json())
+    output = _open_log(log)
+    pid = start(command(box), keep=(*order.inherited(), box), output=output)
+    for fd in (box, output, *order.inherited()):
+        os.close(fd)
+    try:
+        _await(receiving, log)
+    except (DeadlineError, KeyboardInterrupt):
+        os.kill(pid, signal.SIGTERM)
+        raise
+    finally:
+        os.close(receiving)
+    return pid
+
+
+def become_supervisor(plan: Plan) -> NoReturn:
+    """Mount in the foreground: this process becomes the supervisor. CertfsError if the mount cannot be served."""
+    mount, lock = _prepare(plan, foreground=True)
+    order = Order(mount=mount, lock_fd=lock, foreground=True, server_module=plan.server_module)
+    execute(order)
+
+
+# --- checks
+
+
+def _prepare(plan: Plan, *, foreground: bool) -> tuple[Mount, int]:
+    _check_fuse(plan.mode)
+    for place in plan.places:
+        _check_outside(place.target, state_file.runtime_directory(), "runtime directory")
+        if plan.log:
+            _check_outside(place.target, os.path.realpath(plan.log), "log")
+    directory = state_file.make_instance(plan.mode, plan.places[0].target)
+    lock = _lock(directory)
+    errors = end_leftovers(directory)
+    if errors:
+        raise _cannot_detach(errors[0])
+    for place in plan.places:
+        _check_served(place, directory, plan)
+    trees = tuple(_open_tree(place) for place in plan.places)
+    mount = Mount(
+        mode=plan.mode,
+        trees=trees,
+        runtime=directory,
+        config_file=plan.config_file,
+        config_optional=plan.config_optional,
+        allow_other=plan.allow_other,
+        journal=foreground and "JOURNAL_STREAM" in os.environ,
+        log=None if foreground else plan.log or f"{directory}/log",
+    )
+    return mount, lock
+
+
+def _check_outside(target: str, path: str, what: str) -> None:
+    """Keep the supervisor's own files out of the mount: it must not wait for what it supervises."""
+    if f"{path}/".startswith(target.rstrip("/") + "/"):
+        raise MountpointError(
+            f"the {what} {path} is inside of {target}, which is to be mounted",
+            advice="choose a place outside of it",
+        )
+
+
+def _check_fuse(mode: Mode) -> None:
+    if mode == "dom0" and os.geteuid() != 0:
+        raise PrivilegeError(
+            "only root can present the host's own directories",
+            advice="become root, or use: certfs mount --store DIR MOUNTPOINT",
+        )
+    if not os.path.exists("/dev/fuse"):
+        raise FuseError(
+            "/dev/fuse does not exist",
+            advice="load the kernel module (modprobe fuse), or give the container --device /dev/fuse",
+        )
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise FuseError(
+            "fusermount3 is not installed, and only root can mount without it",
+            advice="install the package fuse3",
+        )
+
+
+def _lock(directory: str) -> int:
+    """Take the instance's lock; wait while a server that lost its supervisor gets a new one."""
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    while True:
+        lock = state_file.take_lock(directory)
+        state = state_file.read_state(directory)
+        if lock is None:
+            raise _already_running(state)
+        orphan = state is not None and state.server is not None and state.server.alive()
+        if not orphan or time.monotonic() > deadline:
+            return lock
+        os.close(lock)
+        time.sleep(0.1)
+
+
+def _already_running(state: state_file.State | None) -> AlreadyRunningError:
+    if state is None:
+        return AlreadyRunningError("certfs is being started here at this moment")
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.since))
+    where = " and ".join(state.targets)
+    return AlreadyRunningError(
+        f"certfs already serves {where}: process {state.supervisor.pid}, since {since}",
+        advice="end it with certfs unmount, or replace its server with certfs restart",
+    )
+
+
+def _check_served(place: Place, directory: str, plan: Plan) -> None:
+    """Refuse a store that another instance serves by another configuration.
+
+    Each would write the plain copies that are right for itself, over those of the other, for ever.
+    """
+    for other in state_file.instances():
+        state = None if other == directory else state_file.read_state(other)
+        if state is None or place.store not in state.stores or not state.supervisor.alive():
+            continue
+        if (state.mode, state.config_file) != (plan.mode, plan.config_file):
+            where = " and ".join(state.targets)
+            raise _served(place.store, f"at {where}, with another configuration")
+
+
+def _served(store: str, where: str) -> AlreadyRunningError:
+    return AlreadyRunningError(
+        f"the store {store} is served already, {where}",
+        advice="use it there, or unmount that first, or name another store",
+    )
+
+
+def _open_tree(place: Place) -> Tree:
+    _check_target(place)
+    _check_nesting(place)
+    try:
+        fd = os.open(place.store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreError(
+            f"cannot open the store {place.store}: {error.strerror}",
+            advice="create the directory, or name another with --store",
+        ) from error
+    above = mount_table.mount_of(fd)
+    if above and above.kind == FILESYSTEM_TYPE:
+        raise _served(place.store, f"at {above.point}")
+    if not os.access(place.store, os.R_OK | os.X_OK, effective_ids=True):
+        raise StoreError(
+            f"the store {place.store} cannot be read by you",
+            advice="change its owner or mode, or run certfs as another user",
+        )
+    beneath = None
+    if place.target != place.store:
+        beneath = os.open(place.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Tree(name=place.name, store=place.store, target=place.target, fd=fd, beneath_fd=beneath)
+
+
+def _check_nesting(place: Place) -> None:
+    if place.target != place.store and place.target.startswith(place.store.rstrip("/") + "/"):
+        raise MountpointError(
+            f"the mountpoint {place.target} is inside of the store {place.store}",
+            advice="choose one outside of it, or the store itself",
+        )
+
+
+def _check_target(place: Place) -> None:
+    path = place.target
+    top = mount_table.top_at(mount_table.table(), path)
+    if top and top.kind == FILESYSTEM_TYPE:
+        _remove_stale(path, top.device)
+        top = mount_table.top_at(mount_table.table(), path)
+    if top and place.target != place.store:
+        raise MountpointError(
+            f"something is already mounted at {path} ({top.kind})",
+            advice=f"unmount it first: umount {path}",
+        )
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MountpointError(
+            f"cannot use {path} as a mountpoint: {error.strerror}",
+            advice="create the directory first",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountpointError(f"{path} is not a directory", advice="name a directory to mount on")
+    if os.geteuid() != 0 and not os.access(path, os.W_OK, effective_ids=True):
+        raise MountpointError(
+            f"you may not mount on {path}: it is not writable by you",
+            advice="choose a directory of your own",
+        )
+
+
+def _remove_stale(path: str, device: str) -> None:
+    """Detach a certfs mount whose server is dead; AlreadyRunningError if it answers, or hangs."""
+    answer = in_child(lambda: _look(path), PROBE_SECONDS)
+    if answer is None:
+        raise AlreadyRunningError(
+            f"another certfs already serves {path}",
+            advice=f"end it with: certfs unmount {path}",
+        )
+    if isinstance(answer, TimeoutError):
+        raise AlreadyRunningError(
+            f"another certfs is mounted at {path} and does not answer",
+            advice=f"end it with: umount -l {path}",
+        )
+    if answer.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        errors = mount_table.detach({device}, mount_table.unmounter()).errors
+        if errors:
+            raise _cannot_detach(errors[0])
+
+
+def _cannot_detach(error: OSError) -> MountpointError:
+    return MountpointError(
+        f"a dead certfs is mounted at {error.filename} and cannot be detached: {error.strerror}",
+        advice=f"detach it as root: umount -l {error.filename}",
+    )
+
+
+def _look(path: str) -> None:
+    os.stat(path)
+
+
+# --- waiting
+
+
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the log {path}: {error.strerror}", advice="name another with --log"
+        ) from error
+
+
+def _await(receiving: int, log: str) -> None:
+    if not select.select([receiving], [], [], WAIT_SECONDS)[0]:
+        raise DeadlineError(
+            f"the mount was not served after {WAIT_SECONDS:.0f} s", advice=f"see {log}"
+        )
+    report = os.read(receiving, 65536)
+    if not report:
+        raise DeadlineError("the supervisor ended before it served anything", advice=f"see {log}")
+    failure = outcome_from_json(report)
+    if failure:
+        raise failure_error(failure)
+
+
+def failure_error(failure: Failure) -> CertfsError:
+    """Return the error that another process reported, to be raised in this one."""
+    kinds = {kind.exit_code: kind for kind in CertfsError.__subclasses__()}
+    kind = kinds.get(failure.exit_code, CertfsError)
+    return kind(failure.message, advice=failure.advice)

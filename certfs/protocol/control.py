@@ -1,0 +1,106 @@
+"""The control socket: how a command tells a running supervisor to unmount, restart or stand aside.
+
+One request, one reply, each a packet (SOCK_SEQPACKET). After ``detach`` the plain directories stay in view for as
+long as anybody holds the connection: also when all of these are killed, they do not stay so for good.
+"""
+
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, Self
+
+from certfs.protocol.link import Failure
+
+Verb = Literal["unmount", "restart", "detach"]
+VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "detach")
+_MESSAGE_BYTES: Final = 65536
+_STOPPED_SECONDS: Final = 20.0
+"""How long a supervisor may be stopped: its server has replaced it by then, unless that is stopped as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a request: ``failure``, or done."""
+
+    failure: Failure | None = None
+    lingering: int | None = None
+    """After ``unmount``: the server that still serves files that are open; None if it has ended."""
+    covered: tuple[str, ...] = ()
+    """After ``unmount``: where something is mounted over certfs, which is detached when that is unmounted."""
+    stale: tuple[str, ...] = ()
+    """After ``unmount`` and ``detach``: which plain copies are not what was served, and why."""
+
+    def to_json(self) -> bytes:
+        """Return the packet."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, packet: bytes) -> Self:
+        """Return what `to_json` was given."""
+        raw = json.loads(packet)
+        failure = Failure(**raw["failure"]) if raw["failure"] else None
+        return cls(failure, raw["lingering"], tuple(raw["covered"]), tuple(raw["stale"]))
+
+
+def listen(directory: str) -> socket.socket:
+    """Return the listening socket of an instance, in place of one that a dead supervisor left."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    with suppress(FileNotFoundError):
+        os.unlink(f"{directory}/control")
+    with _Nearby(directory) as near:
+        listener.bind(f"{near}/control")
+    os.chmod(f"{directory}/control", 0o600)
+    listener.listen(16)
+    return listener
+
+
+def connect(directory: str) -> socket.socket | None:
+    """Return a connection to the supervisor of an instance, None if none listens, or too many wait for it."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(0)
+    try:
+        with _Nearby(directory) as near:
+            connection.connect(f"{near}/control")
+    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+        connection.close()
+        return None
+    connection.settimeout(None)
+    return connection
+
+
+def request(
+    connection: socket.socket, verb: Verb, seconds: float, *, is_stopped: Callable[[], bool]
+) -> Reply | None:
+    """Send ``verb`` and return the reply, None if none comes in time, or the supervisor stays stopped.
+
+    ConnectionError if the supervisor hangs up without one: it has ended, or is becoming another program.
+    """
+    connection.send(verb.encode())
+    deadline = time.monotonic() + seconds
+    while not select.select([connection], [], [], max(min(seconds, _STOPPED_SECONDS), 0))[0]:
+        seconds = deadline - time.monotonic()
+        if seconds <= 0 or is_stopped():
+            return None
+    packet = connection.recv(_MESSAGE_BYTES)
+    if not packet:
+        raise ConnectionResetError
+    return Reply.from_json(packet)
+
+
+class _Nearby:
+    """A short path to a directory: socket addresses hold 107 bytes (unix(7))."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> str:
+        self._fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY)
+        return f"/proc/self/fd/{self._fd}"
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)

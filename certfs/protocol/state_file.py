@@ -1,0 +1,221 @@
+"""Where the processes of certfs find each other: the runtime directory, an instance's lock and its state file.
+
+Owns the layout below /run/certfs (root) or $XDG_RUNTIME_DIR/certfs, and the schema of state.json. One directory for
+each mount: ``dom0``, or ``at-`` and the mountpoint, escaped. In it: ``lock`` (held with flock(2) by the supervisor),
+``state.json``, ``control`` (a socket), ``log``, ``mount-N``, the hidden mountpoints, and what a server leaves to the
+next one: ``bequest``, ``settings.json``.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+import time
+import zlib
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, Self
+
+from certfs.errors import PrivilegeError
+from certfs.linux.processes import ProcessId
+from certfs.protocol.link import Mode
+
+OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
+"""Environment variable that names another runtime directory, for containers that have no writable /run."""
+REMEMBERED_EVENTS: Final = 50
+LOCK_SECONDS: Final = 3.0
+"""How long the lock of a supervisor that is ending may be waited for."""
+
+_PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
+_NAME_LENGTH: Final = 200
+"""Names have up to 255 bytes (limits.h)."""
+
+Phase = Literal["starting", "serving", "detached", "plain"]
+"""``plain``: the server died, and the plain directories are in view until the next one serves."""
+EventKind = Literal["killed", "crashed", "hung", "not started", "restarted", "adopted"]
+
+
+def runtime_directory() -> str:
+    """Return the directory that holds this user's instances; it need not exist."""
+    user = os.geteuid()
+    override = os.environ.get(OVERRIDE)
+    if override:
+        return os.path.realpath(override)
+    if user == 0:
+        return os.path.realpath("/run/certfs")
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{os.path.realpath(session)}/certfs" if session else f"/tmp/certfs-{user}"  # noqa: S108  checked in `_own`
+
+
+def instance_name(mode: Mode, mountpoint: str) -> str:
+    """Return the name of an instance's directory; the same mountpoint gives the same name."""
+    if mode == "dom0":
+        return "dom0"
+    raw = os.fsencode(mountpoint).strip(b"/")
+    name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in raw)
+    name = name.replace("%2f", "-")
+    if len(name) > _NAME_LENGTH:
+        name = f"{name[:_NAME_LENGTH]}%%{zlib.crc32(raw):08x}"
+    return f"at-{name}"
+
+
+def instances() -> tuple[str, ...]:
+    """Return the directories of this user's instances, running or not."""
+    base = runtime_directory()
+    try:
+        names = sorted(os.listdir(base))
+    except FileNotFoundError:
+        return ()
+    return tuple(f"{base}/{name}" for name in names if name == "dom0" or name.startswith("at-"))
+
+
+def make_instance(mode: Mode, mountpoint: str) -> str:
+    """Make an instance's directory, mode 0700, and return it. PrivilegeError if somebody else owns the place."""
+    directory = f"{runtime_directory()}/{instance_name(mode, mountpoint)}"
+    for path in make_directory(directory):
+        _own(path)
+    return directory
+
+
+def make_directory(directory: str) -> tuple[str, str]:
+    """Make an instance's directory, and the one that it is in, where they are missing; return both."""
+    paths = (os.path.dirname(directory), directory)
+    for path in paths:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    return paths
+
+
+def _own(path: str) -> None:
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PrivilegeError(
+            f"{path} is not a directory that only you can write to",
+            advice=f"remove it, or name another in the environment variable {OVERRIDE}",
+        )
+
+
+def take_lock(directory: str) -> int | None:
+    """Lock an instance and return the descriptor that holds the lock, None if another process holds it."""
+    fd = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def await_lock(directory: str, seconds: float = LOCK_SECONDS) -> int | None:
+    """Like `take_lock`, but wait for so long while another process holds the lock."""
+    deadline = time.monotonic() + seconds
+    while (lock := take_lock(directory)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return lock
+
+
+def boot_id() -> str:
+    """Return what identifies this boot of the machine."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+        return stream.read().strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to the server."""
+
+    at: float
+    """Seconds since the epoch."""
+    kind: EventKind
+    detail: str
+    """For people, such as ``killed by SIGKILL``."""
+    plain_seconds: float | None = None
+    """From the death of the server to plain directories at every target; None if they were never in view."""
+    live_seconds: float | None = None
+    """From the death of the server (or the request to restart) to the live mount; None if that is still to come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The content of state.json. The supervisor alone writes it, at every change, atomically."""
+
+    version: int = 1
+    boot: str = field(default_factory=boot_id)
+    """The boot (random(4), boot_id) that the process and device numbers are of."""
+    mode: Mode
+    phase: Phase
+    targets: tuple[str, ...]
+    """The paths where people see the trees."""
+    stores: tuple[str, ...]
+    config_file: str | None
+    since: float
+    """When this instance first served, in seconds since the epoch."""
+    supervisor: ProcessId
+    server: ProcessId | None = None
+    server_since: float | None = None
+    janitor: ProcessId | None = None
+    mountpoint: str | None = None
+    """Where the server's FUSE mount is: ``MOUNTPOINT/.certfs/status.json`` is read there."""
+    device: str | None = None
+    """``major:minor`` of that mount."""
+    devices: tuple[str, ...] = ()
+    """Every file system of this instance that may still be in the mount table, older ones included."""
+    log: str | None = None
+    """The log file; None if the log goes to standard error (the journal, a terminal)."""
+    strikes: int = 0
+    """Deaths in a row; 0 again once a server has served for a while."""
+    events: tuple[Event, ...] = field(default=())
+    """The last ones, oldest first."""
+
+    def to_json(self) -> bytes:
+        """Return the content of the file."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Return the state that `to_json` wrote; ValueError, KeyError or TypeError if it did not."""
+        raw: dict[str, Any] = json.loads(content)
+        for name in ("supervisor", "server", "janitor"):
+            raw[name] = ProcessId(**raw[name]) if raw[name] else None
+        for name in ("targets", "stores", "devices"):
+            raw[name] = tuple(raw[name])
+        raw["events"] = tuple(Event(**event) for event in raw["events"])
+        return cls(**raw)
+
+
+def write_state(directory: str, state: State) -> None:
+    """Replace state.json; a reader sees the old one or the new one."""
+    fresh = f"{directory}/state.json.new"
+    with open(fresh, "wb") as stream:
+        stream.write(state.to_json())
+    os.rename(fresh, f"{directory}/state.json")
+
+
+def read_state(directory: str) -> State | None:
+    """Return what the last supervisor of this boot wrote, None if there is nothing that can be read."""
+    try:
+        with open(f"{directory}/state.json", "rb") as stream:
+            state = State.from_json(stream.read())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return state if state.boot == boot_id() else None
+
+
+def clear_instance(directory: str) -> None:
+    """Remove what a supervisor leaves behind; what is still mounted stays, and so does the log.
+
+    The lock file stays as well: removing it would let two processes hold locks on two files of that name.
+    """
+    names: list[str] = []
+    with suppress(FileNotFoundError):  # somebody has removed the directory
+        names = os.listdir(directory)
+    for name in names:
+        path = f"{directory}/{name}"
+        with suppress(OSError):
+            if name.startswith("mount-"):
+                os.rmdir(path)
+            elif name == "bequest":
+                shutil.rmtree(path)
+            elif name.startswith(("state.json", "control", "settings.json")):
+                os.unlink(path)

@@ -1,0 +1,96 @@
+"""Keeping the store's plain copies up to date while serving (promise I12).
+
+Owns when they are written: soon after a change, never by a server that is not the active one, again after a failure.
+"""
+
+import os
+from collections.abc import Iterator
+
+import trio
+
+from certfs.core.text import printable
+from certfs.server import audit
+from certfs.store.live import LiveBundle
+from certfs.store.plain import PlainState
+from certfs.store.trust import Trust
+
+_PAUSE_SECONDS = 0.03
+"""Between a change and the copy, so that a burst of changes becomes few copies; well within the 100 ms of I12."""
+
+_COSTLY_SECONDS = 0.05
+_REST = 10
+"""After a round that took longer than ``_COSTLY_SECONDS`` the next one is not begun before this many times as long.
+
+With a bundle of many thousand certificates a burst of changes would otherwise be spent on writing it again and again.
+"""
+
+_RETRY_SECONDS = 5.0
+
+
+class PlainCopies:
+    """The copies of all bundles of a mount; ``active`` while this server is the one to write them."""
+
+    def __init__(self, trust: Trust, *, active: bool) -> None:
+        self.active = active
+        self._trust = trust
+        self._wanted = trio.Event()
+        self._lock = trio.Lock()
+
+    def wake(self) -> None:
+        """Take note that something may have changed."""
+        self._wanted.set()
+
+    def state(self, bundle: LiveBundle) -> PlainState:
+        """Return how the copy of a bundle stands."""
+        copy = self._trust.plain.get(bundle)
+        return copy.state if copy is not None else PlainState()
+
+    def is_current(self, bundle: LiveBundle) -> bool:
+        """Whether the store holds what a reader of the mount gets."""
+        copy = self._trust.plain.get(bundle)
+        return copy is not None and copy.is_current
+
+    def stale(self) -> Iterator[str]:
+        """Yield, for people, which copies are not what a reader of the mount gets, and why."""
+        for bundle, copy in self._trust.plain.items():
+            if not copy.is_current:
+                name = printable(b"/".join(bundle.spec.bundle))
+                yield f"{name}: {copy.state.error or 'not written in time'}"
+
+    async def keep(self) -> None:
+        """Write copies whenever they are wanted, for ever."""
+        self.wake()
+        rest, ended = 0.0, trio.current_time()
+        while True:
+            with trio.move_on_after(_RETRY_SECONDS if self._has_errors() else float("inf")):
+                await self._wanted.wait()
+            # Whoever opens the bundle next is answered first: the writing thread would be in the loop's way.
+            await trio.sleep(max(_PAUSE_SECONDS, rest - (trio.current_time() - ended)))
+            # Set again by whatever happens from here on: a change while a copy is written gets its own round.
+            self._wanted = trio.Event()
+            began = trio.current_time()
+            await self.flush()
+            ended = trio.current_time()
+            rest = _REST * (ended - began) if ended - began > _COSTLY_SECONDS else 0.0
+
+    def _has_errors(self) -> bool:
+        return self.active and any(copy.state.error for copy in self._trust.plain.values())
+
+    async def flush(self) -> None:
+        """Bring every copy up to date now, if this server is the active one."""
+        if not self.active:
+            return
+        async with self._lock:
+            for bundle, copy in list(self._trust.plain.items()):
+                directory = self._trust.bundle_directory(bundle)
+                if directory is None:
+                    continue
+                before = copy.state.error
+                # Its own descriptor: the tables may be made anew while the thread writes.
+                directory = os.dup(directory)
+                try:
+                    await trio.to_thread.run_sync(copy.write, directory)
+                finally:
+                    os.close(directory)
+                if copy.state.error and copy.state.error != before:
+                    audit.store_problem(b"/".join(bundle.spec.bundle), copy.state.error)

@@ -1,0 +1,97 @@
+"""The status of a mount as JSON: what ``MOUNT/.certfs/status.json`` holds.
+
+Owns the schema, which is documented in ``docs/operations.md``; a key keeps its meaning for good, new ones may come.
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+from certfs.core.certificate import Severity
+from certfs.core.text import printable
+from certfs.protocol.link import Job
+from certfs.protocol.state_file import read_state
+from certfs.server.plain_copies import PlainCopies
+from certfs.server.settings import Settings
+from certfs.store.live import LiveBundle
+from certfs.store.plain import digest
+from certfs.store.trust import Trust
+
+VERSION = 1
+
+
+class StatusReport:
+    """Renders the status of one server."""
+
+    def __init__(self, job: Job, settings: Settings, trust: Trust, plain: PlainCopies) -> None:
+        self.job = job
+        self._settings = settings
+        self._trust = trust
+        self._plain = plain
+        self._since = time.time()
+        self._digests: dict[LiveBundle, tuple[int, str]] = {}
+
+    def prepare(self) -> None:
+        """Digest the bundles that changed: half a second for 100,000 certificates, so this is for a thread."""
+        for bundle in list(self._trust.bundles):
+            if bundle.exists:
+                self._digest(bundle)
+
+    def render(self) -> bytes:
+        """Return the status as it is now."""
+        state = read_state(self.job.mount.runtime)
+        bundles = [self._bundle(bundle) for bundle in self._trust.bundles]
+        status: dict[str, Any] = {
+            "version": VERSION,
+            "mode": self.job.mount.mode,
+            "config_file": self._settings.file,
+            "mounts": [
+                {"target": tree.target, "store": tree.store} for tree in self.job.mount.trees
+            ],
+            "server": {"pid": os.getpid(), "since": self._since},
+            "supervisor": {"pid": state.supervisor.pid} if state is not None else None,
+            "since": state.since if state is not None else self._since,
+            "bundles": bundles,
+            "plain_copies_current": all(bundle["plain_copy"]["current"] for bundle in bundles),
+            "events": [
+                {
+                    "at": event.at,
+                    "kind": event.kind,
+                    "detail": event.detail,
+                    "plain_seconds": event.plain_seconds,
+                    "live_seconds": event.live_seconds,
+                }
+                for event in (state.events if state is not None else ())
+            ],
+        }
+        return json.dumps(status, indent=2).encode() + b"\n"
+
+    def _bundle(self, bundle: LiveBundle) -> dict[str, Any]:
+        generation = bundle.generation
+        plain = self._plain.state(bundle)
+        return {
+            "bundle": printable(b"/".join(bundle.spec.bundle)),
+            "source": printable(b"/".join(bundle.spec.source)),
+            "exists": bundle.exists,
+            "generation": generation.number,
+            "certificates": generation.certificates,
+            "sources": len(bundle.catalog.names()),
+            "size": generation.size,
+            "sha256": self._digest(bundle) if bundle.exists else None,
+            "changed": generation.changed_ns / 1e9,
+            "swap": bundle.is_swapping,
+            "left_out": [
+                {"source": printable(name), "line": remark.line, "reason": printable(remark.reason)}
+                for name, remark in bundle.catalog.remarks(Severity.WARNING)
+            ],
+            "plain_copy": {"current": self._plain.is_current(bundle), "error": plain.error or None},
+        }
+
+    def _digest(self, bundle: LiveBundle) -> str:
+        generation = bundle.generation
+        known = self._digests.get(bundle)
+        if known is None or known[0] != generation.number:
+            known = (generation.number, digest(generation))
+            self._digests[bundle] = known
+        return known[1]

@@ -1,1 +1,0 @@
-"""Tests of the daemon: its parts alone, and its unit."""

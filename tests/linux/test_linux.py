@@ -1,0 +1,99 @@
+"""What the supervisor needs of Linux: the mount table as text, processes, the log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from certfs.linux import console, mount_table, processes
+from certfs.linux.processes import ProcessId
+
+
+def test_the_mount_table_is_read() -> None:
+    """Device, root, place (with its escapes) and type come out of /proc/self/mountinfo (proc(5))."""
+    entries = tuple(mount_table._parse(TABLE))
+    assert [entry.device for entry in entries] == ["0:21", "254:0", "0:40", "0:40", "0:41", "0:40"]
+    assert entries[-1].point == "/srv/a b\\\t\n#"
+    assert entries[-1].root == "/stunnel/certs"
+    assert entries[2].kind == "fuse.certfs"
+
+
+TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
+27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 27 0:40 / /run/certfs/dom0/mount-1 rw - fuse.certfs certfs rw
+31 27 0:40 /stunnel /etc/stunnel rw shared:2 - fuse.certfs certfs rw
+32 31 0:41 /stunnel /etc/stunnel rw - fuse.certfs certfs rw
+33 27 0:40 /stunnel/certs /srv/a\040b\134\011\012\043 rw - fuse.certfs certfs rw
+"""
+
+
+def test_the_mount_in_view_is_the_one_on_top() -> None:
+    """Of several mounts at a place, the one that no other covers is in view."""
+    entries = tuple(mount_table._parse(TABLE))
+    top = mount_table.top_at(entries, "/etc/stunnel")
+    assert top is not None
+    assert top.device == "0:41"
+    assert mount_table.top_at(entries, "/etc") is None
+
+
+def test_what_is_beneath_another_mount_is_not_detached() -> None:
+    """Detaching a device leaves alone what lies beneath another file system: umount would take that one."""
+    entries = tuple(mount_table._parse(TABLE))
+    assert {entry.point for entry in mount_table._outermost(entries, {"0:40"})} == {
+        "/run/certfs/dom0/mount-1",
+        "/srv/a b\\\t\n#",
+    }
+
+
+def test_a_process_is_not_mistaken_for_another() -> None:
+    """A process that has ended is not alive, also when its number is taken again."""
+    myself = ProcessId.of(os.getpid())
+    assert myself.alive()
+    assert not ProcessId(myself.pid, myself.started + 1).alive()
+    identity = ProcessId.of(processes.start(("/bin/sh", "-c", "exit 3"), keep=()))
+    assert identity.ends_within(5)
+    assert identity.exit_code(5) == 3
+    with pytest.raises(ProcessLookupError):
+        ProcessId.of(identity.pid)
+    assert processes.reap(identity.pid)
+    assert identity.exit_code(0) is None
+
+
+def test_a_helper_that_does_not_come_back() -> None:
+    """What waits for ever in a child process is ended after its time, and errors come back with errno and name."""
+
+    def fail() -> None:
+        raise FileNotFoundError(2, "x", "/some/where")
+
+    timeout = processes.in_child(lambda: time.sleep(60), 0.2)
+    assert isinstance(timeout, TimeoutError)
+    error = processes.in_child(fail, 5)
+    assert error is not None
+    assert (error.errno, error.filename) == (2, "/some/where")
+    assert processes.in_child(lambda: None, 5) is None
+
+
+def test_how_a_process_ended_is_said() -> None:
+    """The log says by which signal or with which status a server ended."""
+    assert processes.manner(-signal.SIGSEGV) == "was killed by SIGSEGV"
+    assert processes.manner(3) == "ended unasked with status 3"
+    assert processes.manner(None) == "died"
+
+
+def test_the_log_file_is_bounded(tmp_path: Path) -> None:
+    """A log file that has grown too large is emptied in place; its content is kept once (I18)."""
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * (console.LOG_BYTES + 1))
+    script = f"from certfs.linux import console; console.bound({str(path)!r})"
+    child = processes.start(
+        (processes.python("x")[0], "-c", script),
+        keep=(),
+        output=os.open(path, os.O_WRONLY | os.O_APPEND),
+    )
+    assert processes.wait(child, 10) == 0
+    assert path.stat().st_size == 0
+    assert (tmp_path / "log.1").stat().st_size == console.LOG_BYTES + 1
