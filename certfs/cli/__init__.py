@@ -37,6 +37,9 @@ COMMANDS: Final = {
     "check": _Entry("certfs.cli.check", "Judge bundles and host certificates, for monitoring."),
     "completion": _Entry("certfs.cli.reference", "Print what makes a shell complete."),
     "detached": _Entry(_MOUNT, "Run a command while the plain directories are in view."),
+    "export": _Entry(
+        "certfs.cli.export", "Write a bundle in another form: for Java, for a CApath."
+    ),
     "gencert": _Entry(
         "certfs.cli.gencert", "Generate a host certificate at boot, if there is none."
     ),

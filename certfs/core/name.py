@@ -89,6 +89,39 @@ def read_names(der: bytes) -> tuple[Name, Name]:
     return _read_name(der, issuer), _read_name(der, subject)
 
 
+def canonical_subject(der: bytes) -> bytes:
+    """Return the subject of the certificate ``der`` in OpenSSL's canonical encoding, without the outer header.
+
+    DerError where it cannot be decoded.
+    """
+    certificate = read_element(der, 0, len(der))
+    to_be_signed = next(read_elements(der, certificate))
+    fields = [field for field in read_elements(der, to_be_signed) if field.tag != _VERSION]
+    _serial_number, _signature, _issuer, _validity, subject, *_ = fields
+    return b"".join(
+        encode_element(_SET, b"".join(sorted(_canonical_attributes(der, relative))))
+        for relative in read_elements(der, subject)
+    )
+
+
+def _canonical_attributes(der: bytes, relative: Element) -> Iterator[bytes]:
+    for attribute in read_elements(der, relative):
+        kind, value = read_elements(der, attribute)
+        canonical = _canonical_value(der, value)
+        yield encode_element(
+            _SEQUENCE, der[kind.start : kind.end] + encode_element(canonical[0], canonical[1:])
+        )
+
+
+def encode_element(tag: int, content: bytes) -> bytes:
+    """Return a DER element (X.690, 8.1.3)."""
+    length = len(content)
+    if length < _LONG_FORM:
+        return bytes((tag, length)) + content
+    octets = length.to_bytes((length.bit_length() + 7) // 8)
+    return bytes((tag, _LONG_FORM | len(octets))) + octets + content
+
+
 def algorithms_agree(der: bytes) -> bool:
     """Whether the certificate ``der`` names the same signature algorithm inside and outside (RFC 5280, 4.1.1.2).
 
