@@ -113,9 +113,15 @@ def reset_server_certificate(*, paths: HostPaths, dry_run: bool, as_json: bool) 
 @click.command(
     "host-refresh-server-certificate",
     epilog="\b\nExamples:\n"
-    '  certfs host-refresh-server-certificate --reload "systemctl reload-or-restart stunnel@xapi"\n'
-    "  certfs host-refresh-server-certificate\n"
-    "  certfs host-refresh-server-certificate --finish",
+    "  certfs host-refresh-server-certificate                 with other hosts: makes the new one, and stops\n"
+    "  certfs host-refresh-server-certificate --distributed   the others have UUID.new.pem: puts it in use\n"
+    "  certfs host-refresh-server-certificate --finish        stunnel has reloaded: retires the old one\n"
+    '  certfs host-refresh-server-certificate --reload "systemctl reload-or-restart stunnel@xapi"',
+)
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="The other hosts of the pool have UUID.new.pem in their certs-pool: put it in use.",
 )
 @click.option("--finish", is_flag=True, help="stunnel has reloaded: take the old one out of trust.")
 @click.option(
@@ -137,6 +143,7 @@ def reset_server_certificate(*, paths: HostPaths, dry_run: bool, as_json: bool) 
 @json_option
 def host_refresh_server_certificate(  # noqa: PLR0913 - one for each option
     *,
+    distributed: bool,
     finish: bool,
     reload_command: str | None,
     overlap: float,
@@ -148,6 +155,11 @@ def host_refresh_server_certificate(  # noqa: PLR0913 - one for each option
 
     The new certificate is trusted beside the old one, then its key is put in use. When stunnel has
     reloaded, --finish ends the trust in the old one. Whatever interrupts it, run it again.
+
+    If certs-pool has other hosts, it stops before the switch with exit code 37, because they would
+    refuse this host: copy UUID.new.pem to their certs-pool, then run it again with --distributed.
+    --finish and --reload ask the stunnels that run here what they present, and leave the old
+    certificate trusted while one presents it (exit code 38).
     """
     if finish and reload_command is not None:
         raise click.UsageError("--finish and --reload exclude each other: --reload finishes too")
@@ -157,8 +169,10 @@ def host_refresh_server_certificate(  # noqa: PLR0913 - one for each option
     elif finish:
         report = refresh.finish(paths, host_uuid=uuid)
     else:
-        report = refresh.begin(paths, host_uuid=uuid)
+        report = refresh.begin(paths, host_uuid=uuid, distributed=distributed)
         if reload_command is not None:
+            if not distributed:
+                refresh.refuse_undistributed(paths, report, host_uuid=uuid)
             _reload(reload_command)
             time.sleep(overlap)
             report = refresh.finish(paths, host_uuid=uuid)
@@ -200,7 +214,7 @@ def _tell_replacement(done: Replacement, *, dry_run: bool, as_json: bool) -> Non
 
 def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json: bool) -> None:
     said, following = _refresh_sentences(report, finish=finish, dry_run=dry_run)
-    warnings = _others_warning(report)
+    warnings = report.warnings
     if as_json:
         answer = {
             "stage": report.stage,
@@ -222,8 +236,7 @@ def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json
 def _refresh_sentences(report: RefreshReport, *, finish: bool, dry_run: bool) -> tuple[str, str]:
     """Return what has happened, and what is to be done next."""
     if dry_run:
-        following = _AFTER_RELOAD if report.stage is Stage.SWITCHED and not finish else ""
-        return _WOULD.get((report.stage, finish), _WOULD_NOT), following
+        return _would(report, finish=finish)
     if report.stage is Stage.SWITCHED:
         said = "is in use" if report.changed else "is in use already"
         return f"the new certificate {said}; the old one is trusted until --finish:", _NEXT
@@ -232,19 +245,28 @@ def _refresh_sentences(report: RefreshReport, *, finish: bool, dry_run: bool) ->
     return "no refresh is under way; the pool certificate is:", ""
 
 
-_WOULD = {
-    (Stage.IDLE, False): "a new key and certificate would be made, trusted beside this one:",
-    (Stage.PREPARED, False): "an interrupted refresh would be taken up, with this certificate:",
-    (Stage.SWITCHED, True): "the certificate before this one would not be trusted any more:",
-}
+def _would(report: RefreshReport, *, finish: bool) -> tuple[str, str]:
+    following = ""
+    match report.stage, finish:
+        case Stage.IDLE, False:
+            said = "a new key and certificate would be made, trusted beside this one:"
+        case Stage.PREPARED, False:
+            said = "an interrupted refresh would be taken up, with this certificate:"
+        case Stage.SWITCHED, True:
+            said = "the certificate before this one would not be trusted any more:"
+        case Stage.SWITCHED, False:
+            said, following = _WOULD_NOT, _AFTER_RELOAD
+        case _:
+            said = _WOULD_NOT
+    if report.others and not finish and report.stage is not Stage.SWITCHED:
+        count = len(report.others)
+        hosts = "another host is" if count == 1 else f"{count} other hosts are"
+        following = (
+            f"{hosts} in certs-pool: the new key is put in use when --distributed says that the new "
+            "certificate is there too"
+        )
+    return said, following
+
+
 _WOULD_NOT = "nothing would change; the pool certificate is:"
 _NEXT = f"{RELOAD_HINT}; then run certfs host-refresh-server-certificate --finish"
-
-
-def _others_warning(report: RefreshReport) -> tuple[str, ...]:
-    if report.stage is Stage.IDLE or not report.others:
-        return ()
-    count = len(report.others)
-    hosts = "another host is" if count == 1 else f"{count} other hosts are"
-    advice = "copy this host's UUID.new.pem to certs-pool there before stunnel here reloads"
-    return (f"{hosts} in certs-pool: {advice}, or they refuse this host",)

@@ -121,3 +121,15 @@ class CertificateLibraryCorruptError(CertificateError):
 
     name = "CERTIFICATE_LIBRARY_CORRUPT"
     exit_code = 34
+
+
+class NotDistributedError(CertfsError):
+    """Other hosts of the pool have to get this host's new certificate before it is put in use."""
+
+    exit_code = 37
+
+
+class StillPresentedError(CertfsError):
+    """A running stunnel still presents the certificate that was to be retired."""
+
+    exit_code = 38

@@ -4,7 +4,6 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
-from certfs.identity.paths import HostPaths
 from certfs.identity.remedies import Remedy
 
 
@@ -34,8 +33,3 @@ class Finding:
     what: str
     mend: str
     remedy: Remedy | None = None
-
-
-def command(paths: HostPaths, words: str) -> str:
-    """Return a certfs command line that works on the same host as the caller does."""
-    return f"certfs {words}" if paths.root is None else f"certfs {words} --store {paths.root}"

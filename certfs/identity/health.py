@@ -18,7 +18,7 @@ from certfs.core.text import printable
 from certfs.identity.bundles import BUNDLES, is_stale
 from certfs.identity.describe import name_text
 from certfs.identity.expiry import Alert, alert
-from certfs.identity.finding import Finding, Severity, command
+from certfs.identity.finding import Finding, Severity
 from certfs.identity.leftovers import find_leftovers
 from certfs.identity.listing import Access, Installed, Kind, find_host_uuid, installed
 from certfs.identity.paths import (
@@ -28,6 +28,7 @@ from certfs.identity.paths import (
     SERVER_PEM,
     SOURCE_DIRECTORY_MODE,
     HostPaths,
+    command,
 )
 from certfs.identity.refresh import Stage, read_pair, read_public, read_stage
 from certfs.identity.remedies import (
@@ -194,7 +195,10 @@ def _own_certificate(host: _Host) -> Iterator[Finding]:
                 "REFRESH_INTERRUPTED",
                 host.public_new,
                 "is trusted already, but its key is not in use: a refresh was interrupted",
-                refresh,
+                refresh
+                if host.is_alone
+                else "copy it to certs-pool on the other hosts, then "
+                + command(host.paths, "host-refresh-server-certificate --distributed"),
             )
             return
         case Stage.SWITCHED:
@@ -203,7 +207,8 @@ def _own_certificate(host: _Host) -> Iterator[Finding]:
                 "REFRESH_UNFINISHED",
                 host.public_new,
                 "is in use, and the certificate before it is still trusted",
-                f"make stunnel reload, then {refresh} --finish",
+                "make stunnel reload, then "
+                + command(host.paths, "host-refresh-server-certificate --finish"),
             )
             return
         case Stage.IDLE:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from certfs.identity.finding import Finding, Severity, command
-from certfs.identity.paths import CERTS, CERTS_POOL, HostPaths
+from certfs.identity.finding import Finding, Severity
+from certfs.identity.paths import CERTS, CERTS_POOL, HostPaths, command
 from certfs.identity.remedies import RemoveLeftover, Rename
 from certfs.store.atomic import is_temporary
 

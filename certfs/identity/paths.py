@@ -8,11 +8,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from certfs.core.text import printable
 from certfs.errors import PrivilegeError, StoreError
 
 SERVER_PEM = b"xapi-ssl.pem"
@@ -65,6 +67,12 @@ class HostPaths:
 
 
 DOM0 = HostPaths(Path("/etc/xensource"), Path("/etc/stunnel"))
+
+
+def command(paths: HostPaths, words: str) -> str:
+    """Return a certfs command line that works on the same host as the caller does."""
+    store = "" if paths.root is None else f" --store {shlex.quote(printable(str(paths.root)))}"
+    return f"certfs {words}{store}"
 
 
 @contextlib.contextmanager

@@ -5,10 +5,12 @@ xapi-project/xen-api), and telling from the files alone which of them are done:
 
 1. ``xapi-pool-tls.new``: the new key and certificate, beside those in use
 2. ``certs-pool/UUID.new.pem``: its public part; from here on clients trust both
-3. *here is the place for distributing UUID.new.pem to the other hosts of the pool*
+3. the other hosts of the pool get UUID.new.pem: not done here, and a pool with other hosts goes no
+   further before somebody says that they have it
 4. ``xapi-pool-tls.pem`` becomes ``.bak``, ``.new`` becomes ``xapi-pool-tls.pem``
 5. stunnel reloads: not done here
-6. ``UUID.pem`` becomes ``.bak``, ``UUID.new.pem`` becomes ``UUID.pem``: the old one goes
+6. ``UUID.pem`` becomes ``.bak``, ``UUID.new.pem`` becomes ``UUID.pem``: the old one goes, unless a
+   running stunnel still presents it
 
 Unlike the platform's, each switch is one rename over the old file, after a copy of that file to
 ``.bak``: there is no moment without it. :func:`begin` does 1 to 4 and :func:`finish` 6; each takes
@@ -17,16 +19,19 @@ up the work wherever it was interrupted.
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certfs.core.bundle import is_source_name
 from certfs.errors import StoreError
 from certfs.identity.bundles import update_plain_bundle
+from certfs.identity.errors import NotDistributedError, StillPresentedError
 from certfs.identity.generate import generate_pool_certificate
 from certfs.identity.hostpem import HostPem, parse_certificates, parse_host_pem, public_pem
 from certfs.identity.paths import (
@@ -37,16 +42,22 @@ from certfs.identity.paths import (
     PUBLIC_MODE,
     SOURCE_DIRECTORY_MODE,
     HostPaths,
+    command,
     exclusive,
     file_errors,
     host_directory,
     read_file,
 )
+from certfs.identity.presented import Presented, presented
 from certfs.identity.privatekey import is_pair
 from certfs.identity.replace import write_host_pem
 from certfs.store.atomic import write_atomic
 
 _NEW_SUFFIX = ".new"
+_RELOAD_SECONDS = 5.0
+"""How long a stunnel that was told to reload may go on presenting the old certificate."""
+_POLL_SECONDS = 0.2
+REFRESH = "host-refresh-server-certificate"
 
 
 class Stage(StrEnum):
@@ -65,13 +76,14 @@ class RefreshReport:
     """Where a refresh stands after a command.
 
     ``certificate`` is the host's newest; ``others`` are the other hosts in ``certs-pool``, by name
-    without ``.pem``; ``changed`` tells whether the command did anything.
+    without ``.pem``; ``changed`` tells whether the command did anything; ``warnings`` are sentences.
     """
 
     stage: Stage
     certificate: x509.Certificate | None
     others: tuple[str, ...]
     changed: bool
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +133,20 @@ def read_stage(paths: HostPaths, *, host_uuid: str) -> Stage:
     return Stage.SWITCHED if in_use == published else Stage.IDLE
 
 
-def begin(paths: HostPaths, *, host_uuid: str) -> RefreshReport:
+def begin(paths: HostPaths, *, host_uuid: str, distributed: bool = False) -> RefreshReport:
     """Bring a new pool certificate into use, beside the old one that stays trusted.
 
-    Takes up a refresh that was interrupted; does nothing if the new one is in use already.
+    Takes up a refresh that was interrupted; does nothing if the new one is in use already. In a
+    pool with other hosts it raises ``NotDistributedError`` when the new one is trusted here, and
+    goes on where it is called again with ``distributed``: the other hosts have it.
     """
     with _opened(paths, host_uuid) as host:
         found = read_stage(paths, host_uuid=host_uuid)
         if found is Stage.SWITCHED:
             return report(paths, host_uuid=host_uuid)
         if found is Stage.IDLE:
+            # Whatever the caller says that the others have, it is not the one that is made now.
+            distributed = False
             pem = generate_pool_certificate(host_uuid)
             with file_errors(paths.xensource / os.fsdecode(POOL_PEM_NEW)):
                 write_host_pem(host.xensource, POOL_PEM_NEW, pem, like=POOL_PEM)
@@ -138,24 +154,45 @@ def begin(paths: HostPaths, *, host_uuid: str) -> RefreshReport:
                 public = public_pem(pem.leaf)
                 write_atomic(host.certs_pool, host.public_new, public, mode=PUBLIC_MODE)
         update_plain_bundle(paths, CERTS_POOL)
+        if not distributed:
+            refuse_undistributed(paths, report(paths, host_uuid=host_uuid), host_uuid=host_uuid)
         with file_errors(paths.xensource / os.fsdecode(POOL_PEM)):
             _switch(host.xensource, POOL_PEM_NEW, POOL_PEM, backup=POOL_PEM_BACKUP, bits=0o770)
         return report(paths, host_uuid=host_uuid, changed=True)
 
 
+def refuse_undistributed(paths: HostPaths, found: RefreshReport, *, host_uuid: str) -> None:
+    """Raise ``NotDistributedError`` if there are hosts that would refuse the new certificate."""
+    if not found.others:
+        return
+    new = paths.certs_pool / f"{host_uuid}{_NEW_SUFFIX}.pem"
+    raise NotDistributedError(
+        f"{new} may not be on {_hosts(found.others)}, which would refuse this host",
+        advice="copy it under the same name to certs-pool there, "
+        f"then run {command(paths, f'{REFRESH} --distributed')}",
+    )
+
+
+def _hosts(names: tuple[str, ...]) -> str:
+    return f"the host {names[0]}" if len(names) == 1 else f"{len(names)} other hosts in certs-pool"
+
+
 def finish(paths: HostPaths, *, host_uuid: str) -> RefreshReport:
     """Take the old certificate out of trust; does nothing if there is none to take out.
 
-    Raises ``StoreError`` if the new one is not in use yet.
+    Raises ``StoreError`` if the new one is not in use yet, ``StillPresentedError`` if a running
+    stunnel presents the old one even after it had time to reload.
     """
+    warnings: tuple[str, ...] = ()
     with _opened(paths, host_uuid) as host:
         found = read_stage(paths, host_uuid=host_uuid)
         if found is Stage.PREPARED:
             raise StoreError(
                 f"{paths.xensource / os.fsdecode(POOL_PEM)} is still the old certificate",
-                advice="run host-refresh-server-certificate without --finish first",
+                advice=f"run {command(paths, REFRESH)} without --finish first",
             )
         if found is Stage.SWITCHED:
+            warnings = _check_presented(host)
             with file_errors(paths.certs_pool / os.fsdecode(host.public)):
                 _switch(
                     host.certs_pool,
@@ -165,7 +202,42 @@ def finish(paths: HostPaths, *, host_uuid: str) -> RefreshReport:
                     bits=0o777,
                 )
         update_plain_bundle(paths, CERTS_POOL)
-        return report(paths, host_uuid=host_uuid, changed=found is Stage.SWITCHED)
+        done = report(paths, host_uuid=host_uuid, changed=found is Stage.SWITCHED)
+        return replace(done, warnings=warnings)
+
+
+def _check_presented(host: _Host) -> tuple[str, ...]:
+    """Return warnings about what cannot be known; ``StillPresentedError`` while the old one is presented."""
+    new = read_public(host.paths.certs_pool / os.fsdecode(host.public_new))
+    old = read_public(host.paths.certs_pool / os.fsdecode(host.public))
+    deadline = time.monotonic() + _RELOAD_SECONDS
+    while True:
+        servers = presented()
+        behind = [one for one in servers if old is not None and _is(one, old)]
+        if not behind or old == new:
+            return _uncertain(servers, new)
+        if time.monotonic() > deadline:
+            raise StillPresentedError(
+                f"the stunnel of process {behind[0].process} still presents the old certificate at {behind[0].address}",
+                advice="make it reload (systemctl reload-or-restart stunnel@xapi, or kill -HUP "
+                f"{behind[0].process}), then run {command(host.paths, f'{REFRESH} --finish')}",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _uncertain(servers: tuple[Presented, ...], new: x509.Certificate | None) -> tuple[str, ...]:
+    unknown = sorted({one.process for one in servers if not one.address})
+    hidden = [
+        f"what the stunnel of process {process} presents could not be looked at: run this as root"
+        for process in unknown
+    ]
+    if new is None or any(_is(one, new) for one in servers):
+        return tuple(hidden)
+    return (*hidden, "no stunnel that runs here presents the new certificate")
+
+
+def _is(server: Presented, certificate: x509.Certificate) -> bool:
+    return server.certificate == certificate.public_bytes(Encoding.DER)
 
 
 @contextlib.contextmanager

@@ -266,11 +266,44 @@ def test_reload_that_fails(on_host: Run, host: HostPaths, command: str) -> None:
     assert (host.certs_pool / f"{UUID}.new.pem").exists()
 
 
-def test_refresh_warns_of_other_hosts(on_host: Run, host: HostPaths, server: Pair) -> None:
-    """Where other hosts would refuse this one, a refresh says so."""
+@pytest.mark.parametrize("words", [(), ("--reload", "touch reloaded"), ("--distributed",)])
+def test_refresh_stops_where_other_hosts_would_refuse_this_one(
+    on_host: Run, host: HostPaths, server: Pair, openssl: OpenSsl, words: tuple[str, ...]
+) -> None:
+    """With other hosts in the pool nothing is put in use or reloaded; the message names the file and the next step."""
+    pool = host.xensource / "xapi-pool-tls.pem"
+    before = openssl.fingerprint(pool)
     (host.certs_pool / "other.pem").write_bytes(server.certificate.read_bytes())
-    done = on_host("host-refresh-server-certificate")
-    assert "warning: another host is in certs-pool" in done.stderr
+    done = on_host("host-refresh-server-certificate", *words)
+    assert done.returncode == 37
+    assert f"{host.certs_pool / f'{UUID}.new.pem'} may not be on the host other" in done.stderr
+    assert "host-refresh-server-certificate --distributed --store" in done.stderr
+    assert openssl.fingerprint(pool) == before
+    assert not Path("reloaded").exists()
+
+
+def test_refresh_in_a_pool_is_announced_by_a_dry_run(
+    on_host: Run, host: HostPaths, server: Pair
+) -> None:
+    """A dry run says that a refresh will wait for the other hosts."""
+    (host.certs_pool / "other.pem").write_bytes(server.certificate.read_bytes())
+    done = on_host("host-refresh-server-certificate", "--dry-run")
+    assert done.returncode == 0
+    assert "another host is in certs-pool" in done.stderr
+    assert "--distributed" in done.stderr
+
+
+def test_refresh_is_not_reloaded_without_a_word_about_the_others(
+    on_host: Run, host: HostPaths, server: Pair, tmp_path: Path
+) -> None:
+    """Also when the key is in use already, --reload takes --distributed while there are other hosts."""
+    on_host("host-refresh-server-certificate")
+    (host.certs_pool / "other.pem").write_bytes(server.certificate.read_bytes())
+    reload = ["--reload", f"touch {tmp_path}/reloaded", "--overlap", "0"]
+    assert on_host("host-refresh-server-certificate", *reload).returncode == 37
+    assert not (tmp_path / "reloaded").exists()
+    assert on_host("host-refresh-server-certificate", "--distributed", *reload).returncode == 0
+    assert (tmp_path / "reloaded").exists()
 
 
 def test_refresh_of_nobody(tmp_path: Path) -> None:

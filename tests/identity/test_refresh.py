@@ -8,6 +8,7 @@ import pytest
 
 from certfs.errors import StoreError
 from certfs.identity import refresh
+from certfs.identity.errors import NotDistributedError
 from certfs.identity.paths import HostPaths
 from certfs.identity.refresh import Stage
 from tests.identity.conftest import UUID
@@ -112,11 +113,46 @@ def test_new_key_that_does_not_load_is_made_anew(host: HostPaths, openssl: OpenS
     assert openssl.is_pair(host.xensource / "xapi-pool-tls.pem")
 
 
-def test_other_hosts_are_named(host: HostPaths) -> None:
-    """Hosts that have to get the new certificate are in the report, by name."""
+@pytest.fixture
+def pool(host: HostPaths) -> HostPaths:
+    """Give a host whose pool has two others, one of them in a refresh of its own."""
     (host.certs_pool / "other.pem").write_bytes(b"")
     (host.certs_pool / "third.new.pem").write_bytes(b"")
-    assert refresh.begin(host, host_uuid=UUID).others == ("other", "third")
+    return host
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_begin_in_a_pool_stops_before_the_switch(
+    pool: HostPaths, openssl: OpenSsl, *, distributed: bool
+) -> None:
+    """With other hosts the new certificate is trusted here and not used, whatever they are said to have."""
+    before = openssl.fingerprint(pool.xensource / "xapi-pool-tls.pem")
+    with pytest.raises(NotDistributedError, match="2 other hosts in certs-pool") as raised:
+        refresh.begin(pool, host_uuid=UUID, distributed=distributed)
+    assert str(pool.certs_pool / f"{UUID}.new.pem") in raised.value.message
+    assert refresh.read_stage(pool, host_uuid=UUID) is Stage.PREPARED
+    assert openssl.fingerprint(pool.xensource / "xapi-pool-tls.pem") == before
+    bundle = certificates_in((pool.stunnel / "xapi-pool-ca-bundle.pem").read_bytes())
+    assert len(bundle) == 2
+
+
+def test_begin_again_without_a_word_stays_where_it_is(pool: HostPaths) -> None:
+    """As long as nobody says that the others have it, the same new certificate waits."""
+    for _ in range(2):
+        with pytest.raises(NotDistributedError):
+            refresh.begin(pool, host_uuid=UUID)
+        waiting = (pool.certs_pool / f"{UUID}.new.pem").read_bytes()
+    assert (pool.certs_pool / f"{UUID}.new.pem").read_bytes() == waiting
+
+
+def test_begin_goes_on_when_the_others_have_it(pool: HostPaths, openssl: OpenSsl) -> None:
+    """Told that the other hosts have the waiting certificate, a refresh puts its key in use."""
+    with pytest.raises(NotDistributedError):
+        refresh.begin(pool, host_uuid=UUID)
+    expected = openssl.fingerprint(pool.certs_pool / f"{UUID}.new.pem")
+    report = refresh.begin(pool, host_uuid=UUID, distributed=True)
+    assert (report.stage, report.others) == (Stage.SWITCHED, ("other", "third"))
+    assert openssl.fingerprint(pool.xensource / "xapi-pool-tls.pem") == expected
 
 
 def test_host_without_a_pool_key_gets_one(host: HostPaths, openssl: OpenSsl) -> None:

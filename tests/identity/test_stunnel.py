@@ -237,13 +237,43 @@ def test_old_pool_certificate_is_refused_after_the_refresh(served: Served, tmp_p
     old = tmp_path / "old.pem"
     old.write_bytes(served.tree.pool_host_certificate.read_bytes())
     old.chmod(0o400)
-    served.run("host-refresh-server-certificate", "--reload", "true", "--overlap", "0")
+    reload_command = f"kill -HUP {served.server.process.pid}"
+    served.run("host-refresh-server-certificate", "--reload", reload_command, "--overlap", "0")
     (tmp_path / "impostor").mkdir()
     with stunnel.server(
         api=served.tree.api_certificate, pool=old, directory=tmp_path / "impostor"
     ) as impostor:
         outcome = stunnel.connect_pool(impostor.port, served.tree.pool_bundle)
     assert outcome.verdict is Verdict.REFUSED
+
+
+@pytest.mark.parametrize("words", [("--finish",), ("--reload", "true", "--overlap", "0")])
+def test_certificate_that_is_still_presented_is_not_retired(
+    served: Served, words: tuple[str, ...]
+) -> None:
+    """While a stunnel that did not reload presents the old certificate, it stays trusted, and the error says where."""
+    served.run("host-refresh-server-certificate")
+    done = run_certfs("host-refresh-server-certificate", *words, "--store", served.tree.root)
+    assert done.returncode == 38, done.stderr
+    assert f"process {served.server.process.pid} still presents the old certificate" in done.stderr
+    assert served.pool_client().verdict is Verdict.ACCEPTED
+    served.server.reload()
+    done = run_certfs("host-refresh-server-certificate", "--finish", "--store", served.tree.root)
+    assert (done.returncode, "warning" in done.stderr) == (0, False), done.stderr
+    assert served.pool_client().verdict is Verdict.ACCEPTED
+
+
+def test_other_host_is_not_cut_off_by_a_refresh(served: Served, tmp_path: Path) -> None:
+    """A host that has not got the new certificate goes on trusting this one, whatever command is run here."""
+    other = tmp_path / "other.pem"
+    other.write_bytes(served.tree.pool_bundle.read_bytes())
+    (served.tree.certs_pool / "other.pem").write_bytes(pki.issue("other").pem)
+    reload_command = f"kill -HUP {served.server.process.pid}"
+    for words in ([], ["--reload", reload_command], ["--finish"]):
+        command: list[str | Path] = ["host-refresh-server-certificate", *words]
+        assert run_certfs(*command, "--store", served.tree.root).returncode != 0
+        served.server.reload()
+        assert stunnel.connect_pool(served.server.port, other).verdict is Verdict.ACCEPTED
 
 
 @pytest.mark.slow
