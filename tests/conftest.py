@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import mounts
+from tests.support.host import Host, serving_host
 from tests.support.peer import Peer
 from tests.support.tree import Tree
 
@@ -55,6 +56,13 @@ def plain_directory() -> Iterator[Tree]:
     """Give the same as a fresh store, without a mount."""
     with mounts.plain() as tree:
         yield tree
+
+
+@pytest.fixture
+def dom0() -> Iterator[Host]:
+    """Give a host on which certfs serves its directories, with two sources in its pool."""
+    with serving_host() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

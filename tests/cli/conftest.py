@@ -1,5 +1,5 @@
-"""Fixtures for the tests of the certificate commands: those of the host certificates."""
+"""Fixtures for the tests of the certificate commands."""
 
-from tests.identity.conftest import _identity, authority, host, openssl, paths, server
+from tests.support.identity import _identity, authority, host, openssl, paths, server
 
 __all__ = ["_identity", "authority", "host", "openssl", "paths", "server"]

@@ -15,9 +15,9 @@ import pytest
 
 from certfs.identity.errors import CertificateError
 from certfs.identity.paths import HostPaths
-from tests.identity.conftest import UUID, run_certfs
-from tests.identity.openssl import OpenSsl, Pair
+from tests.support.identity import UUID, run_certfs
 from tests.support.mounts import certfs_program, need_root
+from tests.support.openssl import OpenSsl, Pair
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

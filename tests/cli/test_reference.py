@@ -13,9 +13,9 @@ import pytest
 from certfs.cli import group
 from certfs.cli.reference import collect, exit_codes, man_page, markdown
 from certfs.identity.paths import HostPaths
-from tests.identity.conftest import run_certfs
-from tests.identity.openssl import Pair
+from tests.support.identity import run_certfs
 from tests.support.mounts import certfs_program, missing
+from tests.support.openssl import Pair
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from certfs.core import certificate as judgement
 from certfs.core.certificate import Severity, SourceContent, load_certificate, parse_source
 from certfs.core.pem import render
-from tests.core.test_pem import PEM_LIKE
+from tests.core.samples import PEM_LIKE
 from tests.support import mounts, pki, pki_forms
 
 _DER = pki.issue("mutated", host_names=("a.example",)).der

@@ -9,8 +9,8 @@ import pytest
 from certfs.core.catalog import Catalog, Source
 from certfs.core.certificate import parse_source
 from certfs.core.pem import find_blocks
-from tests.core.counting import CountedBytes, calls_of
 from tests.core.samples import certificate, source
+from tests.support.counting import CountedBytes, calls_of
 
 _HOSTILE = {
     "BEGIN only": b"-----BEGIN A-----",

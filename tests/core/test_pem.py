@@ -10,33 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render, shown_label
+from tests.core.samples import PEM_LIKE
 from tests.support import pki, pki_forms
 
 _CANONICAL = re.compile(
     rb"-----BEGIN CERTIFICATE-----\n(?:[A-Za-z0-9+/=]{64}\n)*(?:[A-Za-z0-9+/=]{1,64}\n)?"
     rb"-----END CERTIFICATE-----\n"
 )
-_PIECES = st.sampled_from(
-    [
-        b"-----BEGIN CERTIFICATE-----",
-        b"-----END CERTIFICATE-----",
-        b"-----BEGIN RSA PRIVATE KEY-----",
-        b"-----END RSA PRIVATE KEY-----",
-        b"-----BEGIN ",
-        b"-----",
-        b"\n",
-        b"\r\n",
-        b"\r",
-        b" ",
-        b"#",
-        b"\0",
-        b"\xef\xbb\xbf",
-        b"MAA=",
-        b"text",
-    ]
-)
-PEM_LIKE = st.lists(st.one_of(_PIECES, st.binary(max_size=8)), max_size=40).map(b"".join)
-"""Bytes that look like PEM far more often than random ones do."""
 
 
 def found(data: bytes) -> list[str]:

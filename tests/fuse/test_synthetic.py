@@ -12,8 +12,7 @@ from certfs.fuse.inodes import FIRST_SYNTHETIC
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, SyntheticFiles, Text
 from certfs.store.links import PathWalker
 from certfs.store.scan import SourceReader
-from tests.store.conftest import nowhere
-from tests.store.scenes import Scene, scene
+from tests.store.scenes import Scene, nowhere, scene
 from tests.support import pki
 
 ONE, TWO = (pki.authority(f"synthetic {number}") for number in range(2))

@@ -11,8 +11,8 @@ from certfs.identity import errors
 from certfs.identity.authorities import install_authority, uninstall_authority
 from certfs.identity.paths import HostPaths
 from certfs.identity.validate import Document
-from tests.identity.openssl import OpenSsl, Pair
 from tests.support.mounts import need_program
+from tests.support.openssl import OpenSsl, Pair
 from tests.support.pki import certificates_in
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.identity.conftest import UUID
-from tests.identity.openssl import OpenSsl, Pair
 from tests.support.host import Host, host
+from tests.support.identity import UUID
+from tests.support.openssl import OpenSsl, Pair
 from tests.support.pki import certificates_in
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]

@@ -11,9 +11,9 @@ import pytest
 
 from certfs.errors import StoreError
 from certfs.identity.ensure import ensure_identity, host_uuid
-from tests.identity.conftest import UUID
-from tests.identity.openssl import OpenSsl
 from tests.support import snapshot
+from tests.support.identity import UUID
+from tests.support.openssl import OpenSsl
 
 
 @pytest.fixture

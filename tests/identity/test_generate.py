@@ -17,8 +17,8 @@ from certfs.identity.generate import (
     serial_stamp,
 )
 from certfs.identity.subject import local_names, read_inventory
-from tests.identity.conftest import UUID
-from tests.identity.openssl import OpenSsl
+from tests.support.identity import UUID
+from tests.support.openssl import OpenSsl
 
 NAMES = ServerNames(("host.example", "host"), (ip_address("192.0.2.7"), ip_address("2001:db8::7")))
 

@@ -14,9 +14,9 @@ from certfs.identity.finding import Finding, Severity
 from certfs.identity.health import judge
 from certfs.identity.paths import HostPaths
 from certfs.identity.repair import repair
-from tests.identity.conftest import UUID
-from tests.identity.openssl import OpenSsl, Pair
+from tests.support.identity import UUID
 from tests.support.mounts import need_root
+from tests.support.openssl import OpenSsl, Pair
 from tests.support.peer import Peer, User
 from tests.support.pki import certificates_in
 

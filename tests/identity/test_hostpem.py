@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from certfs.identity.hostpem import HostPem, HostPemDefect, parse_certificates, parse_host_pem
 from certfs.identity.privatekey import is_pair
-from tests.identity.openssl import OpenSsl, Pair
+from tests.support.openssl import OpenSsl, Pair
 
 
 def _accepted(data: bytes) -> HostPem:

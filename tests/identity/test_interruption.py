@@ -19,9 +19,9 @@ from certfs.identity import refresh
 from certfs.identity.finding import Severity
 from certfs.identity.health import judge
 from certfs.identity.paths import HostPaths
-from tests.identity.conftest import UUID, run_certfs
 from tests.identity.interrupt import Step, creations, fail_at, kill_at, steps
-from tests.identity.openssl import OpenSsl, Pair
+from tests.support.identity import UUID, run_certfs
+from tests.support.openssl import OpenSsl, Pair
 from tests.support.pki import certificates_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

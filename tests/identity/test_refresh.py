@@ -11,8 +11,8 @@ from certfs.identity import refresh
 from certfs.identity.errors import NotDistributedError
 from certfs.identity.paths import HostPaths
 from certfs.identity.refresh import Stage
-from tests.identity.conftest import UUID
-from tests.identity.openssl import OpenSsl
+from tests.support.identity import UUID
+from tests.support.openssl import OpenSsl
 from tests.support.pki import certificates_in
 
 

@@ -21,10 +21,10 @@ import pytest
 from certfs.identity.bundles import BUNDLES, update_plain_bundle
 from certfs.identity.ensure import ensure_identity, host_uuid
 from certfs.identity.paths import CERTS_POOL, HostPaths
-from tests.identity.conftest import run_certfs
 from tests.identity.interrupt import kill_at, steps
-from tests.identity.openssl import OpenSsl, Pair
 from tests.support import mounts, pki, stunnel
+from tests.support.identity import run_certfs
+from tests.support.openssl import OpenSsl, Pair
 from tests.support.stunnel import Outcome, Verdict
 from tests.support.tree import Tree
 

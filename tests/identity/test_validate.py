@@ -19,7 +19,7 @@ from certfs.identity.validate import (
     validate_private_key,
     validate_server_certificate,
 )
-from tests.identity.openssl import OpenSsl, Pair
+from tests.support.openssl import OpenSsl, Pair
 
 
 def _document(path: Path) -> Document:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support import pki
-from tests.support.host import Host, host, kill_together
+from tests.support.host import Host, kill
 from tests.support.mounts import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
@@ -20,15 +19,10 @@ GONE_SECONDS = 1.0
 
 
 @pytest.fixture
-def covered() -> Iterator[Host]:
+def covered(dom0: Host) -> Host:
     """A host on which certfs is mounted, and over /etc/stunnel another file system."""
-    with host() as made:
-        for name in POOL:
-            (made.store.certs_pool / name).write_bytes(pki.issue(name).pem)
-        made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
-        assert made.run("mount", "-t", "tmpfs", "theirs", "/etc/stunnel").returncode == 0
-        yield made
+    assert dom0.run("mount", "-t", "tmpfs", "theirs", "/etc/stunnel").returncode == 0
+    return dom0
 
 
 def stunnel(made: Host) -> list[str]:
@@ -53,7 +47,7 @@ def uncover(made: Host) -> None:
 def kill_server(made: Host) -> None:
     """Kill the server and wait for the next one."""
     server = made.server()
-    kill_together(server)
+    kill(server)
 
     def serves() -> bool:
         state = made.state()
@@ -100,7 +94,7 @@ def test_what_covers_is_left_alone_and_the_live_directory_comes_back(
         covered.certfs("restart")
     else:
         supervisor = covered.supervisor()
-        kill_together(supervisor)
+        kill(supervisor)
         wait_until(lambda: covered.supervisor() != supervisor, what="another supervisor")
         kill_server(covered)
     assert stunnel(covered) == []
@@ -135,7 +129,7 @@ def test_unmount_beneath_another_mount(covered: Host) -> None:
 
 def test_both_killed_beneath_another_mount(covered: Host) -> None:
     """The janitor leaves the other mount alone, and detaches ours when that has gone."""
-    kill_together(covered.supervisor(), covered.server())
+    kill(covered.supervisor(), covered.server())
     wait_until(lambda: covered.certfs_mounts() == ["/etc/stunnel"], what="the janitor's work")
     assert stunnel(covered) == []
     uncover(covered)
@@ -146,7 +140,7 @@ def test_all_killed_beneath_another_mount(covered: Host) -> None:
     """After the janitor, too, was killed, `certfs unmount` leaves somebody who does its work."""
     state = covered.state()
     pids = [state[name]["pid"] for name in ("janitor", "supervisor", "server")]
-    kill_together(*pids)
+    kill(*pids)
     assert "supervisor was dead" in covered.certfs("unmount")
     assert stunnel(covered) == []
     uncover(covered)

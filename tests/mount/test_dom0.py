@@ -7,27 +7,15 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import pki
-from tests.support.host import Host, host, kill_together
+from tests.support.host import Host, host, kill
 from tests.support.mounts import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
-
-
-@pytest.fixture
-def dom0() -> Iterator[Host]:
-    """A host with two sources in its pool, and certfs mounted."""
-    with host() as made:
-        for number in range(2):
-            (made.store.certs_pool / f"{number}.pem").write_bytes(pki.issue(f"host {number}").pem)
-        made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
-        yield made
 
 
 def certificates(path: Path) -> int:
@@ -151,7 +139,7 @@ def test_a_source_directory_may_go_and_come_back(dom0: Host) -> None:
 
 def test_a_stale_mount_is_cleaned_up_at_start(dom0: Host) -> None:
     """The dead mounts of an instance of which every process was killed do not hinder the next start."""
-    kill_together(*dom0.processes())
+    kill(*dom0.processes())
     wait_until(lambda: dom0.processes() == [], what="the end of all processes")
     assert "/etc/stunnel" in dom0.certfs_mounts()
     dom0.certfs("mount")
@@ -161,7 +149,7 @@ def test_a_stale_mount_is_cleaned_up_at_start(dom0: Host) -> None:
 
 def test_dead_mounts_are_called_dead(dom0: Host) -> None:
     """With every process killed, each command says so and what to do, and `certfs unmount` takes the mounts away."""
-    kill_together(*dom0.processes())
+    kill(*dom0.processes())
     assert "DEAD" in dom0.certfs("status", expect=9)
     assert json.loads(dom0.certfs("status", "--json", expect=9))["phase"] == "dead"
     for command in ("list", "check"):
@@ -180,7 +168,7 @@ def test_a_crash_without_a_runtime_directory_is_a_blip(dom0: Host) -> None:
     assert dom0.run("umount", dom0.state()["mountpoint"]).returncode == 0
     assert dom0.run("rm", "-r", "/run/certfs").returncode == 0
     began = time.monotonic()
-    kill_together(server)
+    kill(server)
     dom0.live_again(began, not_pid=server)
     assert dom0.supervisor() == supervisor
     directory = dom0.inside("/run/certfs/dom0").stat()
@@ -278,7 +266,7 @@ def test_a_detached_command_whose_supervisor_dies(dom0: Host) -> None:
     """The next supervisor is asked to stand aside as well, and the command's caller learns that there was a gap."""
     detached = dom0.detached()
     supervisor = dom0.supervisor()
-    kill_together(supervisor)
+    kill(supervisor)
 
     def asked_again() -> bool:
         state = dom0.state()

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.test_supervision import kill
 from tests.support import pki
-from tests.support.host import Host, host
+from tests.support.host import POOL, Host, host, kill
 from tests.support.mounts import wait_until
 from tests.support.xapi import Xapi
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
 
-ONE, TWO, NEW = (pki.issue(name) for name in ("one", "two", "new"))
+ONE, TWO = POOL.values()
+NEW = pki.issue("new")
 JUNK = b"-----BEGIN CERTIFICATE-----\nhalf of"
 
 Renewal = Callable[[Host], None]
@@ -41,24 +41,13 @@ def restarted(made: Host) -> None:
 def killed(made: Host) -> None:
     """Kill the server and wait for the next one."""
     server = made.server()
-    began = kill(made, server)
+    began = kill(server)
     wait_until(lambda: not made.in_view(), what="plain directories")
     assert held_by(made.tree.pool_bundle)
     made.live_again(began, not_pid=server)
 
 
 renewals = pytest.mark.parametrize("renew", [restarted, killed])
-
-
-@pytest.fixture
-def dom0() -> Iterator[Host]:
-    """A host with two sources in its pool, and certfs mounted."""
-    with host() as made:
-        (made.store.certs_pool / "one.pem").write_bytes(ONE.pem)
-        (made.store.certs_pool / "two.pem").write_bytes(TWO.pem)
-        made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
-        yield made
 
 
 def held_by(bundle: Path) -> set[str]:
@@ -94,7 +83,7 @@ def test_a_source_that_is_being_overwritten_counts_as_it_was(
 ) -> None:
     """Its last complete content counts until its last writer closes, whichever server there is (I3, I17)."""
     tree = dom0.tree if where == "mount" else dom0.store
-    with half_written(tree.certs_pool / "one.pem") as file:
+    with half_written(tree.certs_pool / "0.pem") as file:
         soon(dom0.tree.pool_bundle, ONE, TWO)
         renew(dom0)
         assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
@@ -109,14 +98,14 @@ def test_a_source_that_is_being_overwritten_counts_as_it_was(
         # Its writer was told that it failed, and so are people.
         soon(dom0.tree.pool_bundle, ONE, TWO)
         assert "interrupted" in dom0.certfs("status")
-    (dom0.tree.certs_pool / "one.pem").write_bytes(TWO.pem)
+    (dom0.tree.certs_pool / "0.pem").write_bytes(TWO.pem)
     assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
     soon(dom0.store.pool_bundle, TWO)
 
 
 def test_what_an_interrupted_writer_had_completed_counts(dom0: Host) -> None:
     """What was fsynced and is whole counts after a death, though its writer could not close it (I14)."""
-    file = os.open(dom0.tree.certs_pool / "one.pem", os.O_WRONLY | os.O_TRUNC)
+    file = os.open(dom0.tree.certs_pool / "0.pem", os.O_WRONLY | os.O_TRUNC)
     os.write(file, NEW.pem)
     os.fsync(file)
     killed(dom0)
@@ -128,9 +117,9 @@ def test_what_an_interrupted_writer_had_completed_counts(dom0: Host) -> None:
 def test_a_source_that_is_overwritten_while_nobody_serves_counts_as_it_was(dom0: Host) -> None:
     """Neither is it read in the middle by a server that starts meanwhile (I3, I13)."""
     server = dom0.server()
-    began = kill(dom0, server)
+    began = kill(server)
     wait_until(lambda: not dom0.in_view(), what="plain directories")
-    with half_written(dom0.store.certs_pool / "one.pem") as file:
+    with half_written(dom0.store.certs_pool / "0.pem") as file:
         dom0.live_again(began, not_pid=server)
         assert held_by(dom0.tree.pool_bundle) == {ONE.sha256, TWO.sha256}
         os.write(file, NEW.pem[200:])
@@ -140,7 +129,7 @@ def test_a_source_that_is_overwritten_while_nobody_serves_counts_as_it_was(dom0:
 @renewals
 def test_a_source_that_is_removed_is_not_inherited(dom0: Host, renew: Renewal) -> None:
     """Deleted is deleted, also what was being overwritten before (I1)."""
-    path = dom0.tree.certs_pool / "one.pem"
+    path = dom0.tree.certs_pool / "0.pem"
     with half_written(path):
         path.unlink()
         assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
@@ -179,7 +168,7 @@ def test_a_swap_ends_in_time_whoever_began_it(dom0: Host, renew: Renewal) -> Non
     dom0.certfs("mount")
     pool = dom0.tree.certs_pool
     pool.with_name("certs-pool.bk").mkdir()
-    (pool / "one.pem").unlink()
+    (pool / "0.pem").unlink()
     renew(dom0)
     soon(dom0.tree.pool_bundle, TWO)
     renew(dom0)
@@ -192,12 +181,12 @@ def test_a_swap_of_a_pattern_s_directory_goes_on(renew: Renewal) -> None:
     with host() as made:
         trusted = made.store.stunnel / "ca-one"
         trusted.mkdir()
-        (trusted / "one.pem").write_bytes(ONE.pem)
+        (trusted / "0.pem").write_bytes(ONE.pem)
         (made.directory / "etc" / "certfs.toml").write_text(
             '[[bundle]]\nsource = "stunnel/ca-*"\nbundle = "stunnel/ca-bundle-*.pem"\n'
             '[[bundle]]\nsource = "stunnel/certs-pool"\nbundle = "stunnel/xapi-pool-ca-bundle.pem"\n'
         )
-        (made.store.certs_pool / "two.pem").write_bytes(TWO.pem)
+        (made.store.certs_pool / "1.pem").write_bytes(TWO.pem)
         made.certfs("mount")
         soon(made.store.pool_bundle, TWO)
         soon(made.store.stunnel / "ca-bundle-one.pem", ONE)
@@ -215,20 +204,20 @@ def test_a_swap_of_a_pattern_s_directory_goes_on(renew: Renewal) -> None:
 def test_a_backup_that_was_there_at_the_mount_starts_no_swap_later(renew: Renewal) -> None:
     """A left-over D.bk is none at any restart either (I10)."""
     with host() as made:
-        for name, identity in (("one.pem", ONE), ("two.pem", TWO)):
+        for name, identity in (("0.pem", ONE), ("1.pem", TWO)):
             (made.store.certs_pool / name).write_bytes(identity.pem)
         made.store.certs_pool.with_name("certs-pool.bk").mkdir()
         made.certfs("mount")
         soon(made.store.pool_bundle, ONE, TWO)
         renew(made)
-        (made.tree.certs_pool / "one.pem").unlink()
+        (made.tree.certs_pool / "0.pem").unlink()
         assert held_by(made.tree.pool_bundle) == {TWO.sha256}
 
 
 def test_a_swap_that_begins_while_nobody_serves_is_one(dom0: Host) -> None:
     """XAPI does not wait for certfs to distribute the pool's certificates (I10, I13)."""
     server = dom0.server()
-    began = kill(dom0, server)
+    began = kill(server)
     wait_until(lambda: not dom0.in_view(), what="plain directories")
     pool = dom0.store.certs_pool
     backup = pool.with_name("certs-pool.bk")
@@ -258,7 +247,7 @@ def test_a_swap_in_the_store_itself_is_one(dom0: Host) -> None:
 
 def test_nothing_is_inherited_from_an_earlier_mount(dom0: Host) -> None:
     """What was not complete at the unmount is what the store holds, at the next mount (I12)."""
-    with half_written(dom0.tree.certs_pool / "one.pem"):
+    with half_written(dom0.tree.certs_pool / "0.pem"):
         dom0.certfs("unmount")
         assert held_by(dom0.store.pool_bundle) == {ONE.sha256, TWO.sha256}
     dom0.certfs("mount")
@@ -309,7 +298,7 @@ class Overwriter:
     """Overwrites a source of the users' trust in place, slowly, with one of two certificates."""
 
     def __init__(self, made: Host) -> None:
-        self.path = made.tree.certs / "one.pem"
+        self.path = made.tree.certs / "0.pem"
         self.done = 0
 
     def __call__(self) -> None:
@@ -358,8 +347,8 @@ def test_no_certificate_is_missed_whatever_is_under_way(dom0: Host, renew: Renew
     always = {f"always-{number}.pem": pki.issue(f"always {number}").pem for number in range(3)}
     for name, content in always.items():
         (dom0.tree.certs_pool / name).write_bytes(content)
-    (dom0.tree.certs / "one.pem").write_bytes(ONE.pem)
-    (dom0.tree.certs / "two.pem").write_bytes(TWO.pem)
+    (dom0.tree.certs / "0.pem").write_bytes(ONE.pem)
+    (dom0.tree.certs / "1.pem").write_bytes(TWO.pem)
     soon(dom0.store.user_bundle, ONE, TWO)
     wait_until(lambda: len(held_by(dom0.store.pool_bundle)) == 5, what="the plain copy")
     wanted = {print_ for content in always.values() for print_ in pki.certificates_in(content)}

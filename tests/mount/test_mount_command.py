@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support import mounts, pki
-from tests.support.host import kill_together
+from tests.support.host import kill
 from tests.support.mounts import wait_until
 
 pytestmark = pytest.mark.mount
@@ -298,7 +298,7 @@ def test_a_store_can_be_mounted_over_itself(scene: Scene) -> None:
         what="the copies",
     )
     server, supervisor = (scene.state()[name]["pid"] for name in ("server", "supervisor"))
-    kill_together(supervisor, server)
+    kill(supervisor, server)
     wait_until(lambda: not scene.mounted(), what="the janitor's work")
     assert b"CERTIFICATE" in read(scene.store / BUNDLE)
     scene.certfs("mount", "--store", scene.store, scene.store)
@@ -365,7 +365,7 @@ def test_strange_names(scene: Scene) -> None:
     scene.certfs("restart", mountpoint)
     server, supervisor = (scene.state()[name]["pid"] for name in ("server", "supervisor"))
     assert b"CERTIFICATE" in read(mountpoint / BUNDLE)
-    kill_together(supervisor, server)
+    kill(supervisor, server)
     wait_until(lambda: not scene.mounted(), what="the janitor's work")
     scene.certfs("unmount", mountpoint)
     assert list(mountpoint.iterdir()) == []

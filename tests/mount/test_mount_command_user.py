@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support import load, mounts, pki
-from tests.support.host import Host, host, kill_together
+from tests.support.host import Host, host, kill
 from tests.support.mounts import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
@@ -132,7 +132,7 @@ def test_a_crash_and_a_hang_are_overcome(user: User) -> None:
     print(f"live again after {time.monotonic() - began:.2f} s")
     assert user.names() == {"stunnel", "xensource"}
     state = user.state()
-    kill_together(*(state[name]["pid"] for name in ("supervisor", "server")))
+    kill(*(state[name]["pid"] for name in ("supervisor", "server")))
     wait_until(lambda: user.host.certfs_mounts() == [], what="the janitor's work")
     assert user.names() == {"stunnel", "xensource"}  # links to the store
     user.certfs("unmount", user.mountpoint)
@@ -230,7 +230,7 @@ def test_a_supervisor_killed_in_a_restart(user: User, milliseconds: int) -> None
         while user.mounted() == mount:
             assert time.monotonic() < deadline
         time.sleep(milliseconds / 1000)
-        kill_together(supervisor)
+        kill(supervisor)
         restarting.wait(60)
 
         def served() -> bool:

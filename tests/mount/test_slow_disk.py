@@ -12,7 +12,7 @@ import pytest
 
 from certfs.protocol.link import SUPERVISOR_SECONDS
 from tests.support import frozen, mounts, pki
-from tests.support.host import Host, host, kill_together
+from tests.support.host import Host, host, kill
 from tests.support.mounts import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.slow]
@@ -73,7 +73,7 @@ def test_a_supervisor_killed_while_its_server_flushes(disk: tuple[Host, Path]) -
     with frozen.frozen(filesystem):
         command = made.start(*made.program(), "detached", "--", "true")
         wait_until(lambda: descriptors(supervisor) > before, what="the connection")
-        kill_together(supervisor)
+        kill(supervisor)
     command.communicate(timeout=60)
     wait_until(made.presented, what="the mount")
     wait_until(lambda: made.supervisor() not in {0, supervisor}, what="another supervisor")

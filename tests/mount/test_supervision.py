@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import pki
-from tests.support.host import Host, host, janitor, janitors, kill_together
+from tests.support.host import Host, host, janitor, janitors, kill
 from tests.support.mounts import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
@@ -22,25 +21,6 @@ PLAIN_SECONDS = 0.1
 LIVE_SECONDS = 2.0
 TRIES = 3
 """One of so many must be in time: the others may be held up by what else this machine does."""
-
-
-@pytest.fixture
-def dom0() -> Iterator[Host]:
-    """A host with two sources in its pool, and certfs mounted."""
-    with host() as made:
-        for number in range(2):
-            (made.store.certs_pool / f"{number}.pem").write_bytes(pki.issue(f"host {number}").pem)
-        made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
-        yield made
-
-
-def kill(made: Host, *pids: int) -> float:
-    """Kill processes with SIGKILL, all at once; return the time."""
-    began = time.monotonic()
-    kill_together(*pids)
-    del made
-    return began
 
 
 def plain_after(made: Host, began: float) -> float:
@@ -56,7 +36,7 @@ def plain_after(made: Host, began: float) -> float:
 def blip(made: Host) -> bool:
     """Kill the server, and see it overcome; whether that took no longer than it may."""
     server = made.server()
-    began = kill(made, server)
+    began = kill(server)
     plain = plain_after(made, began)
     live = made.live_again(began, not_pid=server)
     print(f"plain after {plain:.3f} s, live after {live:.2f} s")
@@ -83,7 +63,7 @@ def test_a_bundle_that_is_open_when_the_server_dies_is_read_whole(
         Path("/proc/sys/vm/drop_caches").write_bytes(b"2")
     with dom0.tree.pool_bundle.open("rb", buffering=4096) as bundle:
         start = bundle.read(4096)
-        began = kill(dom0, dom0.server())
+        began = kill(dom0.server())
         plain_after(dom0, began)
         assert len(start + bundle.read()) == size
 
@@ -98,7 +78,7 @@ def test_a_write_that_was_cut_off_loses_nothing_acknowledged(dom0: Host) -> None
     server = dom0.server()
     with (dom0.tree.certs_pool / "cut.pem").open("wb", buffering=0) as target:
         target.write(pki.issue("cut").pem[:100])
-        began = kill(dom0, server)
+        began = kill(server)
         dom0.live_again(began, not_pid=server)
         with pytest.raises(OSError):  # noqa: PT011  ENOTCONN or ECONNABORTED: the write must not seem to succeed
             target.write(b"more")
@@ -149,7 +129,7 @@ def test_a_killed_supervisor_is_replaced(dom0: Host) -> None:
     """When the supervisor is killed the mount goes on, and a new supervisor does what the old one did (I14)."""
     server, supervisor = dom0.server(), dom0.supervisor()
     with dom0.tree.pool_bundle.open("rb") as bundle:
-        kill(dom0, supervisor)
+        kill(supervisor)
         adopted(dom0, supervisor)
         assert bundle.read().count(b"BEGIN") == 2
     assert dom0.server() == server
@@ -160,7 +140,7 @@ def test_supervisors_may_die_again_and_again(dom0: Host) -> None:
     """Ten supervisors that are killed one after the other leave a mount that is supervised and can be ended."""
     for _ in range(10):
         supervisor = dom0.supervisor()
-        kill(dom0, supervisor)
+        kill(supervisor)
         adopted(dom0, supervisor)
     assert dom0.presented()
     dom0.certfs("unmount")
@@ -171,15 +151,15 @@ def test_supervisors_may_die_again_and_again(dom0: Host) -> None:
 def test_a_supervisor_killed_while_a_server_starts_is_replaced(dom0: Host, seconds: float) -> None:
     """I14: whoever is starting at that moment finds another supervisor, and no dead mount is left."""
     server, supervisor = dom0.server(), dom0.supervisor()
-    kill(dom0, server)
+    kill(server)
     wait_until(lambda: dom0.state()["phase"] == "plain", what="the notice of the death")
     time.sleep(seconds)
-    began = kill(dom0, supervisor)
+    began = kill(supervisor)
     dom0.live_again(began, not_pid=server)
     restarting = dom0.start(*dom0.program(), "restart")
     time.sleep(seconds)
     supervisor = dom0.supervisor()
-    kill(dom0, supervisor)
+    kill(supervisor)
     adopted(dom0, supervisor)
     restarting.communicate(timeout=30)
 
@@ -203,7 +183,7 @@ def test_a_server_killed_when_it_has_mounted_leaves_no_mount(dom0: Host) -> None
         for pid in dom0.processes_named("certfs.server"):
             new = {point for point in dom0.certfs_mounts() if point.startswith("/run/certfs/")}
             if new - hidden and not killed and pid != server:
-                kill(dom0, pid)
+                kill(pid)
                 killed = pid
     restarting.communicate()
 
@@ -220,7 +200,7 @@ def test_a_server_killed_when_it_has_mounted_leaves_no_mount(dom0: Host) -> None
 
 def test_both_killed_leaves_plain_directories(dom0: Host) -> None:
     """When supervisor and server are killed together no path stays at ENOTCONN (I14)."""
-    began = kill(dom0, dom0.supervisor(), dom0.server())
+    began = kill(dom0.supervisor(), dom0.server())
     assert plain_after(dom0, began) < 1.0
     wait_until(lambda: dom0.processes() == [], what="the end of the janitor")
     dom0.certfs("mount")
@@ -230,10 +210,10 @@ def test_both_killed_leaves_plain_directories(dom0: Host) -> None:
 def test_a_killed_janitor_is_replaced(dom0: Host) -> None:
     """A janitor that dies is replaced, and the new one does its work."""
     before = janitor(dom0)
-    kill(dom0, before)
+    kill(before)
     wait_until(lambda: janitor(dom0) not in {0, before}, what="a new janitor")
     wait_until(lambda: janitors(dom0) == {janitor(dom0)}, what="no other janitor")
-    began = kill(dom0, dom0.supervisor(), dom0.server())
+    began = kill(dom0.supervisor(), dom0.server())
     assert plain_after(dom0, began) < 1.0
 
 
@@ -251,7 +231,7 @@ def test_nested_binds_are_not_left_dead(dom0: Host) -> None:
         == 0
     )
     server = dom0.server()
-    began = kill(dom0, server)
+    began = kill(server)
     plain_after(dom0, began)
     dom0.live_again(began, not_pid=server)
     wait_until(lambda: "/run/jail\\040dir/certs" in dom0.certfs_mounts(), what="the bind mount")
@@ -259,7 +239,7 @@ def test_nested_binds_are_not_left_dead(dom0: Host) -> None:
     # What somebody has unmounted does not come back.
     assert dom0.run("umount", "/run/jail dir/certs").returncode == 0
     server = dom0.server()
-    began = kill(dom0, server)
+    began = kill(server)
     dom0.live_again(began, not_pid=server)
     assert "/run/jail\\040dir/certs" not in dom0.certfs_mounts()
 
@@ -268,7 +248,7 @@ def test_a_crash_while_detached_keeps_the_plain_directories(dom0: Host) -> None:
     """A server that dies during `certfs detached` is started again, and shown when the command has ended."""
     detached = dom0.detached()
     server = dom0.server()
-    kill(dom0, server)
+    kill(server)
     wait_until(lambda: dom0.server() not in {0, server}, what="the next server")
     assert not dom0.presented()
     detached.finish()

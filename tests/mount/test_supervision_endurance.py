@@ -19,27 +19,23 @@ from typing import Any
 import pytest
 
 from tests.support import load, mounts, pki
-from tests.support.host import Host, host
-from tests.support.mounts import wait_until
+from tests.support.host import POOL, Host
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.slow]
 
 ROUNDS = 100
 
 
-@pytest.fixture
-def dom0() -> Iterator[Host]:
-    """A host with some sources in its pool, and certfs mounted."""
-    with host() as made:
-        for number in range(16):
-            (made.store.certs_pool / f"{number}.pem").write_bytes(pki.issue(f"host {number}").pem)
-        made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
-        yield made
-
-
 def _ordinary() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
+@pytest.fixture
+def pool_of_16(dom0: Host) -> Host:
+    """Give a host with 16 sources in its pool."""
+    for number in range(len(POOL), 16):
+        (dom0.tree.certs_pool / f"{number}.pem").write_bytes(pki.issue(f"host {number}").pem)
+    return dom0
 
 
 class Workers:
@@ -133,10 +129,10 @@ def urgent() -> Iterator[None]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("urgent")
-def test_a_hundred_crashes_under_readers_and_writers(dom0: Host) -> None:
+def test_a_hundred_crashes_under_readers_and_writers(pool_of_16: Host) -> None:
     """100 times SIGKILL: plain within 100 ms, live within 2 s, nothing torn, no acknowledged change lost (I14, I12)."""
-    with workers(dom0, readers=2, writers=2) as busy:
-        crashes = [crash(dom0) for _ in range(ROUNDS)]
+    with workers(pool_of_16, readers=2, writers=2) as busy:
+        crashes = [crash(pool_of_16) for _ in range(ROUNDS)]
         notes = busy.finish()
     print(f"after SIGKILL, {ROUNDS} times:")
     show("  plain directories", [each.plain for each in crashes])
@@ -160,13 +156,13 @@ def test_a_hundred_crashes_under_readers_and_writers(dom0: Host) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_hundred_restarts_under_readers(dom0: Host) -> None:
+def test_a_hundred_restarts_under_readers(pool_of_16: Host) -> None:
     """100 restarts under 8 readers: no failed open, read or listing, nothing torn, open files stay readable (I17)."""
     took = []
-    with workers(dom0, readers=8, writers=0) as busy:
+    with workers(pool_of_16, readers=8, writers=0) as busy:
         for _ in range(ROUNDS):
             began = time.monotonic()
-            dom0.certfs("restart")
+            pool_of_16.certfs("restart")
             took.append(time.monotonic() - began)
         notes = busy.finish()
     show(f"certfs restart under 8 readers, {ROUNDS} times", took)
@@ -176,4 +172,4 @@ def test_a_hundred_restarts_under_readers(dom0: Host) -> None:
     assert failed == 0
     assert [torn for note in notes for torn in note["torn"]] == []
     assert sum(note["held_failures"] for note in notes) == 0
-    assert len(dom0.state()["devices"]) <= 2
+    assert len(pool_of_16.state()["devices"]) <= 2

@@ -5,25 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support import pki
-from tests.support.host import Host, host, janitor, janitors, kill_together
+from tests.support.host import Host, janitor, janitors, kill
 from tests.support.mounts import wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
-
-
-@pytest.fixture
-def dom0() -> Iterator[Host]:
-    """A host with a source in its pool, and certfs mounted."""
-    with host() as made:
-        (made.store.certs_pool / "0.pem").write_bytes(pki.issue("host 0").pem)
-        made.certfs("mount")
-        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
-        yield made
 
 
 def plain_after(made: Host, began: float, seconds: float) -> None:
@@ -39,7 +27,7 @@ def test_a_server_killed_under_a_stopped_supervisor(dom0: Host) -> None:
     server, supervisor = dom0.server(), dom0.supervisor()
     os.kill(supervisor, signal.SIGSTOP)
     began = time.monotonic()
-    kill_together(server)
+    kill(server)
     plain_after(dom0, began, 3)
     os.kill(supervisor, signal.SIGCONT)
     dom0.live_again(began, not_pid=server)
@@ -51,14 +39,14 @@ def test_a_server_killed_under_a_stopped_supervisor(dom0: Host) -> None:
 def test_the_same_after_the_supervisor_was_replaced(dom0: Host) -> None:
     """The janitor of a supervisor that took over knows as much as the one before."""
     first = dom0.supervisor()
-    kill_together(first)
+    kill(first)
     wait_until(lambda: dom0.supervisor() != first, what="another supervisor")
     server, supervisor = dom0.server(), dom0.supervisor()
     wait_until(lambda: bool(dom0.state()["janitor"]), what="its janitor")
     time.sleep(0.5)
     os.kill(supervisor, signal.SIGSTOP)
     began = time.monotonic()
-    kill_together(server)
+    kill(server)
     plain_after(dom0, began, 3)
 
 
@@ -77,13 +65,13 @@ def test_killing_a_starting_server_is_no_crash(dom0: Host) -> None:
     """Deaths by SIGKILL come from outside, also of one that has not served yet: the next is not delayed for long."""
     for _ in range(9):
         server = dom0.server()
-        kill_together(server)
+        kill(server)
         dom0.live_again(time.monotonic(), not_pid=server)
     server = dom0.server()
-    kill_together(server)
+    kill(server)
     wait_until(lambda: dom0.server() not in {0, server}, what="the next server")
     coming = dom0.server()
-    kill_together(coming)
+    kill(coming)
     took = dom0.live_again(time.monotonic(), not_pid=coming)
     print(f"live after {took:.2f} s")
     assert took < 3
@@ -109,7 +97,7 @@ def test_a_supervisor_killed_beside_a_stopped_server(dom0: Host) -> None:
     server = dom0.server()
     os.kill(server, signal.SIGSTOP)
     began = time.monotonic()
-    kill_together(dom0.supervisor())
+    kill(dom0.supervisor())
     waiting = dom0.start("ls", "/etc/stunnel/certs-pool")
     plain_after(dom0, began, 15)
     waiting.communicate(timeout=5)
@@ -123,7 +111,7 @@ def test_a_server_that_was_stopped_is_left_alone_by_the_janitor(dom0: Host) -> N
     """A server that is stopped for some seconds after its supervisor died goes on and gets another one."""
     server, supervisor = dom0.server(), dom0.supervisor()
     os.kill(server, signal.SIGSTOP)
-    kill_together(supervisor)
+    kill(supervisor)
     time.sleep(5)
     os.kill(server, signal.SIGCONT)
     wait_until(lambda: dom0.supervisor() != supervisor, what="another supervisor")
@@ -137,9 +125,9 @@ def test_there_is_one_janitor(dom0: Host) -> None:
     """Restarts, deaths of servers and of supervisors leave one janitor, the one that is written down."""
     dom0.certfs("restart")
     server, supervisor = dom0.server(), dom0.supervisor()
-    kill_together(server)
+    kill(server)
     dom0.live_again(time.monotonic(), not_pid=server)
-    kill_together(supervisor)
+    kill(supervisor)
     wait_until(lambda: dom0.supervisor() != supervisor, what="another supervisor")
 
     wait_until(lambda: janitors(dom0) == {janitor(dom0)}, what="one janitor")

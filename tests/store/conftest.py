@@ -10,6 +10,7 @@ import pytest
 
 from certfs.store.links import PathWalker
 from certfs.store.scan import SourceReader, ignore_lease_breaks
+from tests.store.scenes import nowhere
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,11 +25,6 @@ def directory(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
     yield fd
     os.close(fd)
-
-
-def nowhere(_path: bytes) -> tuple[int, list[bytes]]:
-    """Stand for a mount that there is not."""
-    raise AssertionError("nothing is mounted here")
 
 
 @pytest.fixture

@@ -21,6 +21,11 @@ from certfs.store.trust import Trust
 ACTOR = Actor(uid=0, pid=1, command="test")
 
 
+def nowhere(_path: bytes) -> tuple[int, list[bytes]]:
+    """Stand for a mount that there is not."""
+    raise AssertionError("nothing is mounted here")
+
+
 def content(bundle: LiveBundle) -> bytes:
     """Give what a reader of the bundle gets now."""
     return bundle.generation.view.read(0, bundle.generation.size)

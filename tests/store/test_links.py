@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from certfs.store.backing import FileId, file_id
 from certfs.store.links import PathWalker
-from tests.store.conftest import nowhere
+from tests.store.scenes import nowhere
 
 Outcome = FileId | int
 """The identity of what a path leads to, or the errno that there is instead."""

@@ -17,8 +17,8 @@ import pytest
 from certfs.core.bundle import BundleSpec
 from certfs.store.roles import Roots
 from certfs.store.trust import Trust
-from tests.core.counting import calls_of
 from tests.support import mounts, pki
+from tests.support.counting import calls_of
 from tests.support.pki_forms import block
 from tests.support.tree import Tree
 

@@ -6,7 +6,9 @@ Owns the namespace, running commands in it, and looking into it from outside: a 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -19,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support import mounts
+from tests.support import mounts, pki
+from tests.support.mounts import wait_until
 from tests.support.tree import Tree
 
 _SETUP = """
@@ -30,6 +33,9 @@ mount --bind "$1" /etc
 echo ready
 exec sleep infinity
 """
+
+POOL = {"0.pem": pki.issue("host 0"), "1.pem": pki.issue("host 1")}
+"""The sources of the pool's bundle on a host that `serving_host` made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class Host:
         release = self.directory / "release"
         os.mkfifo(release)
         command = Detached(self.start(*self.program(), "detached", "--", "cat", release), release)
-        mounts.wait_until(lambda: self.state()["phase"] == "detached", what="plain directories")
+        wait_until(lambda: self.state()["phase"] == "detached", what="plain directories")
         return command
 
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
@@ -186,7 +192,7 @@ class Host:
                 )
             return False
 
-        mounts.wait_until(live, seconds=seconds, what="the live mount")
+        wait_until(live, seconds=seconds, what="the live mount")
         return time.monotonic() - since
 
     def entering(self, *command: str | Path) -> list[str | Path]:
@@ -209,11 +215,13 @@ def janitors(made: Host) -> set[int]:
     return found
 
 
-def kill_together(*pids: int) -> None:
-    """Kill processes at one moment: none of them can react to the death of another."""
+def kill(*pids: int) -> float:
+    """Kill processes at one moment: none can react to the death of another. Return when (monotonic)."""
+    began = time.monotonic()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
             os.kill(pid, number)
+    return began
 
 
 @contextlib.contextmanager
@@ -223,10 +231,7 @@ def host() -> Iterator[Host]:
     mounts.need_namespaces()
     directory = mounts.scratch_directory()
     etc = directory / "etc"
-    shutil.copytree("/etc", etc, symlinks=True, ignore_dangling_symlinks=True)
-    shutil.rmtree(etc / "stunnel", ignore_errors=True)
-    shutil.rmtree(etc / "xensource", ignore_errors=True)
-    Tree(root=etc, store=etc).make()
+    copy_etc(etc)
     holder = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SETUP, "sh", etc],
         stdin=subprocess.DEVNULL,
@@ -239,6 +244,38 @@ def host() -> Iterator[Host]:
         yield made
     finally:
         end_host(made)
+
+
+@contextlib.contextmanager
+def serving_host() -> Iterator[Host]:
+    """Make a host with the two certificates of POOL as sources, on which certfs is mounted."""
+    with host() as made:
+        for name, identity in POOL.items():
+            (made.store.certs_pool / name).write_bytes(identity.pem)
+        made.certfs("mount")
+        wait_until(made.store.pool_bundle.exists, seconds=60, what="the plain copy (I12)")
+        yield made
+
+
+def copy_etc(target: Path) -> None:
+    """Copy this machine's /etc, with a host's empty directories for certfs in it.
+
+    The files are hard links to a copy that each test process makes once.
+    """
+    shutil.copytree(_etc_template(), target, symlinks=True, copy_function=os.link)
+    Tree(root=target, store=target).make()
+
+
+@functools.cache
+def _etc_template() -> Path:
+    template = mounts.scratch_directory() / "etc"
+    atexit.register(shutil.rmtree, template.parent, ignore_errors=True)
+
+    def left_out(directory: str, _names: list[str]) -> list[str]:
+        return ["stunnel", "xensource"] if directory == "/etc" else []
+
+    shutil.copytree("/etc", template, symlinks=True, ignore=left_out, ignore_dangling_symlinks=True)
+    return template
 
 
 def end_host(made: Host) -> None:

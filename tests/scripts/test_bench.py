@@ -19,7 +19,7 @@ from scripts.benchmark.pem import Template
 from scripts.benchmark.timing import Plan, alternate
 from tests.support import mounts, pki
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
