@@ -12,8 +12,8 @@ import pytest
 from certfs.cli.export import _write
 from certfs.core.formats import hash_directory
 from certfs.store.atomic import write_atomic
-from tests.identity.conftest import run_certfs
 from tests.support import pki
+from tests.support.identity import run_certfs
 from tests.support.mounts import need_program
 
 ONE, TWO = pki.authority("export one"), pki.authority("export two")
