@@ -52,6 +52,7 @@ COMMANDS: Final = {
     ),
     "mount": _Entry(_MOUNT, "Mount, and return when the tree is served."),
     "pool-certificate-list": _Entry(_AUTHORITIES, "List the installed CA certificates."),
+    "pool-certificate-sync": _Entry("certfs.cli.pool_sync", "Have XAPI synchronise the pool."),
     "pool-install-ca-certificate": _Entry(_AUTHORITIES, "Install a CA certificate."),
     "pool-uninstall-ca-certificate": _Entry(_AUTHORITIES, "Remove a CA certificate."),
     "repair": _Entry("certfs.cli.health", "Mend what can be mended without a decision."),
