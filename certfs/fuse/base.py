@@ -22,9 +22,11 @@ import trio
 
 from certfs.core.bundle import SOURCE_SUFFIX
 from certfs.fuse import attributes
+from certfs.fuse.caller import as_creator
 from certfs.fuse.calls import Calls
+from certfs.fuse.handed_back import HandedBack
 from certfs.fuse.handles import HandleTable
-from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable
+from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, permissions_of
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
 from certfs.store.backing import FileId, file_id
 from certfs.store.live import Actor, LiveBundle
@@ -86,6 +88,7 @@ class FilesystemBase(pyfuse3.Operations):
         self.handles = handles
         self.synthetic = synthetic
         self.calls = Calls()
+        self.handed_back = HandedBack()
         self.traffic = Traffic()
         self.owner = (os.geteuid(), os.getegid())
         self.started_ns = time.time_ns()
@@ -190,7 +193,19 @@ class FilesystemBase(pyfuse3.Operations):
         if parent is not None and self.is_script_temporary(parent.id, inode.name):
             # A rename onto the bundle leaves the kernel with this name's timeout for the bundle's name.
             timeout = 0.0
+        inode.told = permissions_of(status)
         return attributes.from_status(status, inode.number, entry_timeout=timeout)
+
+    async def check_permissions(self, inode: Inode, fd: int, ctx: pyfuse3.RequestContext) -> None:
+        """Hand a request back to the kernel (ESTALE) if it was checked against permissions that are no longer those.
+
+        They may have been changed in the store itself since the kernel was last told (docs/adr/0004).
+        """
+        if ctx.uid != 0 and inode.told is not None:
+            status = await self.calls.read(os.stat, fd)
+            if permissions_of(status) != inode.told:
+                self.forget_attributes(inode)
+                raise error(errno.ESTALE)
 
     @staticmethod
     def forget_attributes(inode: Inode) -> None:
@@ -255,11 +270,18 @@ class FilesystemBase(pyfuse3.Operations):
             await self.trust.inode_changed(node.id, actor)
 
     async def make(
-        self, parent: Inode, name: bytes, ctx: pyfuse3.RequestContext, create: Callable[[int], None]
+        self,
+        parent: Inode,
+        name: bytes,
+        mode: int,
+        ctx: pyfuse3.RequestContext,
+        create: Callable[[int], None],
     ) -> pyfuse3.EntryAttributes:
-        """Let ``create`` make ``name`` in the directory that it is given, as if the caller had made it (I19)."""
+        """Let the caller ``create`` something of this ``mode``, with ``name``, in the directory that it is given."""
         with self.inodes.using(parent) as directory:
-            status = await self.calls.change(_make, directory, name, ctx.uid, ctx.gid, create)
+            status = await self.calls.change(
+                as_creator, ctx, mode, make_in, directory, name, ctx.gid, create
+            )
         return self.entry(self.inodes.remember(parent, name, status), status)
 
     async def status(self, inode: Inode) -> os.stat_result:
@@ -287,31 +309,26 @@ def status_of(directory: int, name: bytes) -> os.stat_result:
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
-def _make(
-    directory: int, name: bytes, uid: int, gid: int, create: Callable[[int], None]
-) -> os.stat_result:
+def make_in(directory: int, name: bytes, gid: int, create: Callable[[int], None]) -> os.stat_result:
+    """Let ``create`` make ``name`` in a directory, and return its status."""
     create(directory)
-    return give_away(directory, name, uid, gid)
+    return made(directory, name, gid)
 
 
-def give_away(directory: int, name: bytes, uid: int, gid: int) -> os.stat_result:
-    """Make what was just created belong to the caller, and return its status.
+def made(directory: int, name: bytes, gid: int) -> os.stat_result:
+    """Return the status of what the caller has just made.
 
-    The group comes from a set-group-id directory where the filesystem gave it that one (mkdir(2)). chown drops set-id
-    bits, which were asked for, so they are set again.
+    As root it has been made as the caller, who owns it. A server of an ordinary user cannot do that, and makes files
+    of its own: only their group can be that of the caller, where that is the user's as well (sg(1)).
     """
     status = status_of(directory, name)
-    group = status.st_gid if os.stat(directory).st_mode & stat.S_ISGID else gid
-    if (status.st_uid, status.st_gid) == (uid, group):
+    if os.geteuid() == 0 or status.st_gid == gid or status.st_uid != os.geteuid():
         return status
-    try:
-        os.chown(name, uid, group, dir_fd=directory, follow_symlinks=False)
-    except PermissionError:
-        # Without root only the mounting user gets here, and a group of its own may still be out of reach.
-        if os.geteuid() == 0:
-            raise
+    if os.stat(directory).st_mode & stat.S_ISGID:
         return status
     mode = stat.S_IMODE(status.st_mode)
-    if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
-        os.chmod(name, mode, dir_fd=directory)
+    with suppress(PermissionError):
+        os.chown(name, -1, gid, dir_fd=directory, follow_symlinks=False)
+        if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
+            os.chmod(name, mode, dir_fd=directory)
     return status_of(directory, name)

@@ -27,7 +27,10 @@ class DirectoryOperations(FilesystemBase):
         """Open a directory; the names are read when the listing begins."""
         if not self.is_virtual(inode):
             self.handles.require_room()
-            self.inodes.hold(self.inodes[inode])
+            node = self.inodes[inode]
+            with self.inodes.using(node) as fd:
+                await self.check_permissions(node, fd, ctx)
+            self.inodes.hold(node)
         return self.handles.add(DirectoryHandle(inode))
 
     @guarded
@@ -107,8 +110,10 @@ class DirectoryOperations(FilesystemBase):
             # Gone since the listing began.
             return True
         inode = self.inodes.remember(parent, name, status)
+        told = inode.told
         if pyfuse3.readdir_reply(token, name, self.entry(inode, status), next_id):
             return True
+        inode.told = told
         self.inodes.forget(inode.number, 1)
         return False
 

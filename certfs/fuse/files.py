@@ -7,18 +7,20 @@ close(2) a round trip (see docs/adr).
 
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 import pyfuse3
 
-from certfs.fuse.base import FilesystemBase, T, Ts, error, give_away
+from certfs.fuse.base import FilesystemBase, T, Ts, error, made
+from certfs.fuse.caller import as_caller_alone, as_creator
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import ContentHandle, FileHandle
 from certfs.fuse.inodes import Inode
 from certfs.fuse.setid import drop_set_id
 from certfs.fuse.synthetic import Content
-from certfs.store.backing import fd_path
+from certfs.store.backing import fd_path, status_at
 
 # What is handed on to the store. O_DIRECT is not: our buffers are not aligned, and the page cache in question is the
 # kernel's for this mount, which O_DIRECT has already passed by. O_APPEND is not: the kernel has found the end
@@ -48,12 +50,11 @@ class FileOperations(FilesystemBase):
         self.handles.require_room()
         given = flags & _OPEN_FLAGS
         way = self.calls.read if given == os.O_RDONLY else self.calls.change
-        with (
-            self.inodes.using(node) as fd,
-            self._truncating(node, fd) if flags & os.O_TRUNC else nullcontext(),
-        ):
-            file = await self._opening(way, _open, fd, given)
-            return self._opened(node, file, flags, ctx)
+        with self.inodes.using(node) as fd:
+            await self.check_permissions(node, fd, ctx)
+            with self._truncating(node, fd) if flags & os.O_TRUNC else nullcontext():
+                file = await self._opening(way, _open, fd, given)
+                return self._opened(node, file, flags, ctx)
 
     async def _opening(
         self,
@@ -128,17 +129,37 @@ class FileOperations(FilesystemBase):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        """Create a file and open it."""
+        """Create a file and open it.
+
+        The kernel has checked the directory, not the file, which did not exist. If it does by now, the kernel is told
+        to look again (ESTALE) and checks the file; it does that once for each open, so the second time the file is
+        opened with nothing but the caller's rights (promise I19).
+        """
         parent = self.node(parent_inode)
         self.refuse_bundle(parent, name)
         self.handles.require_room()
+        request = (ctx.pid, parent_inode, name)
         with self.inodes.using(parent) as directory:
-            file, created, status = await self._opening(
-                self.calls.change, _create, directory, name, mode, flags, ctx
-            )
+            try:
+                file, status = await self._opening(
+                    self.calls.change, _create, directory, name, mode, flags, ctx
+                )
+            except FileExistsError:
+                if flags & os.O_EXCL:
+                    raise
+                if self.handed_back.is_first(request):
+                    raise error(errno.ESTALE) from None
+                file, status = await self._opening(
+                    self.calls.change, _open_existing, directory, name, mode, flags, ctx
+                )
+                node = self.inodes.remember(parent, name, status)
+                with self._truncating(node, file) if flags & os.O_TRUNC else nullcontext():
+                    if flags & os.O_TRUNC:
+                        await self.calls.change(os.ftruncate, file, 0)
+                    return self._opened(node, file, flags, ctx), self.entry(node, status)
         node = self.inodes.remember(parent, name, status)
         entry = self.entry(node, status)
-        return self._opened(node, file, flags, ctx, created=created), entry
+        return self._opened(node, file, flags, ctx, created=True), entry
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -227,21 +248,41 @@ def _create(  # noqa: PLR0913, PLR0917 - what open(2) takes, and for whom
     flags: int,
     ctx: pyfuse3.RequestContext,
     patience: int,
-) -> tuple[int, bool, os.stat_result]:
-    """Open or create for the caller; return the descriptor, whether the file is new, and its status.
-
-    The file is opened anew without O_CREAT where somebody else was faster, because then it is not the caller's.
-    """
-    flags = flags & (_OPEN_FLAGS | os.O_EXCL) | os.O_NOFOLLOW | os.O_CLOEXEC | patience
+) -> tuple[int, os.stat_result]:
+    """Create and open a file that does not exist; return the descriptor and the status."""
+    flags = flags & _OPEN_FLAGS | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | patience
+    file = as_creator(ctx, mode, _open_in, directory, name, flags, mode & 0o7777)
     try:
-        file = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & 0o7777, dir_fd=directory)
-    except FileExistsError:
-        if flags & os.O_EXCL:
-            raise
-        file = os.open(name, flags & ~os.O_EXCL, dir_fd=directory)
-        return file, False, os.fstat(file)
-    try:
-        return file, True, give_away(directory, name, ctx.uid, ctx.gid)
+        return file, made(directory, name, ctx.gid)
     except BaseException:
         os.close(file)
         raise
+
+
+def _open_existing(  # noqa: PLR0913, PLR0917 - what open(2) takes, and for whom
+    directory: int,
+    name: bytes,
+    mode: int,
+    flags: int,
+    ctx: pyfuse3.RequestContext,
+    patience: int,
+) -> tuple[int, os.stat_result]:
+    """Open a file that exists as the caller would, O_TRUNC left to be done; ESTALE where it is no regular file.
+
+    With O_CREAT, which says more than the file's mode does in a directory with the sticky bit (fs.protected_regular).
+    """
+    flags = flags & _OPEN_FLAGS & ~os.O_TRUNC
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | patience
+    status = status_at(directory, name)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise error(errno.ESTALE)
+    file = as_caller_alone(ctx, _open_in, directory, name, flags, mode & 0o7777)
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(file)
+        raise error(errno.ESTALE)
+    return file, status
+
+
+def _open_in(directory: int, name: bytes, flags: int, mode: int) -> int:
+    return os.open(name, flags, mode, dir_fd=directory)

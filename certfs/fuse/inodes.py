@@ -11,8 +11,11 @@ recently used inode that can be reached by its name (promise I18).
 import errno
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+
+import pyfuse3
 
 from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
 
@@ -24,12 +27,22 @@ SPARED = 64
 """So many descriptors are closed when there is none left."""
 
 
+Permissions = tuple[int, int, int]
+"""What the kernel decides by: mode, owner, group."""
+
+
+def permissions_of(status: os.stat_result) -> Permissions:
+    """Return what a status says of who may do what."""
+    return status.st_mode, status.st_uid, status.st_gid
+
+
 @dataclass(slots=True, eq=False)
 class Inode:
     """One inode of the store that the kernel remembers.
 
     ``parent`` and ``name`` are a way to reach it, None when it has no name any more. ``writers`` counts the handles
-    open for writing, ``dirty`` says that it was changed since there were none (promise I3).
+    open for writing, ``dirty`` says that it was changed since there were none (promise I3). ``told`` is what the kernel
+    was last told of who may do what with it: requests have been checked against that (promise I19).
     """
 
     number: int
@@ -41,6 +54,7 @@ class Inode:
     uses: int = 0
     writers: int = 0
     dirty: bool = False
+    told: Permissions | None = None
 
 
 class _Use:
@@ -145,8 +159,15 @@ class InodeTable:
             fd = self._open_below(inode.parent, inode.name)
         except (FileNotFoundError, NotADirectoryError):
             raise _stale() from None
-        if file_id(os.stat(fd)) != inode.id:
+        status = os.stat(fd)
+        if file_id(status) != inode.id:
             os.close(fd)
+            raise _stale()
+        if inode.told is not None and permissions_of(status) != inode.told:
+            # Without a descriptor nothing has kept the number from being given to another file.
+            os.close(fd)
+            with suppress(OSError):
+                pyfuse3.invalidate_inode(inode.number, attr_only=True)
             raise _stale()
         # Before it is entered itself: it is not the one to be closed.
         if len(self._recent) >= self._limit:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import pyfuse3
 
 from certfs.fuse import attributes
-from certfs.fuse.base import FilesystemBase, error, give_away, script_temporaries, status_of
+from certfs.fuse.base import FilesystemBase, error, script_temporaries, status_of
+from certfs.fuse.caller import as_caller
 from certfs.fuse.guard import guarded
 from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
@@ -100,7 +101,7 @@ class NameOperations(FilesystemBase):
         """Make a special or an empty regular file."""
         parent = self._directory(parent_inode, name)
         entry = await self.make(
-            parent, name, ctx, lambda directory: _mknod(directory, name, mode, rdev)
+            parent, name, mode, ctx, lambda directory: _mknod(directory, name, mode, rdev)
         )
         await self._tell(parent, name, ctx)
         return entry
@@ -113,7 +114,7 @@ class NameOperations(FilesystemBase):
         parent = self._directory(parent_inode, name)
         with self.trust.swaps.making(parent.id, name):
             entry = await self.make(
-                parent, name, ctx, lambda directory: _mkdir(directory, name, mode)
+                parent, name, 0, ctx, lambda directory: _mkdir(directory, name, mode)
             )
         await self._tell(parent, name, ctx)
         return entry
@@ -125,7 +126,7 @@ class NameOperations(FilesystemBase):
         """Make a symbolic link."""
         parent = self._directory(parent_inode, name)
         entry = await self.make(
-            parent, name, ctx, lambda directory: _symlink(directory, name, target)
+            parent, name, 0, ctx, lambda directory: _symlink(directory, name, target)
         )
         await self._tell(parent, name, ctx)
         return entry
@@ -138,7 +139,7 @@ class NameOperations(FilesystemBase):
         source = self.node(inode)
         parent = self._directory(new_parent_inode, new_name)
         with self.inodes.using(source) as fd, self.inodes.using(parent) as directory:
-            await self.calls.change(_link, fd, directory, new_name)
+            await self.calls.change(as_caller, ctx, _link, fd, directory, new_name)
             status = await self.calls.read(os.stat, fd)
         source.lookups += 1
         self.inodes.moved(source, parent, new_name)
@@ -152,7 +153,7 @@ class NameOperations(FilesystemBase):
         parent = self._directory(parent_inode, name)
         removed = self.inodes.before_removal(parent, name)
         with self.inodes.using(parent) as directory:
-            await self.calls.change(_unlink, directory, name)
+            await self.calls.change(as_caller, ctx, _unlink, directory, name)
         self._lost(removed, parent, name)
         await self._tell(parent, name, ctx)
 
@@ -163,14 +164,14 @@ class NameOperations(FilesystemBase):
         removed = self.inodes.before_removal(parent, name)
         with self.inodes.using(parent) as directory:
             try:
-                await self.calls.change(_rmdir, directory, name)
+                await self.calls.change(as_caller, ctx, _rmdir, directory, name)
             except OSError as e:
                 bundles = self.trust.bundles_in(removed.id) if removed is not None else {}
                 if e.errno != errno.ENOTEMPTY or not bundles:
                     raise
                 # A bundle that is gone may still have its plain copy beneath, which nobody can see or remove.
                 await self.flush_plain_copies()
-                await self.calls.change(_rmdir, directory, name)
+                await self.calls.change(as_caller, ctx, _rmdir, directory, name)
         self._lost(removed, parent, name)
         await self._tell(parent, name, ctx)
         await self.trust.swap_ends(parent.id, name, self.actor(ctx))
@@ -204,15 +205,20 @@ class NameOperations(FilesystemBase):
         ):
             try:
                 await self.calls.change(
-                    backing.rename, old_directory, name_old, new_directory, name_new, flags
+                    as_caller,
+                    ctx,
+                    backing.rename,
+                    old_directory,
+                    name_old,
+                    new_directory,
+                    name_new,
+                    flags,
                 )
             except OSError:
                 if flags & RENAME_WHITEOUT:
                     # ext4 has made and unmade the whiteout by then, which is a change of the directory.
                     self.forget_attributes(old_parent)
                 raise
-            if flags & RENAME_WHITEOUT:
-                await self.calls.change(give_away, old_directory, name_old, ctx.uid, ctx.gid)
         if moved is not replaced:
             self._rename_inodes(old_parent, name_old, moved, new_parent, name_new, replaced, flags)
         await self._tell_of_rename(old_parent, name_old, new_parent, name_new, ctx)
@@ -284,7 +290,7 @@ class NameOperations(FilesystemBase):
             raise error(errno.EEXIST)
         removed = self.inodes.before_removal(old_parent, name_old)
         with self.inodes.using(old_parent) as directory:
-            await self.calls.change(_unlink, directory, name_old)
+            await self.calls.change(as_caller, ctx, _unlink, directory, name_old)
         self._lost(removed, old_parent, name_old)
         self.trust.swaps.end(bundle, self.actor(ctx))
 

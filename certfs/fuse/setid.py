@@ -7,14 +7,12 @@ that makes the calls, often as root, so the caller's share of the rules is appli
 import errno
 import os
 import stat
-from contextlib import suppress
 
 import pyfuse3
 
 from certfs.fuse.base import error
+from certfs.fuse.caller import is_member, keeps_set_id
 from certfs.store.backing import fd_path
-
-_CAP_FSETID = 4
 
 
 def drop_set_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
@@ -24,10 +22,10 @@ def drop_set_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
     execute, set-group-id goes only for those outside the group (setattr_should_drop_sgid() in fs/attr.c).
     """
     status = os.fstat(fd)
-    if not status.st_mode & (stat.S_ISUID | stat.S_ISGID) or _keeps_set_id(ctx):
+    if not status.st_mode & (stat.S_ISUID | stat.S_ISGID) or keeps_set_id(ctx):
         return
     kept = status.st_mode & ~stat.S_ISUID
-    if kept & stat.S_ISGID and (kept & stat.S_IXGRP or not _is_member(ctx, status.st_gid)):
+    if kept & stat.S_ISGID and (kept & stat.S_IXGRP or not is_member(ctx, status.st_gid)):
         kept &= ~stat.S_ISGID
     if kept != status.st_mode:
         os.chmod(fd_path(fd), stat.S_IMODE(kept))
@@ -64,7 +62,7 @@ def set_mode(fd: int, mode: int, ctx: pyfuse3.RequestContext) -> None:
 
     For chmod(2) the kernel has seen to that, but not where it takes set-user-id away before a write.
     """
-    if mode & stat.S_ISGID and not (_is_member(ctx, os.stat(fd).st_gid) or _keeps_set_id(ctx)):
+    if mode & stat.S_ISGID and not (is_member(ctx, os.stat(fd).st_gid) or keeps_set_id(ctx)):
         mode &= ~stat.S_ISGID
     os.chmod(fd_path(fd), mode)
 
@@ -72,7 +70,7 @@ def set_mode(fd: int, mode: int, ctx: pyfuse3.RequestContext) -> None:
 def drop_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
     """Take set-group-id away when somebody outside the group sets an access ACL (posix_acl_update_mode())."""
     status = os.stat(fd)
-    if status.st_mode & stat.S_ISGID and not (_is_member(ctx, status.st_gid) or _keeps_set_id(ctx)):
+    if status.st_mode & stat.S_ISGID and not (is_member(ctx, status.st_gid) or keeps_set_id(ctx)):
         _clear_set_group_id(fd)
 
 
@@ -82,31 +80,10 @@ def _loses_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> bool:
     return (
         bool(status.st_mode & stat.S_ISGID)
         and not stat.S_ISDIR(status.st_mode)
-        and not _is_member(ctx, status.st_gid)
-        and not _keeps_set_id(ctx)
+        and not is_member(ctx, status.st_gid)
+        and not keeps_set_id(ctx)
     )
 
 
 def _clear_set_group_id(fd: int) -> None:
     os.chmod(fd_path(fd), stat.S_IMODE(os.stat(fd).st_mode) & ~stat.S_ISGID)
-
-
-def _keeps_set_id(ctx: pyfuse3.RequestContext) -> bool:
-    """Whether nothing takes set-id bits from what this caller changes: root with CAP_FSETID (capabilities(7)).
-
-    Others are taken not to have it, because what a capability is worth depends on the caller's user namespace.
-    """
-    if ctx.uid != 0:
-        return False
-    try:
-        with open(f"/proc/{ctx.pid}/status", "rb") as status:
-            effective = next(line for line in status if line.startswith(b"CapEff:"))
-    except (OSError, StopIteration):
-        return True
-    return bool(int(effective.split()[1], 16) & 1 << _CAP_FSETID)
-
-
-def _is_member(ctx: pyfuse3.RequestContext, group: int) -> bool:
-    with suppress(OSError, RuntimeError):
-        return group == ctx.gid or group in pyfuse3.get_sup_groups(ctx.pid)
-    return False

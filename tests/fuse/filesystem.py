@@ -5,6 +5,7 @@ Owns the small part of the kernel's side that a test needs: looking up a path, o
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
+import pytest
 
 from certfs.core.bundle import BundleSpec
 from certfs.fuse.handles import HandleTable
@@ -63,9 +65,15 @@ class Filesystem:
     async def create(self, path: str, flags: int = os.O_WRONLY) -> int:
         """Create and open; give the handle."""
         directory, _, name = path.rpartition("/")
-        info, _ = await self.operations.create(
-            await self.number(directory), name.encode(), 0o644, flags | os.O_CREAT, CTX
-        )
+        try:
+            info, _ = await self.operations.create(
+                await self.number(directory), name.encode(), 0o644, flags | os.O_CREAT, CTX
+            )
+        except pyfuse3.FUSEError as e:
+            if e.errno != errno.ESTALE:
+                raise
+            # The kernel looks again and finds the file.
+            return await self.open(path, flags & ~os.O_EXCL)
         return int(info.fh)
 
     async def write(self, handle: int, data: bytes, offset: int = 0) -> None:
@@ -105,6 +113,11 @@ class Filesystem:
         """Remove a name."""
         directory, _, name = path.rpartition("/")
         await self.operations.unlink(await self.number(directory), name.encode(), CTX)
+
+
+def fails(code: int) -> pytest.RaisesExc[pyfuse3.FUSEError]:
+    """Expect a handler to answer an errno."""
+    return pytest.RaisesExc(pyfuse3.FUSEError, check=lambda error: error.errno == code)
 
 
 @contextmanager

@@ -13,16 +13,11 @@ import trio
 
 from certfs.fuse.inodes import ROOT
 from certfs.store.backing import RENAME_EXCHANGE, RENAME_NOREPLACE
-from tests.fuse.filesystem import CTX, Filesystem
+from tests.fuse.filesystem import CTX, Filesystem, fails
 from tests.support import pki
 
 ONE, TWO = (pki.authority(f"fuse {number}") for number in range(2))
 BUNDLE = "bundle.pem"
-
-
-def fails(code: int) -> pytest.RaisesExc[pyfuse3.FUSEError]:
-    """Expect a handler to answer an errno."""
-    return pytest.RaisesExc(pyfuse3.FUSEError, check=lambda error: error.errno == code)
 
 
 async def bundle(fs: Filesystem, name: str = BUNDLE) -> bytes | None:
