@@ -10,23 +10,19 @@ from collections.abc import Sequence
 
 import pyfuse3
 
-from certfs.fuse import attributes
+from certfs.fuse import attributes, xattrs
 from certfs.fuse.base import FilesystemBase, error
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import FileHandle
 from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.setid import (
     change_owner,
-    drop_set_group_id,
     drop_set_id,
     keep_owner,
     set_mode,
 )
 from certfs.fuse.synthetic import Content
 from certfs.store.backing import fd_path, set_times
-
-_TRUSTED = "trusted."
-_ACCESS_ACL = b"system.posix_acl_access"
 
 
 class MetadataOperations(FilesystemBase):
@@ -118,6 +114,7 @@ class MetadataOperations(FilesystemBase):
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """Return an extended attribute."""
+        xattrs.check_read(name, ctx)
         if self._has_no_xattrs(inode):
             raise error(errno.ENODATA)
         with self.inodes.using(self.node(inode)) as fd:
@@ -125,30 +122,28 @@ class MetadataOperations(FilesystemBase):
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        """Return the names of the extended attributes that the caller may see (xattr(7))."""
+        """Return the names of the extended attributes that the caller may see."""
         if self._has_no_xattrs(inode):
             return []
         with self.inodes.using(self.node(inode)) as fd:
             names = await self.calls.read(os.listxattr, fd_path(fd))
-        return [
-            os.fsencode(name) for name in names if ctx.uid == 0 or not name.startswith(_TRUSTED)
-        ]
+        return [name for name in map(os.fsencode, names) if xattrs.is_listed(name, ctx)]
 
     @guarded
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
         """Set an extended attribute."""
+        xattrs.check_change(name, ctx)
         with self.inodes.using(self.node(inode)) as fd:
-            await self.calls.change(os.setxattr, fd_path(fd), name, value)
-            if name == _ACCESS_ACL:
-                drop_set_group_id(fd, ctx)
+            await self.calls.change(xattrs.set_value, fd, name, value, ctx)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove an extended attribute."""
+        xattrs.check_change(name, ctx)
         with self.inodes.using(self.node(inode)) as fd:
-            await self.calls.change(os.removexattr, fd_path(fd), name)
+            await self.calls.change(xattrs.remove, fd, name, ctx)
 
     def _has_no_xattrs(self, inode: int) -> bool:
         return self.synthetic.find(inode) is not None or self.is_virtual(inode)

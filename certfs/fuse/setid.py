@@ -1,6 +1,6 @@
 """What a caller's change does to the set-id bits of a file, as the kernel would have it.
 
-Owns the rules of chown(2), chmod(2), truncate(2) and posix_acl_update_mode() that depend on who asks. It is the daemon
+Owns the rules of chown(2), chmod(2) and truncate(2) that depend on who asks. It is the daemon
 that makes the calls, often as root, so the caller's share of the rules is applied here.
 """
 
@@ -65,13 +65,6 @@ def set_mode(fd: int, mode: int, ctx: pyfuse3.RequestContext) -> None:
     if mode & stat.S_ISGID and not (is_member(ctx, os.stat(fd).st_gid) or keeps_set_id(ctx)):
         mode &= ~stat.S_ISGID
     os.chmod(fd_path(fd), mode)
-
-
-def drop_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> None:
-    """Take set-group-id away when somebody outside the group sets an access ACL (posix_acl_update_mode())."""
-    status = os.stat(fd)
-    if status.st_mode & stat.S_ISGID and not (is_member(ctx, status.st_gid) or keeps_set_id(ctx)):
-        _clear_set_group_id(fd)
 
 
 def _loses_set_group_id(fd: int, ctx: pyfuse3.RequestContext) -> bool:
