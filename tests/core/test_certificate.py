@@ -221,6 +221,17 @@ def test_what_openssl_cannot_read_is_a_defect() -> None:
     assert isinstance(load_certificate(as_broken_bmp), str)
 
 
+def test_an_error_left_in_openssls_queue_is_not_the_next_certificates() -> None:
+    """I5: what OpenSSL says of a certificate does not depend on what it was asked before."""
+    der = pki.issue("after an error", extensions=False).der
+    as_bmp = der.replace(b"\x0c\x0eafter an error", b"\x1e\x0eafter an error")
+    broken = x509.UnrecognizedExtension(x509.OID_BASIC_CONSTRAINTS, b"\x30\x05")
+    leaves_an_error = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    leaves_an_error.load_verify_locations(cadata=pki.with_extension(broken).pem.decode())
+    leaves_an_error.cert_store_stats()
+    assert not isinstance(load_certificate(as_bmp), str)
+
+
 def test_a_name_that_openssl_does_not_know_the_type_of_is_a_defect() -> None:
     """I4: cryptography reads a VisibleString in a name, OpenSSL refuses the whole certificate."""
     der = pki.issue("visible", extensions=False).der.replace(b"\x0c\x07visible", b"\x1a\x07visible")

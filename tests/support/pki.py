@@ -141,6 +141,24 @@ def issue(  # noqa: PLR0913 - each argument is one field of a certificate
     return Identity(certificate=builder.sign(signing, hashes.SHA256()), key=private)
 
 
+def with_extension(
+    extension: x509.ExtensionType, subject: str = "extended", *, critical: bool = False
+) -> Identity:
+    """Issue a self-signed certificate with this one extension."""
+    subject_name = name(subject)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject_name)
+        .issuer_name(subject_name)
+        .public_key(ec_key().public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + 3650 * DAY)
+        .add_extension(extension, critical=critical)
+    )
+    return Identity(certificate=builder.sign(ec_key(), hashes.SHA256()), key=ec_key())
+
+
 def authority(common_name: str = "certfs test CA", *, key: Key | None = None) -> Identity:
     """Issue a self-signed CA certificate."""
     return issue(common_name, ca=True, key=key)
