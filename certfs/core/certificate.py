@@ -15,8 +15,16 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.utils import CryptographyDeprecationWarning
 
-from certfs.core.name import DerError, algorithms_agree, read_element, read_elements, read_names
+from certfs.core.name import (
+    DerError,
+    algorithms_agree,
+    longest_responder,
+    read_element,
+    read_elements,
+    read_names,
+)
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render, shown_label
+from certfs.core.rendering import LONGEST_LOGGED
 
 Fingerprint = NewType("Fingerprint", bytes)
 """SHA-256 over a certificate's DER: 32 bytes."""
@@ -194,6 +202,8 @@ def load_certificate(der: bytes) -> Certificate | str:
         issuer, subject = read_names(der)
         if not algorithms_agree(der):
             return "certificate names two different signature algorithms"
+        if longest_responder(der) > LONGEST_LOGGED:
+            return "certificate has the URL of an OCSP responder that is too long: it can crash stunnel"
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as e:  # noqa: BLE001 - bindings raise many kinds, and a panic of theirs is no Exception

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from certfs.core.rendering import LONGEST_ESCAPED, LONGEST_LOGGED, Rendering
+
 _SEQUENCE = 0x30
 _SET = 0x31
 _OBJECT_IDENTIFIER = 0x06
@@ -16,7 +18,9 @@ _VERSION = 0xA0
 _LONG_FORM = 0x80
 _MAX_LENGTH_OCTETS = 4
 _MAX_NAME = 4096
-"""Bytes. stunnel 5.68 crashes on a CAfile with a name of 7.3 KB; an attribute has 64 characters at most (RFC 5280)."""
+"""Bytes of DER that are looked at: what is longer prints to more than ``LONGEST_LOGGED``, but for its structure."""
+_OCSP = bytes.fromhex("06082b06010505073001")
+_UNIFORM_RESOURCE_IDENTIFIERS = frozenset({0x86, 0xA6})
 
 # What OpenSSL canonicalises (ASN1_MASK_CANON), with the encoding of each.
 _STRING_ENCODINGS = {
@@ -107,7 +111,8 @@ def canonical_subject(der: bytes) -> bytes:
 def _canonical_attributes(der: bytes, relative: Element) -> Iterator[bytes]:
     for attribute in read_elements(der, relative):
         kind, value = read_elements(der, attribute)
-        canonical = _canonical_value(der, value)
+        content = der[value.content : value.end]
+        canonical = _canonical_value(value.tag, content, _text(value.tag, content))
         yield encode_element(
             _SEQUENCE, der[kind.start : kind.end] + encode_element(canonical[0], canonical[1:])
         )
@@ -133,11 +138,31 @@ def algorithms_agree(der: bytes) -> bool:
     return der[inner.start : inner.end] == der[outer.start : outer.end]
 
 
+def longest_responder(der: bytes) -> int:
+    """Return the length of the longest OCSP responder's URL in ``der`` (RFC 5280, 4.2.2.1), 0 where there is none.
+
+    Looked for by the bytes of its type, so that extensions that cannot be parsed have no way around the bound.
+    """
+    longest = 0
+    found = der.find(_OCSP)
+    while found >= 0:
+        start = found + len(_OCSP)
+        try:
+            location = read_element(der, start, len(der))
+        except DerError:
+            location = None
+        if location is not None and location.tag in _UNIFORM_RESOURCE_IDENTIFIERS:
+            longest = max(longest, location.end - location.content)
+        found = der.find(_OCSP, start)
+    return longest
+
+
 def _read_name(der: bytes, name: Element) -> Name:
     if name.end - name.start > _MAX_NAME:
         raise DerError(f"name of {name.end - name.start} bytes, more than {_MAX_NAME}")
     digest = hashlib.sha256()
     is_plain = True
+    rendering = Rendering()
     for relative in read_elements(der, name):
         attributes = []
         for attribute in read_elements(der, relative):
@@ -145,21 +170,33 @@ def _read_name(der: bytes, name: Element) -> Name:
             if kind.tag != _OBJECT_IDENTIFIER:
                 raise DerError("attribute of a name has no type")
             is_plain = is_plain and value.tag in _PLAIN_TAGS
-            attributes.append(der[kind.start : kind.end] + _canonical_value(der, value))
+            content = der[value.content : value.end]
+            text = _text(value.tag, content)
+            rendering.add(der[kind.content : kind.end], content, text)
+            canonical = _canonical_value(value.tag, content, text)
+            attributes.append(der[kind.start : kind.end] + canonical)
         for attribute_bytes in sorted(attributes):
             digest.update(len(attribute_bytes).to_bytes(4) + attribute_bytes)
         digest.update(b"\xff\xff\xff\xff")
+    if rendering.logged > LONGEST_LOGGED or rendering.escaped > LONGEST_ESCAPED:
+        raise DerError("name that is too long when it is printed: it can crash stunnel")
     return Name(digest.digest()[:16], is_plain)
 
 
-def _canonical_value(der: bytes, value: Element) -> bytes:
-    encoding = _STRING_ENCODINGS.get(value.tag)
-    content = der[value.content : value.end]
+def _text(tag: int, content: bytes) -> bytes | None:
+    """Return the value of an attribute as UTF-8, None if OpenSSL takes it for no string."""
+    encoding = _STRING_ENCODINGS.get(tag)
     if encoding is None:
-        return bytes((value.tag,)) + content
+        return None
     try:
-        text = content.decode(encoding).encode()
+        return content.decode(encoding).encode()
     except UnicodeError as e:
         raise DerError("string in a name cannot be decoded") from e
+
+
+def _canonical_value(tag: int, content: bytes, text: bytes | None) -> bytes:
+    """Return the tag and the content that OpenSSL compares a value by."""
+    if text is None:
+        return bytes((tag,)) + content
     # bytes.lower() and bytes.split() touch ASCII only, as OpenSSL's ossl_tolower and ossl_isspace do.
     return b"\x0c" + b" ".join(text.lower().split())

@@ -18,6 +18,7 @@ LONGEST_ESCAPED = 4096
 
 _SEPARATORS = 4  # " + " or ", " before an attribute, and "=" in it
 _QUOTES = 2
+_DER_HEADER = 6
 _LONGEST_TYPE = 79  # OBJ_obj2txt(3) prints an unknown type into 80 bytes.
 _LONGEST_SHORT_NAME = 44  # of the 1,104 types that OpenSSL 3.0 knows
 # Types that names are made of (RFC 4519), and how OpenSSL abbreviates them.
@@ -66,14 +67,16 @@ class Rendering:
         else:
             kind = len(short_name)
         head = kind + _SEPARATORS + _QUOTES
+        dumped = 1 + 2 * (len(content) + _DER_HEADER)
         if text is None:
-            printed = printed_escaped = 1 + 2 * (len(content) + 6)
+            logged = rfc2253 = dumped
         else:
-            printed = len(text) + _count(text, _SPECIAL) + 2 * _count(text, _CONTROL)
-            printed_escaped = printed + 2 * _count(text, _HIGH)
-        old_form = len(content) + _count(content, b"/+") + 3 * _count(content, _CONTROL + _HIGH)
-        self.logged += head + printed
-        self.escaped += head + max(printed_escaped, old_form)
+            logged = len(text) + _count(text, _SPECIAL) + 2 * _count(text, _CONTROL)
+            # RFC 2253 has the values of types without a name in hexadecimal, whatever they are.
+            rfc2253 = max(logged + 2 * _count(text, _HIGH), 0 if short_name else dumped)
+        oneline = len(content) + _count(content, b"/+") + 3 * _count(content, _CONTROL + _HIGH)
+        self.logged += head + logged
+        self.escaped += head + max(rfc2253, oneline)
 
 
 def _count(text: bytes, kinds: bytes) -> int:

@@ -297,13 +297,3 @@ def test_all_of_debians_authorities_are_read() -> None:
     assert prints(content) == [each.fingerprint(hashes.SHA256()).hex() for each in known]
     assert not content.remarks
     assert openssl_accepts(b"".join(each.pem for each in content.certificates))
-
-
-def test_a_name_that_crashes_stunnel_is_a_defect() -> None:
-    """I4: stunnel 5.68 ends with SIGSEGV on a CAfile in which a name has 7.3 KB."""
-    unit = x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, "x" * 47)
-    for units, accepted in ((60, True), (80, False), (300, False)):
-        content = parse_source(pki.issue(x509.Name([unit] * units)).pem)
-        assert bool(content.certificates) is accepted
-        reasons = [remark.reason for remark in content.remarks]
-        assert any("name of" in reason for reason in reasons) is not accepted

@@ -159,7 +159,9 @@ def with_extension(
     return Identity(certificate=builder.sign(ec_key(), hashes.SHA256()), key=ec_key())
 
 
-def authority(common_name: str = "certfs test CA", *, key: Key | None = None) -> Identity:
+def authority(
+    common_name: str | x509.Name = "certfs test CA", *, key: Key | None = None
+) -> Identity:
     """Issue a self-signed CA certificate."""
     return issue(common_name, ca=True, key=key)
 

@@ -98,9 +98,9 @@ class Server:
         self.wait_for_port(before + 1)
 
     def wait_for_port(self, times: int) -> None:
-        """Wait until it has bound its port that often."""
+        """Wait until it has bound its port that often, and listens."""
         deadline = time.monotonic() + _DEADLINE
-        while len(self._bound()) < times:
+        while len(self._bound()) < times or not _is_listened_to(self.port):
             status = self.process.poll()
             if status in _CRASHES:
                 self.revive()
@@ -147,6 +147,12 @@ def _start_server(configuration: Path, log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=output,
         )
+
+
+def _is_listened_to(port: int) -> bool:
+    """Whether clients can connect: stunnel logs that it has bound a port before it listens (proc(5), /proc/net/tcp)."""
+    sockets = Path("/proc/net/tcp").read_bytes().split(b"\n")[1:]
+    return any(f":{port:04X}".encode() in each and each.split()[3] == b"0A" for each in sockets)
 
 
 def connect_pool(port: int, bundle: Path) -> Outcome:
