@@ -57,17 +57,6 @@ def check(
             judgements.extend(
                 _judge_bundle(list(inspect(bundle)), now if judges_validity else None)
             )
-            problem = trust.problem_of_place(bundle)
-            if problem:
-                judgements.append(
-                    _Judgement(
-                        Grade.CRITICAL,
-                        "BUNDLE_NOT_PRESENTED",
-                        printable(b"/".join(bundle.spec.bundle)),
-                        f"is not presented: {printable(problem)}",
-                        "make it a directory; its source directory may be a link",
-                    )
-                )
     if place.paths is not None:
         judgements.extend(
             _Judgement(

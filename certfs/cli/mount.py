@@ -11,9 +11,9 @@ import click
 
 from certfs.client import instances
 from certfs.client import mount as mounting
-from certfs.client.detached import detached as plain_directories
+from certfs.client.detached import run_detached
 from certfs.config import DEFAULT_FILE, load_config
-from certfs.errors import DeadlineError, NotMountedError
+from certfs.errors import NotMountedError
 
 _CANNOT_RUN: Final = 127
 """What a shell answers for a command that cannot be run."""
@@ -118,35 +118,24 @@ def restart(*, mountpoint: str | None) -> None:
     context_settings={"ignore_unknown_options": True},
     epilog="\b\nExamples:\n"
     "  certfs detached -- tar --one-file-system -cf /backup/etc.tar /etc\n"
-    "  certfs detached --mountpoint ~/mnt -- rsync -a ~/mnt/ backup:",
+    "  certfs detached --mountpoint ~/mnt -- rsync -a --copy-unsafe-links ~/mnt/ backup/",
 )
+@click.option("--if-mounted", is_flag=True, help="Run COMMAND also if nothing is mounted.")
 @click.option(
     "--mountpoint",
     metavar="MOUNTPOINT",
     help="Default: the host's own directories.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def detached(*, mountpoint: str | None, command: tuple[str, ...]) -> None:
-    """Run COMMAND while the plain directories are in view, and attach again whatever becomes of it.
+def detached(*, mountpoint: str | None, if_mounted: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND so that it sees the plain directories; the exit code is COMMAND's.
 
-    The exit code is COMMAND's, and signals that would end certfs are handed on to it. Changes that are made meanwhile
-    are picked up.
+    For root the mount stays: COMMAND runs in a mount namespace of its own, in which certfs is not mounted. For other
+    users it is unmounted, and mounted again when COMMAND has ended. Changes that COMMAND makes are picked up.
     """
-    with plain_directories(mountpoint) as hold:
-        _warn(hold.stale)
-        try:
-            status = hold.run(command)
-        except OSError as error:
-            click.echo(f"certfs: cannot run {command[0]}: {error.strerror}", err=True)
-            status = _CANNOT_RUN
-    if hold.lost and status == 0:
-        raise DeadlineError(
-            f"the processes of certfs died while {command[0]} ran, and nobody serves any more",
-            advice="certfs mount serves it again",
-        )
-    if hold.interrupted and status == 0:
-        raise DeadlineError(
-            f"the supervisor died while {command[0]} ran, and the mount was in view for a moment",
-            advice="run it again",
-        )
+    try:
+        status = run_detached(mountpoint, command, if_mounted=if_mounted, warn=_warn)
+    except OSError as error:
+        click.echo(f"certfs: cannot run {command[0]}: {error.strerror}", err=True)
+        status = _CANNOT_RUN
     sys.exit(128 - status if status < 0 else status)

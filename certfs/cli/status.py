@@ -21,7 +21,6 @@ _LAST_EVENTS: Final = 5
 _PHASES: Final = {
     "starting": "starting",
     "serving": "serving",
-    "detached": "detached: a command runs with the plain directories in view",
     "plain": "NOT SERVING: the plain directories are in view",
     "dead": "DEAD: its processes were killed; certfs mount serves it again, certfs unmount takes it away",
 }

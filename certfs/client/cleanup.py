@@ -1,15 +1,12 @@
 """What an instance without supervisor leaves: processes, mounts, files; and how all of it is ended."""
 
-import os
-from contextlib import suppress
 from typing import Final
 
 from certfs.linux import mount_table
 from certfs.protocol import state_file
 from certfs.protocol.owned_mounts import devices_of
-from certfs.protocol.state_file import State
-from certfs.supervisor.fallback_links import remove_links
 from certfs.supervisor.janitor import leave_behind
+from certfs.supervisor.stand_in import remove_from
 
 END_SECONDS: Final = 5.0
 
@@ -38,16 +35,7 @@ def end_leftovers(directory: str) -> tuple[OSError, ...]:
         if process:
             process.ends_within(END_SECONDS)
     if state and not errors:
-        _lift_shadows(state)
+        remove_from(state.stores, state.targets)
     if not errors:
         state_file.clear_instance(directory)
     return errors
-
-
-def _lift_shadows(state: State) -> None:
-    for target, store in zip(state.targets, state.stores, strict=True):
-        if target != store:
-            with suppress(OSError):
-                fd = os.open(target, os.O_PATH | os.O_DIRECTORY)
-                remove_links(store, fd)
-                os.close(fd)

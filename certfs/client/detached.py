@@ -1,104 +1,138 @@
-"""Running a command while the plain directories of an instance are in view.
+"""Running a command that sees the plain directories.
 
-Owns for how long they are: as long as the command runs, whatever becomes of whoever started it.
+Root gives the command a mount namespace of its own, without anything of certfs: inside plain, outside live. An ordinary
+user, who cannot do that, unmounts, runs the command and mounts again.
 """
 
-import contextlib
-import select
+import os
 import signal
-import socket
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, NoReturn
 
-from certfs.client.instances import ANSWER_SECONDS, CONNECT_SECONDS, ask, expect, find
-from certfs.errors import CertfsError
+from certfs.client import mount as mounting
+from certfs.client.instances import ANSWER_SECONDS, ask, find, unmount
+from certfs.errors import DeadlineError, MountpointError, NotMountedError, PrivilegeError
+from certfs.linux import mount_syscalls, mount_table
+from certfs.linux.mount_table import FILESYSTEM_TYPE
 from certfs.protocol import state_file
+from certfs.protocol.link import STALE_UNKNOWN
+from certfs.protocol.state_file import State
+from certfs.supervisor import stand_in
 
-_LOOK_SECONDS: Final = 0.1
-"""How soon the death of the supervisor is noticed."""
-_RELAYED: Final = frozenset((signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT))
-"""What would end this process, and is for the command: this one waits for what the command makes of it."""
+_FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
+"""What a terminal sends to the command as well."""
+_IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
-
-class Hold:
-    """What keeps the plain directories of an instance in view: a connection to its supervisor."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self.stale: tuple[str, ...] = ()
-        """Which plain copies are not what was served, and why."""
-        self.lost = False
-        """Every process died meanwhile: nobody attaches again."""
-        self.interrupted = False
-        """The supervisor died meanwhile: the mount was in view until the next one was asked."""
-        self._connection: socket.socket | None = self._take()
-
-    def _take(self) -> socket.socket:
-        kept: list[socket.socket] = []
-        self.stale = expect(ask(self._directory, "detach", ANSWER_SECONDS, keep=kept)).stale
-        return kept.pop()
-
-    def run(self, command: Sequence[str]) -> int:
-        """Run ``command`` and return its exit code (negative: the signal). OSError if it cannot be run.
-
-        The command has the connection as well: when this process is killed, the supervisor hears nothing before the
-        command has ended.
-        """
-        keep = (self._connection.fileno(),) if self._connection else ()
-        with subprocess.Popen(command, pass_fds=keep) as process, _waited_for() as signals:
-            while process.poll() is None:
-                received = signal.sigtimedwait(signals, _LOOK_SECONDS)
-                # What comes from the terminal, the command has got as well.
-                if received and received.si_signo in _RELAYED and received.si_code <= 0:
-                    process.send_signal(received.si_signo)
-                self._renew()
-            return process.returncode
-
-    def _renew(self) -> None:
-        if self._connection and select.select([self._connection], [], [], 0)[0]:
-            self.close()
-            try:
-                self._connection = self._take()
-                self.interrupted = True
-            except CertfsError:
-                # Nobody serves any more, and what is in view is plain. An end on request leaves no state.
-                self.lost = state_file.read_state(self._directory) is not None
-
-    def close(self) -> None:
-        """Let the mount come back, whoever else has the connection: what the command left running must not keep it."""
-        if self._connection:
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)
-            self._connection.close()
-        self._connection = None
+Warn = Callable[[tuple[str, ...]], None]
 
 
-@contextlib.contextmanager
-def _waited_for() -> Iterator[frozenset[signal.Signals]]:
-    """Let signals wait until they are asked for, and give their numbers."""
-    signals = _RELAYED | {signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+def run_detached(
+    mountpoint: str | None, command: tuple[str, ...], *, if_mounted: bool, warn: Warn
+) -> int:
+    """Run ``command`` with plain directories and return its exit code (negative: the signal), or become the command.
+
+    ``warn`` is told before that which plain copies are not what is served. ``if_mounted``: nothing mounted is fine.
+    OSError if the command cannot be run.
+    """
     try:
-        yield signals
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        directory = find(mountpoint)
+    except NotMountedError:
+        if not if_mounted:
+            raise
+        _become(command)
+    if os.geteuid() == 0:
+        warn(_flush())
+        _leave_certfs()
+        _become(command)
+    return _unmounted(mountpoint, state_file.read_state(directory), command, warn)
 
 
-@contextlib.contextmanager
-def detached(mountpoint: str | None) -> Iterator[Hold]:
-    """Keep the plain directories in view for the time of the context; then wait until the mount is back."""
-    directory = find(mountpoint)
-    with contextlib.closing(Hold(directory)) as hold:
-        yield hold
-    _await_attached(directory)
+# --- root
 
 
-def _await_attached(directory: str) -> None:
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while time.monotonic() < deadline:
+def _flush() -> tuple[str, ...]:
+    """Have every instance bring its plain copies up to date; say which are not."""
+    stale: list[str] = []
+    for directory in state_file.instances():
         state = state_file.read_state(directory)
-        if state is None or state.phase == "serving" or not state.supervisor.alive():
-            return
-        time.sleep(0.01)
+        if state is None:
+            continue
+        reply = ask(directory, "flush", ANSWER_SECONDS)
+        stale += (STALE_UNKNOWN,) if reply is None else reply.stale
+    return tuple(stale)
+
+
+def _leave_certfs() -> None:
+    """Move this process to a mount namespace in which nothing of certfs is mounted.
+
+    The hidden mounts go as well: a copy of one would keep the server of a restart alive.
+    """
+    working_directory = os.getcwd()
+    try:
+        mount_syscalls.leave_namespace()
+    except PermissionError as error:
+        raise PrivilegeError(
+            f"cannot make a mount namespace for the command: {error.strerror}",
+            advice="run it with CAP_SYS_ADMIN, outside of what forbids unshare(2)",
+        ) from error
+    devices = {entry.device for entry in mount_table.table() if entry.kind == FILESYSTEM_TYPE}
+    errors = mount_table.detach(devices, mount_syscalls.umount).errors
+    if errors:
+        raise MountpointError(
+            f"cannot detach {errors[0].filename} for the command: {errors[0].strerror}",
+            advice="certfs status says what is mounted there",
+        )
+    with suppress(OSError):  # it may have been one that only the mount showed
+        os.chdir(working_directory)
+
+
+def _become(command: tuple[str, ...]) -> NoReturn:
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
+    os.execvp(command[0], command)
+
+
+# --- an ordinary user
+
+
+def _unmounted(
+    mountpoint: str | None, state: State | None, command: tuple[str, ...], warn: Warn
+) -> int:
+    if state is None:
+        raise DeadlineError(
+            f"how {mountpoint} was mounted is not written down any more",
+            advice="certfs unmount and certfs mount replace it",
+        )
+    _, stale = unmount(mountpoint)
+    warn(stale)
+    (store,), (target,) = state.stores, state.targets
+    if store != target:
+        stand_in.link(store, target)
+    try:
+        return _run(command)
+    finally:
+        mounting.launch(
+            mounting.Plan(
+                mode=state.mode,
+                places=(mounting.Place(name="", store=store, target=target),),
+                config_file=state.config_file,
+                allow_other=state.allow_other,
+                log=state.log,
+            )
+        )
+
+
+def _run(command: tuple[str, ...]) -> int:
+    with subprocess.Popen(command) as process:
+
+        def hand_on(number: int, frame: object) -> None:
+            del frame
+            process.send_signal(number)
+
+        for number in _FROM_TERMINAL:
+            signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, hand_on)
+        return process.wait()

@@ -119,25 +119,17 @@ def _connect(directory: str) -> socket.socket | None:
         time.sleep(0.02)  # it is becoming another program, or the server has started its successor
 
 
-def ask(
-    directory: str, verb: Verb, seconds: float, *, keep: list[socket.socket] | None = None
-) -> Reply | None:
-    """Ask the supervisor; None if there is none, or no answer in time. ``keep`` gets the connection, still open."""
+def ask(directory: str, verb: Verb, seconds: float) -> Reply | None:
+    """Ask the supervisor; None if there is none, or no answer in time."""
     deadline = time.monotonic() + seconds
     while connection := _connect(directory):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(connection)
-            with contextlib.suppress(ConnectionError):
-                reply = control.request(
-                    connection,
-                    verb,
-                    deadline - time.monotonic(),
-                    is_stopped=lambda: _is_stopped(directory),
-                )
-                if keep is not None:
-                    keep.append(connection)
-                    stack.pop_all()
-                return reply
+        with connection, contextlib.suppress(ConnectionError):
+            return control.request(
+                connection,
+                verb,
+                deadline - time.monotonic(),
+                is_stopped=lambda: _is_stopped(directory),
+            )
         if time.monotonic() > deadline:
             break
     return None

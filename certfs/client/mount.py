@@ -31,6 +31,7 @@ from certfs.protocol import state_file
 from certfs.protocol.launch_spec import SERVER_MODULE, Order, command, execute, inbox
 from certfs.protocol.link import Failure, Mode, Mount, Tree
 from certfs.supervisor.outcome import outcome_from_json
+from certfs.supervisor.stand_in import is_bound
 
 WAIT_SECONDS: Final = 130.0
 """A little more than the supervisor waits for its server."""
@@ -234,7 +235,7 @@ def _open_tree(place: Place) -> Tree:
             advice="change its owner or mode, or run certfs as another user",
         )
     beneath = None
-    if place.target != place.store:
+    if place.target != place.store and os.geteuid() != 0:
         beneath = os.open(place.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return Tree(name=place.name, store=place.store, target=place.target, fd=fd, beneath_fd=beneath)
 
@@ -253,7 +254,7 @@ def _check_target(place: Place) -> None:
     if top and top.kind == FILESYSTEM_TYPE:
         _remove_stale(path, top.device)
         top = mount_table.top_at(mount_table.table(), path)
-    if top and place.target != place.store:
+    if top and place.target != place.store and not is_bound(place.store, place.target):
         raise MountpointError(
             f"something is already mounted at {path} ({top.kind})",
             advice=f"unmount it first: umount {path}",

@@ -7,12 +7,11 @@ the platform's two bundles.
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
+from certfs.core.bundle import is_source_name
 from certfs.core.catalog import Catalog, Source
 from certfs.core.certificate import parse_source
 from certfs.identity.paths import (
@@ -25,9 +24,6 @@ from certfs.identity.paths import (
     read_file,
 )
 from certfs.store.atomic import write_atomic
-from certfs.store.backing import status_at
-from certfs.store.links import PathWalker
-from certfs.store.scan import SourceReader, source_names
 
 BUNDLES = {CERTS: b"xapi-stunnel-ca-bundle.pem", CERTS_POOL: b"xapi-pool-ca-bundle.pem"}
 """Source directory and bundle, both in ``stunnel``."""
@@ -91,18 +87,11 @@ def _bundle_content(stunnel: int, source: bytes) -> bytes:
 
 
 def _sources(directory: int) -> Iterator[tuple[bytes, Source]]:
-    reader = SourceReader(PathWalker(_not_served))
-    for name in source_names(directory):
-        status = status_at(directory, name)
-        # What cannot be read contributes nothing; the health check and ``certfs list`` say why.
-        reading = reader.read(directory, name, status) if status is not None else None
-        if reading is not None:
-            yield name, reading.source
-
-
-def _not_served(path: bytes) -> NoReturn:
-    """Stand for a mount of this process, which there is none of."""
-    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+    for name in map(os.fsencode, os.listdir(directory)):
+        if is_source_name(name):
+            # What cannot be read contributes nothing; the health check and ``certfs list`` say why.
+            with contextlib.suppress(OSError):
+                yield name, Source(parse_source(read_file(name, within=directory)))
 
 
 def _present(stunnel: int, bundle: bytes) -> bytes:

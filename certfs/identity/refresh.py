@@ -47,7 +47,6 @@ from certfs.identity.paths import (
     file_errors,
     host_directory,
     read_file,
-    read_with_status,
 )
 from certfs.identity.presented import Presented, presented
 from certfs.identity.privatekey import is_pair
@@ -279,11 +278,11 @@ def _switch(directory: int, new: bytes, target: bytes, *, backup: bytes, bits: i
     ``bits`` are the permission bits that the backup may have of those of ``target``.
     """
     with contextlib.suppress(FileNotFoundError):
-        data, status = read_with_status(target, within=directory)
+        status = os.stat(target, dir_fd=directory)
         write_atomic(
             directory,
             backup,
-            data,
+            read_file(target, within=directory),
             mode=status.st_mode & bits,
             owner=(status.st_uid, status.st_gid),
         )

@@ -5,10 +5,8 @@ safe to apply twice and leaves the host no worse wherever it is interrupted.
 """
 
 import contextlib
-import errno
 import os
 import shutil
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,7 @@ from certfs.identity.generate import generate_pool_certificate, generate_server_
 from certfs.identity.hostpem import HostPemDefect, parse_host_pem, public_pem
 from certfs.identity.paths import KEY_MODE, PUBLIC_MODE, HostPaths, open_directory, read_file
 from certfs.identity.subject import host_names
-from certfs.safe_open import open_trusted
 from certfs.store.atomic import create_exclusive, write_atomic
-from certfs.store.backing import status_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +30,8 @@ class MakeDirectory:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        with open_directory(self.path, create_mode=self.mode):
-            pass
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir(self.mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +46,7 @@ class Rename:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        with open_directory(self.path.parent) as directory:
-            os.rename(self.path.name, self.target.name, src_dir_fd=directory, dst_dir_fd=directory)
+        self.path.rename(self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +60,15 @@ class RemoveLeftover:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        name = os.fsencode(self.path.name)
-        with (
-            open_directory(self.path.parent) as directory,
-            contextlib.suppress(FileNotFoundError),
-        ):
-            status = status_at(directory, name)
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                shutil.rmtree(name, dir_fd=directory)
-            else:
-                os.unlink(name, dir_fd=directory)
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class RestrictMode:
-    """Take away what others than owner and group may do with a file of a single name."""
+    """Take away what others than owner and group may do with a file."""
 
     path: Path
     mode: int
@@ -89,15 +78,7 @@ class RestrictMode:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        fd = open_trusted(os.fsencode(self.path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                # Whoever may write to the directory may have linked any file of the host there.
-                raise OSError(errno.EMLINK, "has another name (a hard link): copy it first")
-            os.fchmod(fd, status.st_mode & self.mode)
-        finally:
-            os.close(fd)
+        self.path.chmod(self.mode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from certfs.identity.paths import (
     HostPaths,
     file_errors,
     host_directory,
-    status_of,
 )
 from certfs.identity.subject import host_names
 from certfs.identity.validate import (
@@ -39,7 +38,7 @@ RELOAD_HINT = (
     "systemctl reload-or-restart stunnel@xapi (or kill -HUP to your stunnel)"
 )
 _SOON = timedelta(days=30)
-_OWNER_AND_GROUP = stat.S_IRWXU | stat.S_IRWXG
+_OTHERS = stat.S_IRWXO
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +85,11 @@ def write_host_pem(directory: int, name: bytes, pem: HostPem, *, like: bytes | N
     group is not taken. Raises ``OSError``.
     """
     try:
-        status = status_of(like if like is not None else name, within=directory)
+        status = os.stat(like if like is not None else name, dir_fd=directory)
     except FileNotFoundError:
         write_atomic(directory, name, pem.render(), mode=KEY_MODE)
         return
-    mode = status.st_mode & _OWNER_AND_GROUP
+    mode = stat.S_IMODE(status.st_mode) & ~_OTHERS
     owner = (status.st_uid, status.st_gid)
     write_atomic(directory, name, pem.render(), mode=mode, owner=owner)
 

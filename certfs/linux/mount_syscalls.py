@@ -12,6 +12,9 @@ MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 MS_BIND: Final = 4096
 MS_PRIVATE: Final = 1 << 18
+_MS_REC: Final = 1 << 14
+_MS_SLAVE: Final = 1 << 19
+_CLONE_NEWNS: Final = 0x20000
 
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
@@ -36,9 +39,24 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), encoded, number, None), target)
 
 
+def bind_tree(source: str, target: str) -> None:
+    """Bind ``source``, and what is mounted below it, over ``target``.
+
+    Unmounting that unmounts nothing at ``source``. Resolves both, so it waits for their file systems.
+    """
+    mount(source, target, None, MS_BIND | _MS_REC)
+    mount("none", target, None, _MS_REC | _MS_SLAVE)
+
+
 def make_private(path: str) -> None:
     """Let mounts below ``path`` propagate to nowhere, and none come in (mount_namespaces(7))."""
     mount("none", path, None, MS_PRIVATE)
+
+
+def leave_namespace() -> None:
+    """Move this process to a mount namespace of its own: a copy, from which nothing propagates, in either direction."""
+    _check(_libc.unshare(_CLONE_NEWNS), "the mount namespace")
+    mount("none", "/", None, _MS_REC | MS_PRIVATE)
 
 
 def clone_tree(path: str) -> int:

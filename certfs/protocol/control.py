@@ -1,7 +1,6 @@
-"""The control socket: how a command tells a running supervisor to unmount, restart or stand aside.
+"""The control socket: how a command tells a running supervisor to unmount, to restart, to flush.
 
-One request, one reply, each a packet (SOCK_SEQPACKET). After ``detach`` the plain directories stay in view for as
-long as anybody holds the connection: also when all of these are killed, they do not stay so for good.
+One request, one reply, each a packet (SOCK_SEQPACKET).
 """
 
 import json
@@ -16,8 +15,8 @@ from typing import Final, Literal, Self
 
 from certfs.protocol.link import Failure
 
-Verb = Literal["unmount", "restart", "detach"]
-VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "detach")
+Verb = Literal["unmount", "restart", "flush"]
+VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "flush")
 _MESSAGE_BYTES: Final = 65536
 _STOPPED_SECONDS: Final = 20.0
 """How long a supervisor may be stopped: its server has replaced it by then, unless that is stopped as well."""
@@ -33,7 +32,7 @@ class Reply:
     covered: tuple[str, ...] = ()
     """After ``unmount``: where something is mounted over certfs, which is detached when that is unmounted."""
     stale: tuple[str, ...] = ()
-    """After ``unmount`` and ``detach``: which plain copies are not what was served, and why."""
+    """After ``unmount`` and ``flush``: which plain copies are not what was served, and why."""
 
     def to_json(self) -> bytes:
         """Return the packet."""

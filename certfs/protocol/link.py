@@ -81,7 +81,7 @@ class Tree:
     fd: int
     """The store's directory, opened O_PATH | O_DIRECTORY before anything covered it."""
     beneath_fd: int | None
-    """The directory that the mount covers, opened likewise, if it is not the store's."""
+    """The directory that the mount covers, opened likewise, where the store cannot be bound over it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 _NAME_LENGTH: Final = 200
 """Names have up to 255 bytes (limits.h)."""
 
-Phase = Literal["starting", "serving", "detached", "plain"]
+Phase = Literal["starting", "serving", "plain"]
 """``plain``: the server died, and the plain directories are in view until the next one serves."""
 EventKind = Literal["killed", "crashed", "hung", "not started", "restarted", "adopted"]
 
@@ -161,6 +161,7 @@ class State:
     """``major:minor`` of that mount."""
     devices: tuple[str, ...] = ()
     """Every file system of this instance that may still be in the mount table, older ones included."""
+    allow_other: bool = False
     log: str | None = None
     """The log file; None if the log goes to standard error (the journal, a terminal)."""
     strikes: int = 0

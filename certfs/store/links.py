@@ -20,14 +20,10 @@ StoreRoot = Callable[[bytes], tuple[int, list[bytes]]]
 
 
 class Walked(NamedTuple):
-    """Where a walk ended: an O_PATH ``descriptor``.
-
-    Whether it came ``through_mount``, which is ours, and ``through_link``, which is anybody's.
-    """
+    """Where a walk ended: an O_PATH ``descriptor``, and whether it came ``through_mount``, which is ours."""
 
     descriptor: int
     through_mount: bool
-    through_link: bool
 
 
 class PathWalker:
@@ -78,7 +74,7 @@ class PathWalker:
             with suppress(OSError):
                 os.close(current)
             raise
-        return Walked(current, through_mount, links > 0)
+        return Walked(current, through_mount)
 
     @staticmethod
     def _enter(path: bytes) -> int:

@@ -87,6 +87,7 @@ class Record:
             mountpoint=server.mountpoint if server else None,
             device=server.device if server else None,
             devices=devices,
+            allow_other=mount.allow_other,
             log=mount.log,
             strikes=self.strikes.count,
             events=self._events,

@@ -22,7 +22,7 @@ from certfs.protocol.control import Reply
 from certfs.protocol.launch_spec import ENDING, Adoption, Order, execute
 from certfs.protocol.link import Failure, failure_from
 from certfs.protocol.state_file import Phase, await_lock, clear_instance
-from certfs.supervisor import fallback_links
+from certfs.supervisor import stand_in
 from certfs.supervisor.commands import Requests
 from certfs.supervisor.event_loop import TABLE_CHANGED, Reactor
 from certfs.supervisor.history import Record
@@ -54,8 +54,7 @@ class Supervisor:
         self._requests = Requests(
             end=lambda: self._end(0),
             replace=self._replace,
-            step_aside=self._step_aside,
-            come_back=self._come_back,
+            flush=self._flush,
         )
         self._outcome = Outcome(order)
         self._exit_code: int | None = None
@@ -67,6 +66,10 @@ class Supervisor:
         mount_table.mount_connections()
         self._reactor.on_signals((*ENDING, signal.SIGCHLD), self._signalled)
         if self._order.adopt is None:
+            error = stand_in.put(self._mount)
+            if error:
+                self._not_started(Failure(6, f"cannot bind the store: {error.strerror or error}"))
+                return self._exit_code or 0
             self._start()
         elif not self._adopt(self._order.adopt):
             return 0
@@ -81,7 +84,7 @@ class Supervisor:
 
     def _start(self) -> None:
         """Start the next server; if that is impossible, try again later."""
-        if self._coming or not self._stage.has_room(held=self._requests.held):
+        if self._coming or not self._stage.has_room():
             return
         self._reactor.cancel("again")
         try:
@@ -141,7 +144,7 @@ class Supervisor:
             self._give_up(server, Failure(6, f"nothing is mounted at {server.mountpoint}"))
             return
         self._save()
-        failure = None if self._requests.held else self._stage.show(server, self._current)
+        failure = self._stage.show(server, self._current)
         if failure:
             self._give_up(server, failure)
             return
@@ -155,7 +158,7 @@ class Supervisor:
         self._record.live()
         self._janitor.attend(server.life_fd)
         self._introduce()
-        fallback_links.cast(self._mount)
+        stand_in.refresh(self._mount)
         self._outcome.tell(None)
         self._save()
         seconds = self._requests.restarting
@@ -180,7 +183,7 @@ class Supervisor:
         self._put_down(server)
         self._stage.remove(server)
         self._release(server)
-        if self._current and not self._requests.held:
+        if self._current:
             self._stage.show(self._current, None)  # where the new one had taken its place already
         self._not_started(failure)
 
@@ -265,25 +268,11 @@ class Supervisor:
             return None
         return _NO_ROOM
 
-    def _step_aside(self) -> Reply:
-        current = self._current
-        if current and self._stage.can_hide:
-            current.flush(FLUSH_SECONDS)
-            self._stage.step_aside(current)
-        else:
-            self._make_room()
-            if self._coming and not self._outcome.pending:
-                self._give_up(self._coming, ENDED_EARLY)
-        self._save()
-        return Reply(stale=current.stale if current else ())
-
-    def _come_back(self) -> None:
+    def _flush(self) -> Reply:
         if self._current is None:
-            self._start()
-        elif failure := self._stage.show(self._current, None):
-            self._record.log("error", failure.message)
-            self._silent(self._current)
-        self._save()
+            return Reply()
+        self._current.flush(FLUSH_SECONDS)
+        return Reply(stale=self._current.stale)
 
     def _signalled(self, number: int) -> None:
         if number in ENDING:
@@ -298,19 +287,17 @@ class Supervisor:
         self._reactor.after("table", 0 if self._stage.waits else TABLE_SECONDS, self._look_at_table)
 
     def _look_at_table(self) -> None:
-        current, held = self._current, self._requests.held
+        current = self._current
         if current and current.gone(0):
             return  # `_ended` deals with that
-        if current and not held and not self._stage.shows(current):
+        if current and not self._stage.shows(current):
             self._record.log("info", "unmounted from outside")
             self._stage.tidy(current, self._coming)  # numbers that are free are the next one's
             self._end(0)
             return
         if self._stage.tidy(current, self._coming):
             self._save()
-        if current and held:
-            self._stage.step_aside(current)
-        elif current:
+        if current:
             self._stage.resume(current)
         elif self._stage.finds_room():
             self._start()
@@ -335,7 +322,7 @@ class Supervisor:
             self._janitor.finish(self._stage.devices)
         else:
             self._janitor.dismiss()
-        fallback_links.lift(self._mount)
+        stand_in.remove(self._mount)
         clear_instance(self._mount.runtime)
         self._record.log("info", "ended")
         self._reactor.clear()
@@ -389,8 +376,7 @@ class Supervisor:
 
     def _save(self) -> None:
         self._janitor.watch(self._stage.devices, [server.process for server in self._serving()])
-        held = self._requests.held
-        phase: Phase = "detached" if held else "serving" if self._current else "plain"
+        phase: Phase = "serving" if self._current else "plain"
         if self._outcome.pending:
             phase = "starting"
         server = self._current or self._coming

@@ -43,8 +43,8 @@ class Stage:
         """Whether something is to come into view when somebody else has unmounted what is over it."""
         return bool(self._waiting)
 
-    def has_room(self, *, held: bool = False) -> bool:
-        """Whether a server can be mounted now; ``held``: its view is to stay plain.
+    def has_room(self) -> bool:
+        """Whether a server can be mounted now.
 
         If something covers the place of one that cannot be hidden, `waits` is true from now on.
         """
@@ -54,7 +54,7 @@ class Stage:
         self._waiting = {
             view.point: view for view in views.planned(self._mount) if view.point in covered
         }
-        return not held and not self._waiting
+        return not self._waiting
 
     def finds_room(self) -> bool:
         """Whether there is room for a server that had none before."""
@@ -162,11 +162,6 @@ class Stage:
         if not self.shows(server):
             self.hide(server, except_for=server)
             self.show(server, None)
-
-    def step_aside(self, server: Server) -> None:
-        """Take everything out of view but the hidden mount of ``server``, which goes on."""
-        self._remember_foreign(server)
-        self._detach(set(self.devices), keep=server.mountpoint)
 
     def remove(self, server: Server) -> None:
         """Take what ``server`` shows out of view."""

@@ -147,15 +147,6 @@ def test_all_killed_beneath_another_mount(covered: Host) -> None:
     gone(covered)
 
 
-def test_a_detached_command_beneath_another_mount(covered: Host) -> None:
-    """While plain directories are asked for, they are in view also when the other mount goes."""
-    detached = covered.detached()
-    uncover(covered)
-    wait_until(lambda: not covered.in_view(), seconds=GONE_SECONDS, what="the plain directories")
-    detached.finish()
-    served(covered)
-
-
 def test_a_bind_mount_beneath_another_mount_comes_back(covered: Host) -> None:
     """A bind mount of ours that somebody covered is dead for nobody, and live again when it is uncovered."""
     uncover(covered)

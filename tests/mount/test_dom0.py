@@ -204,81 +204,67 @@ def test_without_a_runtime_directory_there_is_a_way_out(dom0: Host) -> None:
 
 
 def test_a_command_runs_detached(dom0: Host) -> None:
-    """`certfs detached` shows the plain directories to a command, and attaches again with what it changed."""
+    """`certfs detached` shows a command the plain directories; the host keeps the live ones and follows (I13)."""
     pem = dom0.store.root / "later"
     pem.write_bytes(pki.issue("later").pem)
-    script = "grep -c fuse.certfs.*/etc /proc/self/mounts; cp /etc/later /etc/stunnel/certs-pool/later.pem; exit 7"
-    result = dom0.certfs("detached", "--", "sh", "-c", script, expect=7)
-    assert result.startswith("0\n")
-    wait_until(dom0.presented, what="the mount")
+    script = "grep -c fuse.certfs /proc/self/mounts; cp /etc/later /etc/stunnel/certs-pool/later.pem; exit 7"
+    detached = dom0.detached(script)
+    assert dom0.presented()
+    assert detached.finish() == (7, "go0\n")
     wait_until(lambda: certificates(dom0.tree.pool_bundle) == 3, what="the change")
 
 
-def test_killing_certfs_detached_does_not_attach_over_its_command(dom0: Host) -> None:
-    """When `certfs detached` itself is killed, the mount comes back when the command has ended, and not before."""
-    detached = dom0.detached()
-    detached.command.kill()
-    detached.command.wait(10)
-    # Whatever the supervisor has heard by then: it answers this after that.
-    assert "another restart or detached command is under way" in dom0.certfs("restart", expect=8)
-    assert not dom0.presented()
-    assert detached.finish() == (-signal.SIGKILL, "go")
-    wait_until(dom0.presented, what="the mount")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_to_certfs_detached_is_for_its_command(dom0: Host, number: signal.Signals) -> None:
-    """The command says how it ends, in its own time, and the plain directories are in view until then."""
-    name = number.name.removeprefix("SIG")
+def test_a_command_starts_where_its_caller_is(dom0: Host) -> None:
+    """A working directory that certfs presents is the plain one for the command."""
     script = (
-        f"trap 'sleep 0.3; grep -c fuse.certfs.*/etc /proc/self/mounts; exit 3' {name};"
-        " touch /run/ready; while :; do sleep 0.05; done"
+        "cd /etc/stunnel/certs-pool && exec $0 detached -- sh -c 'stat -f -c %T . && ls && pwd'"
     )
-    # A shell cannot trap what was ignored when it began, as under nohup(1).
-    command = dom0.start(
-        "env", "--default-signal", *dom0.program(), "detached", "--", "sh", "-c", script
-    )
-    wait_until(dom0.inside("/run/ready").exists, what="the command")
-    command.send_signal(number)
-    said, _ = command.communicate(timeout=10)
-    assert (command.returncode, said) == (3, "0\n")
-    wait_until(dom0.presented, what="the mount")
+    said = dom0.run("sh", "-c", script, *dom0.program()).stdout
+    assert said.endswith("0.pem\n1.pem\n/etc/stunnel/certs-pool\n")
+    assert not said.startswith("fuse")
 
 
-def test_a_command_that_a_signal_ends(dom0: Host) -> None:
-    """The exit code is the shell's for that, 128 and the signal's number."""
+def test_a_detached_command_is_a_command_like_any_other(dom0: Host) -> None:
+    """What signals it gets, how it ends and what becomes of a broken pipe is between it and its caller."""
     command = dom0.start(
         *dom0.program(), "detached", "--", "sh", "-c", "touch /run/ready; exec cat /dev/zero"
     )
     wait_until(dom0.inside("/run/ready").exists, what="the command")
     command.terminate()
     command.communicate(timeout=10)
-    assert command.returncode == 128 + signal.SIGTERM
+    assert command.returncode == -signal.SIGTERM
+    piped = f"{dom0.program()[0]} detached -- cat /dev/zero | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+    assert dom0.run("bash", "-c", piped).stdout == f"{128 + signal.SIGPIPE}\n"
+    assert "cannot run nothing" in dom0.certfs("detached", "--", "nothing", expect=127)
 
 
-def test_what_a_command_leaves_running_does_not_keep_the_mount_away(dom0: Host) -> None:
-    """A daemon that a backup starts is none of it."""
-    dom0.certfs("detached", "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 &")
-    wait_until(dom0.presented, what="the mount")
+@pytest.mark.parametrize("change", ["restart", "crash"])
+def test_a_detached_command_keeps_no_server(dom0: Host, change: str) -> None:
+    """A server that is replaced or killed meanwhile ends, and what the command sees stays plain (I17)."""
+    detached = dom0.detached("ls /etc/stunnel/certs-pool")
+    server = dom0.server()
+    if change == "restart":
+        dom0.certfs("restart")
+    else:
+        kill(server)
+        dom0.live_again(time.monotonic(), not_pid=server)
+    wait_until(lambda: not os.path.exists(f"/proc/{server}"), what="the end of the old server")
+    assert detached.finish() == (0, "go0.pem\n1.pem\n")
 
 
-def test_a_detached_command_whose_supervisor_dies(dom0: Host) -> None:
-    """The next supervisor is asked to stand aside as well, and the command's caller learns that there was a gap."""
-    detached = dom0.detached()
-    supervisor = dom0.supervisor()
-    kill(supervisor)
-
-    def asked_again() -> bool:
-        state = dom0.state()
-        return bool(state["supervisor"]["pid"] != supervisor and state["phase"] == "detached")
-
-    wait_until(asked_again, what="the next supervisor")
-    wait_until(lambda: not dom0.presented(), what="the plain directories")
-    exit_code, said = detached.finish()
-    assert exit_code == 9
-    assert "go" in said
-    assert "certfs: the supervisor died while cat ran" in said
-    wait_until(dom0.presented, what="the mount")
+@pytest.mark.parametrize("state", ["unmounted", "dead", "stopped"])
+def test_a_backup_does_not_fail_because_certfs_does(dom0: Host, state: str) -> None:
+    """`certfs detached --if-mounted` runs its command also if nothing is mounted, or nothing answers (I12)."""
+    if state == "unmounted":
+        dom0.certfs("unmount")
+        assert "not mounted" in dom0.certfs("detached", "--", "true", expect=7)
+    elif state == "dead":
+        kill(*dom0.processes())
+    else:
+        os.kill(dom0.server(), signal.SIGSTOP)
+    said = dom0.certfs("detached", "--if-mounted", "--", "cat", "/etc/stunnel/certs-pool/0.pem")
+    assert "BEGIN CERTIFICATE" in said
+    assert ("any may lack the last changes" in said) == (state != "unmounted")
 
 
 def test_unmounting_while_a_command_runs_detached(dom0: Host) -> None:

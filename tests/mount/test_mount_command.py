@@ -88,6 +88,12 @@ class Scene:
         """Whether something is mounted in the scene."""
         return any(point.startswith(f"{self.directory}/") for point in mounts.mountpoints())
 
+    def presented(self) -> bool:
+        """Whether certfs is mounted in the scene, live or dead."""
+        here = os.fsencode(self.directory)
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        return any(here in line and b" - fuse.certfs " in line for line in lines)
+
     def is_clean(self) -> bool:
         """Whether nothing is mounted and no state is left."""
         left = list((self.directory / "run").glob("*/state.json"))
@@ -299,7 +305,7 @@ def test_a_store_can_be_mounted_over_itself(scene: Scene) -> None:
     )
     server, supervisor = (scene.state()[name]["pid"] for name in ("server", "supervisor"))
     kill(supervisor, server)
-    wait_until(lambda: not scene.mounted(), what="the janitor's work")
+    wait_until(lambda: not scene.presented(), what="the janitor's work")
     assert b"CERTIFICATE" in read(scene.store / BUNDLE)
     scene.certfs("mount", "--store", scene.store, scene.store)
     (scene.store / "stunnel" / "certs" / "two.pem").write_bytes(pki.issue("two").pem)
@@ -366,7 +372,7 @@ def test_strange_names(scene: Scene) -> None:
     server, supervisor = (scene.state()[name]["pid"] for name in ("server", "supervisor"))
     assert b"CERTIFICATE" in read(mountpoint / BUNDLE)
     kill(supervisor, server)
-    wait_until(lambda: not scene.mounted(), what="the janitor's work")
+    wait_until(lambda: not scene.presented(), what="the janitor's work")
     scene.certfs("unmount", mountpoint)
     assert list(mountpoint.iterdir()) == []
 
@@ -423,3 +429,56 @@ def test_help_has_examples(scene: Scene) -> None:
     for command in ("mount", "unmount", "restart", "detached", "status", "install-units"):
         assert f"  {command} " in listing
         assert "Example" in scene.certfs(command, "--help")
+
+
+def test_the_backup_of_the_help_holds_the_certificate(scene: Scene) -> None:
+    """What comes into view is the store itself, under the same names: rsync and tar save files, no links (I12)."""
+    mounts.need_root()
+    mounts.need_program("rsync")
+    (scene.directory / "certfs.toml").write_text('[[bundle]]\nsource = "ca"\nbundle = "ca.pem"\n')
+    (scene.store / "ca").mkdir()
+    (scene.store / "ca" / "one.pem").write_bytes(pki.issue("one").pem)
+    scene.mount("--config", scene.directory / "certfs.toml")
+    backup = scene.directory / "backup"
+    command = ("rsync", "-a", f"{scene.mountpoint}/", f"{backup}/")
+    scene.certfs("detached", "--mountpoint", scene.mountpoint, "--", *command)
+    for name in ("ca.pem", "ca/one.pem"):
+        assert b"CERTIFICATE" in (backup / name).read_bytes()
+        assert not (backup / name).is_symlink()
+
+
+def test_plain_is_the_store_itself(scene: Scene) -> None:
+    """A mountpoint beside its store shows the same tree without a server, and nothing after the end (I12, I14)."""
+    mounts.need_root()
+    scene.mount()
+    expected = read(scene.mountpoint / BUNDLE)
+    wait_until(lambda: read(scene.store / BUNDLE) == expected, seconds=60, what="the copy")
+    state = scene.state()
+    kill(state["supervisor"]["pid"], state["server"]["pid"])
+    wait_until(lambda: not scene.presented(), what="the janitor's work")
+    assert os.path.samefile(scene.mountpoint, scene.store)
+    scene.mount()
+    assert not os.path.samefile(scene.mountpoint, scene.store)
+    subprocess.run(["umount", scene.mountpoint], check=True)
+    wait_until(lambda: not scene.mounted(), what="the end of the mount")
+    assert list(scene.mountpoint.iterdir()) == []
+
+
+def test_what_is_mounted_in_the_store_is_in_view_and_stays(scene: Scene) -> None:
+    """File systems below the store are part of plain, and unmounting certfs leaves them where they are (I11, I12)."""
+    mounts.need_root()
+    below = scene.store / "xensource"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "below", below], check=True)
+    try:
+        (below / "file").write_text("below")
+        scene.mount()
+        assert read(scene.mountpoint / "xensource" / "file") == b"below"
+        command = ("cat", scene.mountpoint / "xensource" / "file")
+        said = scene.certfs("detached", "--mountpoint", scene.mountpoint, "--", *command)
+        assert said == "below"
+        scene.certfs("unmount", scene.mountpoint)
+        assert read(below / "file") == b"below"
+        assert list(scene.mountpoint.iterdir()) == []
+    finally:
+        subprocess.run(["umount", below], check=True)

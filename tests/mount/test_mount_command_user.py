@@ -253,13 +253,16 @@ def reads(pid: int, path: Path) -> bool:
 
 
 def test_a_detached_command(user: User) -> None:
-    """`certfs detached` shows plain files to a command and attaches again with what it changed."""
+    """`certfs detached` runs a command with plain files and mounts again with what it changed, also after SIGTERM."""
     pem = user.home / "new.pem"
     pem.write_bytes(pki.issue("new").pem)
-    script = 'test -L "$0/stunnel" && cp "$1" "$0/stunnel/certs/new.pem"'
+    script = (
+        'trap "exit 7" TERM; test -L "$0/stunnel" && cp "$1" "$0/stunnel/certs/new.pem";'
+        " kill -TERM $PPID; while :; do sleep 0.05; done"
+    )
     command = ("sh", "-c", script, user.mountpoint, pem)
-    user.certfs("detached", "--mountpoint", user.mountpoint, "--", *command)
-    wait_until(lambda: user.state()["phase"] == "serving", what="the mount")
+    user.certfs("detached", "--mountpoint", user.mountpoint, "--", *command, expect=7)
+    assert user.state()["phase"] == "serving"
     bundle = user.mountpoint / "stunnel" / "xapi-stunnel-ca-bundle.pem"
     assert "BEGIN CERTIFICATE" in user.run("cat", bundle)
 

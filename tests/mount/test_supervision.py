@@ -244,17 +244,6 @@ def test_nested_binds_are_not_left_dead(dom0: Host) -> None:
     assert "/run/jail\\040dir/certs" not in dom0.certfs_mounts()
 
 
-def test_a_crash_while_detached_keeps_the_plain_directories(dom0: Host) -> None:
-    """A server that dies during `certfs detached` is started again, and shown when the command has ended."""
-    detached = dom0.detached()
-    server = dom0.server()
-    kill(server)
-    wait_until(lambda: dom0.server() not in {0, server}, what="the next server")
-    assert not dom0.presented()
-    detached.finish()
-    wait_until(dom0.presented, what="the mount")
-
-
 def test_the_store_on_a_full_disk_is_served() -> None:
     """With the store on a full file system the mount serves and follows removals; the state is shown (I12)."""
     with host() as made:

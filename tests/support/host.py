@@ -40,7 +40,7 @@ POOL = {"0.pem": pki.issue("host 0"), "1.pem": pki.issue("host 1")}
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """A `certfs detached` whose command waits until somebody writes to ``release``."""
+    """A `certfs detached` whose command waits until something is written to ``release``."""
 
     command: subprocess.Popen[str]
     release: Path
@@ -99,13 +99,14 @@ class Host:
             env=self.environment,
         )
 
-    def detached(self) -> Detached:
-        """Have a command run with the plain directories in view until it is told to finish."""
+    def detached(self, then: str = "true") -> Detached:
+        """Have a shell command run that sees the plain directories, and that ends when it is told to finish."""
         release = self.directory / "release"
         os.mkfifo(release)
-        command = Detached(self.start(*self.program(), "detached", "--", "cat", release), release)
-        wait_until(lambda: self.state()["phase"] == "detached", what="plain directories")
-        return command
+        script = f"touch /run/detached; cat {release}; {then}"
+        started = self.start(*self.program(), "detached", "--", "sh", "-c", script)
+        wait_until(self.inside("/run/detached").exists, what="the command")
+        return Detached(started, release)
 
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run certfs on the host, expect this exit code, and return what it said on both outputs."""
