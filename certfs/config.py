@@ -10,6 +10,7 @@ import re
 import stat
 import tomllib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Annotated
@@ -40,6 +41,7 @@ class _BundleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Dom0Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trees: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    disabled_bundles: tuple[str, ...] = ()
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,9 +88,12 @@ PLATFORM_BUNDLES = (
 """The bundles of a XenServer or XCP-ng host; the last two are those of the newer layout, where it is there."""
 
 
-def load_config(path: str | None) -> Config:
-    """Return what the file at ``path`` says, or the defaults without one; ConfigError names file and key."""
-    return parse_config(path or "defaults", read_config(path))
+def load_config(path: str | None, *, host: bool = False) -> Config:
+    """Return what the file at ``path`` says, or the defaults without one; ConfigError names file and key.
+
+    ``host`` as for ``parse_config``.
+    """
+    return parse_config(path or "defaults", read_config(path), host=host)
 
 
 def read_config(path: str | None) -> bytes:
@@ -107,9 +112,13 @@ def read_config(path: str | None) -> bytes:
         ) from None
 
 
-def parse_config(path: str, content: bytes) -> Config:
-    """Return what ``content`` says, which is that of the file at ``path``; ConfigError names file and key."""
-    return _checked(path, _parsed(path, content))
+def parse_config(path: str, content: bytes, *, host: bool = False) -> Config:
+    """Return what ``content`` says, which is that of the file at ``path``; ConfigError names file and key.
+
+    ``host`` for the mount that presents a host's own directories: the platform's bundles are made beside those that
+    the file names, and every path begins with the name of a presented directory.
+    """
+    return _checked(path, _parsed(path, content), host=host)
 
 
 def _parsed(path: str, content: bytes) -> _File:
@@ -143,7 +152,7 @@ def _struct_of(key: str) -> type[msgspec.Struct]:
     return _BundleTable if key.startswith("bundle[") else _File
 
 
-def _checked(path: str, file: _File) -> Config:
+def _checked(path: str, file: _File, *, host: bool) -> Config:
     """Check what types cannot say."""
     if file.host_uuid is not None:
         _check_uuid(path, file.host_uuid)
@@ -165,20 +174,72 @@ def _checked(path: str, file: _File) -> Config:
             raise ConfigError(
                 f"{path}: dom0.trees: {inner} lies in {outer}", advice=f"present {outer} alone"
             )
-    bundles: tuple[BundleSpec, ...] = PLATFORM_BUNDLES
-    if file.bundle is not None:
-        bundles = tuple(
-            _checked_bundle(path, index, table) for index, table in enumerate(file.bundle)
-        )
-        _check_together(path, bundles)
     return Config(
-        bundles=bundles,
+        bundles=_host_bundles(path, file, trees) if host else _standalone_bundles(path, file),
         host_uuid=file.host_uuid,
         makes_identity=file.bundle is None if file.identity is None else file.identity,
         source_size_limit=file.source_size_limit,
         swap_timeout=float(file.swap_timeout),
         dom0_trees=trees,
     )
+
+
+def _standalone_bundles(path: str, file: _File) -> tuple[BundleSpec, ...]:
+    """Return the bundles of a store of somebody's own: those that the file names, else the platform's."""
+    if file.bundle is None:
+        return PLATFORM_BUNDLES
+    named = _named_bundles(path, file)
+    _check_together(path, named)
+    return tuple(named.values())
+
+
+def _host_bundles(path: str, file: _File, trees: tuple[str, ...]) -> tuple[BundleSpec, ...]:
+    """Return a host's bundles: the platform's, but for those that are turned off or named anew, and the file's own."""
+    disabled = _disabled_bundles(path, file)
+    presented = {os.fsencode(os.path.basename(tree)) for tree in trees}
+    if file.dom0.trees is None:
+        presented.add(os.fsencode(os.path.basename(TRUSTED_CERTS)))  # it may come later
+    named = _named_bundles(path, file)
+    for label, spec in named.items():
+        for key, first in (("source", spec.source[0]), ("bundle", spec.bundle[0])):
+            if first not in presented:
+                names = " or ".join(sorted(os.fsdecode(name) for name in presented))
+                raise ConfigError(
+                    f"{path}: {label}.{key}: no presented directory is called {os.fsdecode(first)!r}",
+                    advice=f"begin the path with {names}, or add the directory to dom0.trees",
+                )
+    replaced = {spec.bundle for spec in named.values()} | disabled
+    bundles = {
+        f"the platform's {_text(spec.bundle)}": spec
+        for spec in PLATFORM_BUNDLES
+        if spec.bundle not in replaced and spec.bundle[0] in presented
+    }
+    bundles |= named
+    _check_together(path, bundles)
+    return tuple(bundles.values())
+
+
+def _disabled_bundles(path: str, file: _File) -> set[tuple[bytes, ...]]:
+    known = {_text(spec.bundle): spec.bundle for spec in PLATFORM_BUNDLES}
+    for name in file.dom0.disabled_bundles:
+        if name not in known:
+            raise ConfigError(
+                f"{path}: dom0.disabled_bundles: {name!r} is no bundle of the platform",
+                advice=f"those are {', '.join(known)}",
+            )
+    return {known[name] for name in file.dom0.disabled_bundles}
+
+
+def _named_bundles(path: str, file: _File) -> dict[str, BundleSpec]:
+    """Return the bundles that the file names, by what an error calls them."""
+    return {
+        f"bundle[{index}]": _checked_bundle(path, index, table)
+        for index, table in enumerate(file.bundle or ())
+    }
+
+
+def _text(path: tuple[bytes, ...]) -> str:
+    return os.fsdecode(b"/".join(path))
 
 
 def _platform_trees() -> tuple[str, ...]:
@@ -228,22 +289,27 @@ def _checked_bundle(path: str, index: int, table: _BundleTable) -> BundleSpec:
     return spec
 
 
-def _check_together(path: str, bundles: tuple[BundleSpec, ...]) -> None:
+def _check_together(path: str, bundles: Mapping[str, BundleSpec]) -> None:
     """Check that no bundle stands in the way of another one or feeds it."""
-    for (index, spec), (other_index, other) in itertools.permutations(enumerate(bundles), 2):
-        name = os.fsdecode(b"/".join(spec.bundle))
-        if spec.bundle == other.bundle:
+    for (label, spec), (other_label, other) in itertools.permutations(bundles.items(), 2):
+        name = _text(spec.bundle)
+        if _same_place(spec.bundle, other.bundle):
             raise ConfigError(
-                f"{path}: bundle[{other_index}].bundle: {name!r} is the bundle of bundle[{index}] too",
+                f"{path}: {other_label}.bundle: {name!r} is the bundle of {label} too",
                 advice="give each its own",
             )
         if spec.bundle in {other.source[: len(spec.bundle)], other.bundle[: len(spec.bundle)]}:
             raise ConfigError(
-                f"{path}: bundle[{index}].bundle: {name!r} is a directory of bundle[{other_index}]",
+                f"{path}: {label}.bundle: {name!r} is a directory of {other_label}",
                 advice="a bundle is a file: give it another name",
             )
         if is_source_name(spec.bundle[-1]) and other.covers(spec.bundle[:-1]):
             raise ConfigError(
-                f"{path}: bundle[{index}].bundle: {name!r} would be a source of bundle[{other_index}]",
+                f"{path}: {label}.bundle: {name!r} would be a source of {other_label}",
                 advice="put it beside the directory of certificates and not into it",
             )
+
+
+def _same_place(bundle: tuple[bytes, ...], other: tuple[bytes, ...]) -> bool:
+    """Tell whether a bundle's path is another one's, or one that the other's pattern may stand for."""
+    return bundle == other or BundleSpec(source=other, bundle=other).covers(bundle)

@@ -94,7 +94,7 @@ def test_who_names_bundles_gets_no_host_certificates(load: Loader) -> None:
     "text, expected",
     [
         ("x = 1", "unknown key x (allowed here: host_uuid, identity, source_size_limit"),
-        ("[dom0]\ntree = []", "unknown key dom0.tree (allowed here: trees)"),
+        ("[dom0]\ntree = []", "unknown key dom0.tree (allowed here: trees, disabled_bundles)"),
         (
             '[[bundle]]\nsource = "a"\nbundle = "b"\nmode = 1',
             "unknown key bundle[0].mode (allowed here: source, bundle)",
@@ -213,6 +213,10 @@ def test_a_pattern_has_one_star_in_each_last_part(load: Loader, source: str, pat
             bundle("p/ca-*", "p/out-*.pem") + bundle("b", "p/ca-1/y.pem"),
             "bundle[1].bundle: 'p/ca-1/y.pem' would be a source of bundle[0]",
         ),
+        (
+            bundle("p/ca-*", "p/out-*.crt") + bundle("b", "p/out-1.crt"),
+            "bundle[0].bundle: 'p/out-1.crt' is the bundle of bundle[1] too",
+        ),
         (bundle("a", ".certfs/status.json"), "cannot be used"),
         (bundle(".certfs", "b"), "cannot be used"),
         (bundle("a", "b" * 241), "cannot be used"),
@@ -259,3 +263,82 @@ def test_bytes_that_are_no_text_are_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(str(tmp_path / "x"))
+
+
+# --- a host's own directories
+
+
+@pytest.fixture
+def load_host(tmp_path: Path) -> Loader:
+    """Give a function that loads the text of the configuration of a host's own mount."""
+
+    def load_text(text: str) -> Config:
+        path = tmp_path / "certfs.toml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(str(path), host=True)
+
+    return load_text
+
+
+OWN = bundle("stunnel/partners", "stunnel/partners.pem")
+
+
+def test_a_host_s_bundles_stay_beside_its_own(load_host: Loader) -> None:
+    """Whoever names a bundle of a host adds it to the platform's."""
+    own = BundleSpec((b"stunnel", b"partners"), (b"stunnel", b"partners.pem"))
+    assert load_host(OWN).bundles == (*PLATFORM_BUNDLES, own)
+
+
+@pytest.mark.parametrize("index", range(len(PLATFORM_BUNDLES)))
+def test_a_bundle_of_the_platform_is_turned_off_by_its_name(load_host: Loader, index: int) -> None:
+    """Each of them alone, with or without bundles of the host's own."""
+    off = PLATFORM_BUNDLES[index]
+    name = b"/".join(off.bundle).decode()
+    left = tuple(spec for spec in PLATFORM_BUNDLES if spec != off)
+    text = f'[dom0]\ndisabled_bundles = ["{name}"]\n'
+    assert load_host(text).bundles == left
+    assert load_host(text + OWN).bundles[:-1] == left
+
+
+def test_a_bundle_of_the_platform_may_be_named_anew(load_host: Loader) -> None:
+    """A bundle with the path of one of the platform's stands for it."""
+    anew = bundle("stunnel/mine", "stunnel/xapi-stunnel-ca-bundle.pem")
+    bundles = {spec.bundle: spec.source for spec in load_host(anew).bundles}
+    assert len(bundles) == len(PLATFORM_BUNDLES)
+    assert bundles[b"stunnel", b"xapi-stunnel-ca-bundle.pem"] == (b"stunnel", b"mine")
+
+
+def test_the_platform_s_bundles_are_those_of_presented_trees(load_host: Loader) -> None:
+    """Who presents one tree alone gets the bundles that lie in it."""
+    bundles = load_host('[dom0]\ntrees = ["/etc/trusted-certs"]').bundles
+    assert {spec.bundle[0] for spec in bundles} == {b"trusted-certs"}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (bundle("certs", "stunnel/x.pem"), "bundle[0].source: no presented directory is called 'certs'"),
+        (bundle("stunnel/certs", "x.pem"), "bundle[0].bundle: no presented directory is called 'x.pem'"),
+        (bundle("etc/stunnel/a", "stunnel/x.pem"), "bundle[0].source: no presented directory is called 'etc'"),
+        (OWN + bundle("*", "stunnel/x-*.pem"), "bundle[1].source: no presented directory is called '*'"),
+        (
+            '[dom0]\ntrees = ["/etc/stunnel"]\n' + bundle("trusted-certs/a", "stunnel/x.pem"),
+            "bundle[0].source: no presented directory is called 'trusted-certs'",
+        ),
+        (
+            bundle("stunnel/a", "stunnel/certs/x.pem"),
+            "'stunnel/certs/x.pem' would be a source of the platform's stunnel/xapi-stunnel-ca-bundle.pem",
+        ),
+        (
+            bundle("trusted-certs/x", "trusted-certs/ca-bundle-general.pem"),
+            "the platform's trusted-certs/ca-bundle-*.pem",
+        ),
+        ('[dom0]\ndisabled_bundles = ["x.pem"]', "dom0.disabled_bundles: 'x.pem' is no bundle of the platform"),
+        ('[dom0]\ndisabled_bundles = "x"', "dom0.disabled_bundles: expected `array`"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_host_s_bundles_is_named(
+    load_host: Loader, text: str, expected: str
+) -> None:
+    """A path that leads nowhere, or into the way of a bundle of the platform, is no bundle."""
+    assert expected in message_of(load_host, text)

@@ -61,7 +61,8 @@ def mount(  # noqa: PLR0913  one for each option
     optional = store is None and config_file is None
     config_file = os.path.abspath(config_file) if config_file else None
     config = load_config(
-        DEFAULT_FILE if optional and os.path.lexists(DEFAULT_FILE) else config_file
+        DEFAULT_FILE if optional and os.path.lexists(DEFAULT_FILE) else config_file,
+        host=store is None,
     )
     if store is not None and mountpoint is not None:
         places = mounting.standalone(store, mountpoint)

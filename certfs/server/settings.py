@@ -26,25 +26,27 @@ class Settings:
     content: bytes
 
     @classmethod
-    def of(cls, file: str | None, content: bytes) -> Self:
+    def of(cls, job: Job, file: str | None, content: bytes) -> Self:
         """Check ``content``; ConfigError names file and key."""
-        return cls(parse_config(file or "defaults", content), file, content)
+        host = job.mount.mode == "dom0"
+        return cls(parse_config(file or "defaults", content, host=host), file, content)
 
     @classmethod
     def choose(cls, job: Job) -> Self:
         """Return what the server of ``job`` is to serve with; ConfigError names file and key."""
-        last = None if job.asked else cls._recall(job.mount.settings_file)
+        last = None if job.asked else cls._recall(job)
         if last is not None:
             return last
         file = job.mount.config_in_use
-        return cls.of(file, read_config(file))
+        return cls.of(job, file, read_config(file))
 
     @classmethod
-    def _recall(cls, path: str) -> Self | None:
+    def _recall(cls, job: Job) -> Self | None:
+        path = job.mount.settings_file
         try:
             with open(path, "rb") as stream:
                 raw = json.load(stream)
-            return cls.of(raw["file"], os.fsencode(raw["content"]))
+            return cls.of(job, raw["file"], os.fsencode(raw["content"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
