@@ -17,7 +17,7 @@ from typing import Annotated
 
 import msgspec
 
-from certfs.core.bundle import WILDCARD, BundleSpec, is_source_name
+from certfs.core.bundle import PLATFORM_BUNDLES, WILDCARD, BundleSpec, is_source_name
 from certfs.errors import ConfigError
 
 DEFAULT_FILE = "/etc/certfs.toml"
@@ -77,15 +77,6 @@ def _spec(source: str, bundle: str) -> BundleSpec:
 
 def _path(path: str) -> tuple[bytes, ...]:
     return tuple(os.fsencode(part) for part in path.split("/"))
-
-
-PLATFORM_BUNDLES = (
-    _spec("stunnel/certs-pool", "stunnel/xapi-pool-ca-bundle.pem"),
-    _spec("stunnel/certs", "stunnel/xapi-stunnel-ca-bundle.pem"),
-    _spec("trusted-certs/ca-*", "trusted-certs/ca-bundle-*.pem"),
-    _spec("trusted-certs/pinned-*", "trusted-certs/pinned-bundle-*.pem"),
-)
-"""The bundles of a XenServer or XCP-ng host; the last two are those of the newer layout, where it is there."""
 
 
 def load_config(path: str | None, *, host: bool = False) -> Config:

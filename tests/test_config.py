@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from certfs.config import PLATFORM_BUNDLES, Config, load_config
-from certfs.core.bundle import BundleSpec
+from certfs.config import Config, load_config
+from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.errors import ConfigError
 
 Loader = Callable[[str], Config]

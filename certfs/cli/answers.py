@@ -16,9 +16,10 @@ from typing import Any, ParamSpec
 import click
 from cryptography import x509
 
+from certfs.cli.places import host_paths
 from certfs.core.text import printable
 from certfs.errors import StoreError
-from certfs.identity.describe import Description, describe
+from certfs.identity.describe import Description, describe, with_colons
 from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
 from certfs.identity.validate import Document, iso
 
@@ -62,8 +63,10 @@ def store_option(function: Callable[P, None]) -> Callable[P, None]:
     )(function)
 
 
-def _host_paths(_context: click.Context, _option: click.Parameter, value: Path | None) -> HostPaths:
-    return DOM0 if value is None else HostPaths.of_store(Path(os.path.abspath(value)))
+def _host_paths(context: click.Context, _option: click.Parameter, value: Path | None) -> HostPaths:
+    if context.resilient_parsing:  # for completion in the shell, which is not to wait for a mount
+        return DOM0 if value is None else HostPaths.of_store(Path(os.path.abspath(value)))
+    return host_paths(value)
 
 
 def dry_run_option(function: Callable[P, None]) -> Callable[P, None]:
@@ -107,7 +110,7 @@ def certificate_lines(certificate: x509.Certificate) -> str:
     return (
         f"  subject   {said.subject}\n"
         f"  valid     {iso(said.not_before)} to {iso(said.not_after)}\n"
-        f"  SHA-256   {said.fingerprint_sha256}"
+        f"  SHA-256   {said.sha256}"
     )
 
 
@@ -123,8 +126,10 @@ def description_lines(said: Description) -> str:
         ("signature", said.signature),
         ("names", ", ".join(said.names) or "none"),
         ("CA", "yes" if said.is_ca else "no"),
-        ("SHA-256", said.fingerprint_sha256),
-        ("SHA-1", said.fingerprint_sha1),
+        ("SHA-256", said.sha256),
+        ("", with_colons(said.sha256)),
+        ("SHA-1", said.sha1),
+        ("", with_colons(said.sha1)),
     )
     return "\n".join(f"{label:<14}{text}" for label, text in rows)
 

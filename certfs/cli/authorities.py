@@ -24,6 +24,7 @@ from certfs.identity.errors import CertificateCorruptError
 from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.listing import Installed, installed
 from certfs.identity.paths import DOM0, HostPaths
+from certfs.identity.trusted import Trusted
 from certfs.identity.validate import iso
 
 
@@ -55,7 +56,8 @@ def pool_install_ca_certificate(
     change = install_authority(
         paths, document, name=name if name is not None else file.name, dry_run=dry_run
     )
-    _tell(change, "trusted", dry_run=dry_run, as_json=as_json)
+    untrusted = () if dry_run else _not_trusted(change)
+    _tell(change, "installed", dry_run=dry_run, as_json=as_json, still=untrusted)
 
 
 @click.command(
@@ -70,9 +72,9 @@ def pool_install_ca_certificate(
 def pool_uninstall_ca_certificate(
     *, name: str, force: bool, paths: HostPaths, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove the file NAME from certs: its certificates are not trusted any more."""
+    """Remove the file NAME from certs, and say whether its certificates are trusted through another one."""
     change = uninstall_authority(paths, name, force=force, dry_run=dry_run)
-    _tell(change, "not trusted any more", dry_run=dry_run, as_json=as_json)
+    _tell(change, "removed", dry_run=dry_run, as_json=as_json, still=_still_trusted(change))
 
 
 @click.command(
@@ -123,24 +125,66 @@ def certificate_show(*, file: Path, as_json: bool) -> None:
     say("\n\n".join(description_lines(describe(one)) for one in certificates))
 
 
-def _tell(change: AuthorityChange, said: str, *, dry_run: bool, as_json: bool) -> None:
-    changed = change.changed and not dry_run
+def _not_trusted(change: AuthorityChange) -> tuple[str, ...]:
+    """Return a warning if no bundle has what was just installed."""
+    trusted = {found.sha256 for found in change.trusted if found.is_same}
+    missing = [one for one in change.certificates if fingerprint(one) not in trusted]
+    return tuple(
+        f"{name_text(one.subject)} is in no bundle: {change.path.parent} is not the source of one that is made here"
+        for one in missing
+    )
+
+
+def _still_trusted(change: AuthorityChange) -> tuple[str, ...]:
+    """Return a sentence for each bundle through which what was just removed is trusted."""
+    names = {fingerprint(one): name_text(one.subject) for one in change.certificates}
+    return tuple(
+        f"{names.get(found.sha256, found.sha256)} is still trusted: {found.bundle} has "
+        f"{'it' if found.is_same else 'another certificate with its name and key'}{_through(found)}"
+        for found in change.trusted
+    )
+
+
+def _through(found: Trusted) -> str:
+    if found.files:
+        return f" through {' and '.join(map(str, found.files))}"
+    return f", which {found.source} has not: it is being replaced, or the bundle does not follow it"
+
+
+def _tell(
+    change: AuthorityChange, said: str, *, dry_run: bool, as_json: bool, still: tuple[str, ...]
+) -> None:
+    warnings = (*change.warnings, *still)
     if as_json:
         answer = {
             "path": change.path,
-            "changed": changed,
+            "changed": change.changed and not dry_run,
             "certificates": change.certificates,
-            "warnings": change.warnings,
+            "trusted": change.trusted,
+            "warnings": warnings,
         }
         click.echo(to_json(answer))
         return
     if not change.changed:
         say(f"{change.path} does not exist: nothing to do")
         return
-    say(f"{change.path}: {'would be ' if dry_run else ''}{said}")
+    say(
+        f"{change.path}: {'would be ' if dry_run else ''}{said}{_conclusion(change, said, dry_run=dry_run)}"
+    )
     for certificate in change.certificates:
         say(certificate_lines(certificate))
-    warn(*(f"warning: {warning}" for warning in change.warnings))
+    warn(*(f"warning: {warning}" for warning in warnings))
+
+
+def _conclusion(change: AuthorityChange, said: str, *, dry_run: bool) -> str:
+    """Say what has become of the trust in all certificates of the file, where it is the same for all of them."""
+    if dry_run or not change.certificates:
+        return ""
+    held = {found.sha256 for found in change.trusted}
+    fingerprints = {fingerprint(one) for one in change.certificates}
+    if said == "removed":
+        return "" if held else "; not trusted any more"
+    return "; trusted" if fingerprints <= held else ""
 
 
 def _row(file: Installed) -> dict[str, object]:

@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from certfs.cli.places import find_place, opened, with_place
+from certfs.cli.places import find_place, items_of, opened, with_place
 from certfs.core.certificate import Severity
 from certfs.core.text import printable
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
-from certfs.store.inspection import Item, inspect
+from certfs.store.inspection import Item
 
 _WARNING_DAYS = 30
 _INSTALLED = {(b"stunnel", b"certs"), (b"stunnel", b"certs-pool")}
@@ -55,14 +55,15 @@ def check(
             # The validity of what a host has installed is judged with the host's own files, as the platform alerts it.
             judges_validity = place.paths is None or bundle.spec.source not in _INSTALLED
             judgements.extend(
-                _judge_bundle(list(inspect(bundle)), now if judges_validity else None)
+                _judge_bundle(items_of(place, bundle), now if judges_validity else None)
             )
-    if place.paths is not None:
+    host = place.host
+    if host is not None:
         judgements.extend(
             _Judgement(
                 int(found.severity), found.name, printable(str(found.file)), found.what, found.mend
             )
-            for found in judge(place.paths, now=now)
+            for found in judge(host, now=now)
         )
     worst = max((judgement.severity for judgement in judgements), default=0)
     if as_json:

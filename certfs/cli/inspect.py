@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from certfs.cli.places import find_place, opened, with_place
+from certfs.cli.places import find_place, items_of, opened, with_place
 from certfs.core.certificate import Severity
 from certfs.core.text import printable
-from certfs.store.inspection import Item, inspect
+from certfs.store.inspection import Item
 
 
 def _object(item: Item, now: datetime) -> dict[str, Any]:
@@ -48,11 +48,12 @@ def list_(
 ) -> None:
     """List each certificate of each bundle with its source, and what was left out with the reason.
 
-    Without MOUNTPOINT it is this host's /etc/stunnel, mounted or not.
+    Without MOUNTPOINT it is this host, mounted or not. On a mount it is what is served at this moment.
     """
     now = datetime.now(UTC)
-    with opened(find_place(mountpoint, store, config_file)) as trust:
-        items = [item for bundle in trust.bundles for item in inspect(bundle)]
+    place = find_place(mountpoint, store, config_file)
+    with opened(place) as trust:
+        items = [item for bundle in trust.bundles for item in items_of(place, bundle)]
     if as_json:
         click.echo(json.dumps([_object(item, now) for item in items], indent=2))
     else:

@@ -1,6 +1,7 @@
-"""Where ``certfs list`` and ``certfs check`` look: a mount, a store that is not mounted, or this host itself.
+"""Where the commands look: a mount, a store that is not mounted, or this host itself.
 
-Owns finding out which bundles there are and reading their sources; needs nobody to be serving.
+Owns finding out which bundles there are, by what a running mount says of itself or else by the configuration, and
+reading their sources. Needs nobody to be serving.
 """
 
 import errno
@@ -9,16 +10,24 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
+from certfs.client.mount import canonical
+from certfs.client.query import ask_instance
 from certfs.config import DEFAULT_FILE, Config, load_config
-from certfs.core.bundle import BundleSpec
+from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
+from certfs.core.certificate import Severity, parse_source
 from certfs.core.text import printable
-from certfs.errors import NotMountedError, StoreError
+from certfs.errors import ConfigError, NotMountedError, StoreError
+from certfs.identity.bundles import expand_bundles
 from certfs.identity.paths import DOM0, HostPaths
+from certfs.protocol import state_file
+from certfs.store.inspection import Item, inspect
+from certfs.store.live import LiveBundle
 from certfs.store.roles import Roots
 from certfs.store.trust import Trust
 
@@ -29,41 +38,121 @@ _DEAD = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to look: the ``roots`` of a store or a mount, what bundles there are, and the host's own directories."""
+    """Where to look: the ``roots`` of a store or a mount, what bundles there are, and the host's own directories.
+
+    ``is_live`` if a mount makes the bundles that are seen there.
+    """
 
     roots: dict[bytes, str]
     specs: tuple[BundleSpec, ...]
     config: Config
     paths: HostPaths | None
+    is_live: bool = False
+
+    @property
+    def host(self) -> HostPaths | None:
+        """The host's own directories with its bundles: also the platform's that nothing makes here."""
+        if self.paths is None:
+            return None
+        trees = {name: os.fsencode(path) for name, path in self.roots.items()}
+        places = expand_bundles(trees, (*self.specs, *PLATFORM_BUNDLES))
+        by_bundle = {place.bundle: place for place in reversed(tuple(places))}
+        return replace(self.paths, bundles=tuple(reversed(by_bundle.values())))
+
+    def path(self, components: tuple[bytes, ...]) -> str:
+        """Return the absolute path of what has this path from the root of the mount."""
+        if b"" in self.roots:
+            return os.fsdecode(b"/".join((os.fsencode(self.roots[b""]), *components)))
+        return os.fsdecode(b"/".join((os.fsencode(self.roots[components[0]]), *components[1:])))
 
 
 def find_place(mountpoint: str | None, store: str | None, config_file: str | None) -> Place:
-    """Return the place that the command line names; CertfsError where there is nothing to look at."""
+    """Return the place that the command line names; CertfsError where there is nothing to look at.
+
+    A directory of the host's own mount, such as /etc/stunnel, stands for the host.
+    """
     if mountpoint is not None and store is not None:
         raise click.UsageError("MOUNTPOINT and --store exclude each other")
-    if (
-        config_file is None
-        and os.path.lexists(DEFAULT_FILE)
-        and store is None
-        and mountpoint is None
-    ):
-        config_file = DEFAULT_FILE
-    config = load_config(config_file)
     if store is not None:
+        if config_file is None and (status := _status_of(store)) is not None:
+            return _mounted(store, status, None)
+        config = load_config(config_file)
         return _standalone(store, config.bundles, config)
-    if mountpoint is not None:
-        return _mounted(mountpoint, config_file)
+    if mountpoint is None or canonical(mountpoint) in _host_trees(config_file):
+        return _host(config_file)
+    status = _status_of(mountpoint)
+    if status is None:
+        raise NotMountedError(
+            f"{mountpoint} is not a certfs mount",
+            advice="name where it is mounted, or --store DIR for a store",
+        )
+    return _mounted(mountpoint, status, config_file)
+
+
+def host_paths(store: Path | None) -> HostPaths:
+    """Return the directories and bundles of the host, or of a store or mount, as they are served now."""
+    if store is not None:
+        paths = HostPaths.of_store(Path(os.path.abspath(store)))
+        status = _status_of(str(store))
+        if status is None:
+            return paths
+        place = Place({b"": str(paths.root)}, _specs_of(status), load_config(None), paths)
+        return place.host or paths
+    try:
+        return _host(None).host or DOM0
+    except NotMountedError:
+        return DOM0
+    except ConfigError as error:
+        # A certificate can be installed all the same, and whoever mounts is told.
+        click.echo(f"warning: {error}; the platform's bundles are assumed", err=True)
+        return DOM0
+
+
+def _host_trees(config_file: str | None) -> set[str]:
+    status = _host_status()
+    if status is not None:
+        return {mount["target"] for mount in status["mounts"]}
+    return {canonical(tree) for tree in _host_config(config_file).dom0_trees}
+
+
+def _host_config(config_file: str | None) -> Config:
+    if config_file is None and os.path.lexists(DEFAULT_FILE):
+        config_file = DEFAULT_FILE
+    return load_config(config_file, host=True)
+
+
+def _host(config_file: str | None) -> Place:
+    status = _host_status() if config_file is None else None
+    if status is None:
+        config = _host_config(config_file)
+        candidates, specs = config.dom0_trees, config.bundles
+    else:
+        config = _config_of(status, host=True)
+        candidates = tuple(mount["target"] for mount in status["mounts"])
+        specs = _specs_of(status)
     trees = {
-        os.fsencode(os.path.basename(tree)): tree
-        for tree in config.dom0_trees
-        if _is_directory(tree)
+        os.fsencode(os.path.basename(tree)): tree for tree in candidates if _is_directory(tree)
     }
     if not trees:
         raise NotMountedError(
-            f"there is no {' or '.join(config.dom0_trees)} on this host",
+            f"there is no {' or '.join(candidates)} on this host",
             advice="name a MOUNTPOINT, or --store DIR",
         )
-    return Place(trees, config.bundles, config, DOM0)
+    return Place(trees, specs, config, DOM0, is_live=status is not None)
+
+
+def _host_status() -> dict[str, Any] | None:
+    """Return what the host's own mount says of itself; None if there is none that answers this user."""
+    answer = ask_instance(f"{state_file.runtime_directory()}/dom0")
+    return None if answer is None else answer.report
+
+
+def _config_of(status: dict[str, Any], *, host: bool) -> Config:
+    """Return the configuration that a mount serves by; its file may have become unusable meanwhile."""
+    try:
+        return load_config(status["config_file"], host=host)
+    except ConfigError:
+        return load_config(None, host=host)
 
 
 def _is_directory(path: str) -> bool:
@@ -82,36 +171,73 @@ def _dead_mount(path: str, error: OSError) -> StoreError:
     )
 
 
-def _standalone(directory: str, specs: tuple[BundleSpec, ...], config: Config) -> Place:
+def _standalone(
+    directory: str, specs: tuple[BundleSpec, ...], config: Config, *, is_live: bool = False
+) -> Place:
     path = os.path.abspath(directory)
     platform = any(spec.source[0] == b"stunnel" for spec in specs)
-    from pathlib import Path  # noqa: PLC0415 - HostPaths speaks Path, nothing else here does
+    paths = HostPaths.of_store(Path(path)) if platform else None
+    return Place({b"": path}, specs, config, paths, is_live)
 
-    return Place({b"": path}, specs, config, HostPaths.of_store(Path(path)) if platform else None)
 
-
-def _mounted(mountpoint: str, config_file: str | None) -> Place:
-    """Return the place that a mount is: it says itself which bundles it has, and how it is configured."""
+def _status_of(mountpoint: str) -> dict[str, Any] | None:
+    """Return what a mount says of itself: which bundles it has, and how it is configured. None if it is none."""
     try:
         with open(os.path.join(mountpoint, _STATUS), "rb") as file:
-            status = json.load(file)
-        specs = tuple(
-            BundleSpec(_components(bundle["source"]), _components(bundle["bundle"]))
-            for bundle in status["bundles"]
-        )
-        config_file = config_file or status["config_file"]
+            status: dict[str, Any] = json.load(file)
+        _specs_of(status), status["config_file"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         if isinstance(e, OSError) and e.errno in _DEAD:
             raise _dead_mount(mountpoint, e) from None
-        raise NotMountedError(
-            f"{mountpoint} is not a certfs mount",
-            advice="name where it is mounted, or --store DIR for a store",
-        ) from None
-    return _standalone(mountpoint, specs, load_config(config_file))
+        return None
+    return status
+
+
+def _mounted(mountpoint: str, status: dict[str, Any], config_file: str | None) -> Place:
+    config = load_config(config_file) if config_file else _config_of(status, host=False)
+    return _standalone(mountpoint, _specs_of(status), config, is_live=True)
+
+
+def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
+    return tuple(
+        BundleSpec(_components(bundle["source"]), _components(bundle["bundle"]))
+        for bundle in status["bundles"]
+    )
 
 
 def _components(path: str) -> tuple[bytes, ...]:
     return tuple(os.fsencode(part) for part in path.split("/"))
+
+
+def items_of(place: Place, bundle: LiveBundle) -> list[Item]:
+    """Return what a bundle holds and what was left out of it; where a mount makes it, what is served counts."""
+    items = list(inspect(bundle))
+    return list(_as_served(place, bundle, items)) if place.is_live else items
+
+
+def _as_served(place: Place, bundle: LiveBundle, items: list[Item]) -> Iterator[Item]:
+    try:
+        with open(place.path(bundle.spec.bundle), "rb") as file:
+            served = {one.fingerprint: one for one in parse_source(file.read()).certificates}
+    except FileNotFoundError:
+        served = {}
+    for item in items:
+        known = None if item.certificate is None else item.certificate.fingerprint
+        if not item.included or known in served:
+            yield item
+        else:
+            yield replace(item, included=False, reason="not in the bundle yet: it is being written")
+    listed = {item.certificate.fingerprint for item in items if item.certificate is not None}
+    for fingerprint, certificate in served.items():
+        if fingerprint not in listed:
+            yield Item(
+                b"/".join(bundle.spec.bundle),
+                b"/".join(bundle.spec.source),
+                certificate,
+                included=True,
+                severity=Severity.NOTE,
+                reason="kept while its directory is replaced",
+            )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What a bundle is: where it comes from (``BundleSpec``) and what it holds at one moment (``Generation``).
 
-Owns both values, and the pattern rule by which one specification stands for many bundles.
+Owns both values, the pattern rule by which one specification stands for many bundles, and the platform's bundles.
 """
 
 from dataclasses import dataclass
@@ -52,6 +52,22 @@ class BundleSpec:
         middle = directory[len(head) : len(directory) - len(tail)]
         bundle = self.bundle[-1].replace(WILDCARD, middle)
         return BundleSpec((*self.source[:-1], directory), (*self.bundle[:-1], bundle))
+
+
+def _spec(source: str, bundle: str) -> BundleSpec:
+    return BundleSpec(
+        tuple(part.encode() for part in source.split("/")),
+        tuple(part.encode() for part in bundle.split("/")),
+    )
+
+
+PLATFORM_BUNDLES = (
+    _spec("stunnel/certs-pool", "stunnel/xapi-pool-ca-bundle.pem"),
+    _spec("stunnel/certs", "stunnel/xapi-stunnel-ca-bundle.pem"),
+    _spec("trusted-certs/ca-*", "trusted-certs/ca-bundle-*.pem"),
+    _spec("trusted-certs/pinned-*", "trusted-certs/pinned-bundle-*.pem"),
+)
+"""The bundles of a XenServer or XCP-ng host; the last two are those of the newer layout, where it is there."""
 
 
 @dataclass(frozen=True, slots=True)

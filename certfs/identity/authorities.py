@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from certfs.core.certificate import Severity, parse_source
+from certfs.core.certificate import Severity, SourceContent, parse_source
 from certfs.errors import CertfsError, PrivilegeError
 from certfs.identity.bundles import update_plain_bundle
 from certfs.identity.errors import (
@@ -35,6 +35,7 @@ from certfs.identity.paths import (
     open_directory,
     read_file,
 )
+from certfs.identity.trusted import Trusted, trusted_through
 from certfs.identity.validate import Document, validate_name
 from certfs.store.atomic import create_exclusive
 
@@ -44,12 +45,16 @@ _REHASH_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChange:
-    """A file of ``certs`` that came or went; ``changed`` is False if there was nothing to do."""
+    """A file of ``certs`` that came or went; ``changed`` is False if there was nothing to do.
+
+    ``trusted`` is through which bundles its certificates are trusted afterwards; nothing after a dry run.
+    """
 
     path: Path
     certificates: tuple[x509.Certificate, ...]
     changed: bool
     warnings: tuple[str, ...] = ()
+    trusted: tuple[Trusted, ...] = ()
 
 
 def install_authority(
@@ -90,8 +95,11 @@ def install_authority(
                     create_exclusive(certs, os.fsencode(name), data, mode=PUBLIC_MODE)
                 except FileExistsError:
                     raise _already_exists(path) from None
-    warnings = () if dry_run else _after_change(paths)
-    return AuthorityChange(path, certificates, changed=True, warnings=warnings)
+    if dry_run:
+        return AuthorityChange(path, certificates, changed=True)
+    warnings = _after_change(paths)
+    trusted = trusted_through(paths, content.certificates)
+    return AuthorityChange(path, certificates, changed=True, warnings=warnings, trusted=trusted)
 
 
 def uninstall_authority(
@@ -108,11 +116,14 @@ def uninstall_authority(
                 f"{path} does not exist",
                 advice="pool-certificate-list shows what is installed; --force ignores this",
             )
-        certificates = _certificates(certs, os.fsencode(name))
-        if not dry_run:
-            _remove(certs, path)
-    warnings = () if dry_run else _after_change(paths)
-    return AuthorityChange(path, certificates, changed=True, warnings=warnings)
+        content = _content(certs, os.fsencode(name))
+        certificates = _shown(content)
+        if dry_run:
+            return AuthorityChange(path, certificates, changed=True)
+        _remove(certs, path)
+    warnings = _after_change(paths)
+    trusted = trusted_through(paths, content.certificates)
+    return AuthorityChange(path, certificates, changed=True, warnings=warnings, trusted=trusted)
 
 
 @contextlib.contextmanager
@@ -151,12 +162,17 @@ def _already_exists(path: Path) -> CertificateAlreadyExistsError:
     )
 
 
-def _certificates(certs: int, name: bytes) -> tuple[x509.Certificate, ...]:
+def _content(certs: int, name: bytes) -> SourceContent:
     """Return what can be read of a file that is about to go."""
     with contextlib.suppress(OSError):
-        certificates = parse_certificates(read_file(name, within=certs))
-        return certificates if isinstance(certificates, tuple) else ()
-    return ()
+        return parse_source(read_file(name, within=certs))
+    return SourceContent()
+
+
+def _shown(content: SourceContent) -> tuple[x509.Certificate, ...]:
+    """Return the certificates of a file that can be shown to people."""
+    certificates = parse_certificates(b"".join(one.pem for one in content.certificates))
+    return certificates if isinstance(certificates, tuple) else ()
 
 
 def _remove(certs: int, path: Path) -> None:

@@ -1,23 +1,23 @@
-"""The plain bundles of a host whose directories no certfs serves at the moment.
+"""The bundles of a host as plain files: where they are, whether they are current, and bringing them up to date.
 
-Owns bringing them up to date after a change of their sources, as the platform's own commands do by
-its script. On a mount there is nothing to do: the bundles follow by themselves, and a mount that
-comes later writes the plain copies anew (promise I12). Must not know the configuration: these are
-the platform's two bundles.
+Owns what the platform's script does after a change, for a bundle that no mount of certfs makes: nothing is mounted, or
+the configuration turns it off. On a mount there is nothing to do: the bundles follow by themselves, and a mount that
+comes later writes the plain copies anew (promise I12). Which bundles a host has is said by the caller in
+``HostPaths.bundles``; without it they are the platform's.
 """
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from certfs.core.bundle import is_source_name
+from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec, is_source_name
 from certfs.core.catalog import Catalog, Source
-from certfs.core.certificate import parse_source
+from certfs.core.certificate import Certificate, parse_source
 from certfs.identity.paths import (
-    CERTS,
-    CERTS_POOL,
     PUBLIC_MODE,
+    BundlePlace,
     HostPaths,
     file_errors,
     open_directory,
@@ -25,16 +25,152 @@ from certfs.identity.paths import (
 )
 from certfs.store.atomic import write_atomic
 
-BUNDLES = {CERTS: b"xapi-stunnel-ca-bundle.pem", CERTS_POOL: b"xapi-pool-ca-bundle.pem"}
-"""Source directory and bundle, both in ``stunnel``."""
-
 _FILESYSTEM_TYPE = "fuse.certfs"
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
+_BACKUP_SUFFIX = b".bk"
+_BUNDLE_LIMIT = 256 << 20
+"""Bytes of a plain bundle: more than 100,000 certificates."""
 
 
-def is_served(directory: Path) -> bool:
+def bundle_places(paths: HostPaths) -> tuple[BundlePlace, ...]:
+    """Return where each bundle of the host is, or would be; those of a pattern by the directories that there are."""
+    if paths.bundles is not None:
+        return paths.bundles
+    trees = {
+        b"stunnel": os.fsencode(paths.stunnel),
+        b"trusted-certs": os.fsencode(paths.trusted_certs),
+    }
+    return tuple(expand_bundles(trees, PLATFORM_BUNDLES))
+
+
+def expand_bundles(
+    trees: Mapping[bytes, bytes], specs: Iterable[BundleSpec]
+) -> Iterator[BundlePlace]:
+    """Yield the places of the bundles of ``specs``; ``trees`` are directories by the first part of a path.
+
+    The tree with the empty name is the root of all paths.
+    """
+    for spec in specs:
+        for one in _expand(trees, spec):
+            source, bundle = _located(trees, one.source), _located(trees, one.bundle)
+            if source is not None and bundle is not None:
+                yield BundlePlace(Path(os.fsdecode(source)), Path(os.fsdecode(bundle)))
+
+
+def _expand(trees: Mapping[bytes, bytes], spec: BundleSpec) -> Iterator[BundleSpec]:
+    if not spec.is_pattern:
+        yield spec
+        return
+    names = _directories(_located(trees, spec.source[:-1]))
+    # A bundle whose directory has gone is found by its own name.
+    inverse = BundleSpec(source=spec.bundle, bundle=spec.source)
+    for name in _names(_located(trees, spec.bundle[:-1])):
+        found = inverse.expand(name)
+        if found is not None:
+            names.add(found.bundle[-1])
+    for name in sorted(names):
+        found = spec.expand(name)
+        if found is not None:
+            yield found
+
+
+def _located(trees: Mapping[bytes, bytes], path: tuple[bytes, ...]) -> bytes | None:
+    if b"" in trees:
+        return b"/".join((trees[b""], *path))
+    return b"/".join((trees[path[0]], *path[1:])) if path and path[0] in trees else None
+
+
+def _directories(parent: bytes | None) -> set[bytes]:
+    return {
+        name
+        for name in _names(parent)
+        if not name.endswith(_BACKUP_SUFFIX) and os.path.isdir(os.path.join(parent or b"", name))
+    }
+
+
+def _names(directory: bytes | None) -> list[bytes]:
+    with contextlib.suppress(OSError):
+        return os.listdir(directory) if directory is not None else []
+    return []
+
+
+def update_plain_bundle(paths: HostPaths, source: bytes) -> None:
+    """Write the bundles of the source directory ``source`` of ``stunnel`` anew where no mount makes them.
+
+    A bundle without a certificate is removed (promise I7). Raises ``StoreError``.
+    """
+    update_bundles_of(paths, paths.stunnel / os.fsdecode(source))
+
+
+def update_bundles_of(paths: HostPaths, source: Path) -> None:
+    """Do so for a source directory anywhere."""
+    for place in bundle_places(paths):
+        if place.source == source:
+            update_bundle(place)
+
+
+def update_bundle(place: BundlePlace) -> None:
+    """Write one bundle anew from its source directory where no mount makes it. Raises ``StoreError``."""
+    with file_errors(place.bundle):
+        if is_made_by_a_mount(place):
+            return
+        name = os.fsencode(place.bundle.name)
+        content = _content(place.source)
+        with open_directory(place.bundle.parent) as directory:
+            if not content:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+            elif content != _present(place.bundle):
+                try:
+                    write_atomic(directory, name, content, mode=PUBLIC_MODE)
+                except PermissionError:
+                    if not is_made_by_a_mount(place):  # by now it may be
+                        raise
+
+
+def is_stale(place: BundlePlace) -> bool:
+    """Tell whether a plain bundle holds other certificates than its source directory.
+
+    How they are written does not matter: the platform's script copies files as they are. A bundle
+    that a mount makes is never stale. Raises ``OSError``.
+    """
+    if is_made_by_a_mount(place):
+        return False
+    wanted = parse_source(_content(place.source)).certificates
+    return {one.fingerprint for one in wanted} != {
+        one.fingerprint for one in certificates_in_bundle(place.bundle)
+    }
+
+
+def certificates_in_bundle(bundle: Path) -> tuple[Certificate, ...]:
+    """Return the certificates that a reader of a bundle gets now; none where it cannot be read."""
+    return parse_source(_present(bundle)).certificates
+
+
+def is_made_by_a_mount(place: BundlePlace) -> bool:
+    """Tell whether a live mount of certfs makes this bundle, which its file alone does not show.
+
+    On a mount it is immutable by nature: opened for writing it answers EPERM (promise I8). A file that the mount
+    passes through does not. One that is missing is not made, or it has no certificate, which comes to the same.
+    """
+    if not _is_on_a_mount(place.bundle.parent):
+        return False
+    try:
+        os.close(os.open(place.bundle, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return False
+    except PermissionError as error:
+        # EACCES: this user may not know. Who may not write it does not have to.
+        return error.errno in {errno.EPERM, errno.EACCES}
+    return False
+
+
+def _is_on_a_mount(directory: Path) -> bool:
     """Tell whether ``directory`` is on a live mount of certfs (proc(5), mountinfo)."""
-    device = directory.stat().st_dev
+    try:
+        device = directory.stat().st_dev
+    except FileNotFoundError:
+        return False
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in _MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
@@ -43,45 +179,10 @@ def is_served(directory: Path) -> bool:
     return False
 
 
-def update_plain_bundle(paths: HostPaths, source: bytes) -> None:
-    """Write the bundle of the source directory ``source`` anew if nobody synthesises it.
-
-    A bundle without a certificate is removed (promise I7). Raises ``StoreError``.
-    """
-    bundle = BUNDLES[source]
-    with file_errors(paths.stunnel / os.fsdecode(bundle)):
-        if is_served(paths.stunnel):
-            return
-        with open_directory(paths.stunnel) as stunnel:
-            content = _bundle_content(stunnel, source)
-            if not content:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(bundle, dir_fd=stunnel)
-            elif content != _present(stunnel, bundle):
-                write_atomic(stunnel, bundle, content, mode=PUBLIC_MODE)
-
-
-def is_stale(paths: HostPaths, source: bytes) -> bool:
-    """Tell whether a plain bundle holds other certificates than its source directory.
-
-    How they are written does not matter: the platform's script copies files as they are. On a mount
-    nothing is ever stale. Raises ``OSError``.
-    """
-    if is_served(paths.stunnel):
-        return False
-    with open_directory(paths.stunnel) as stunnel:
-        wanted = parse_source(_bundle_content(stunnel, source)).certificates
-        present = parse_source(_present(stunnel, BUNDLES[source])).certificates
-    return {one.fingerprint for one in wanted} != {one.fingerprint for one in present}
-
-
-def _bundle_content(stunnel: int, source: bytes) -> bytes:
+def _content(source: Path) -> bytes:
     catalog = Catalog()
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open_directory(source, within=stunnel) as directory,
-    ):
-        catalog.update(dict(_sources(directory)))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_directory(source) as fd:
+        catalog.update(dict(_sources(fd)))
     view = catalog.snapshot()
     return view.read(0, view.size)
 
@@ -94,7 +195,7 @@ def _sources(directory: int) -> Iterator[tuple[bytes, Source]]:
                 yield name, Source(parse_source(read_file(name, within=directory)))
 
 
-def _present(stunnel: int, bundle: bytes) -> bytes:
+def _present(bundle: Path) -> bytes:
     with contextlib.suppress(OSError):
-        return read_file(bundle, within=stunnel)
+        return read_file(bundle, limit=_BUNDLE_LIMIT)
     return b""

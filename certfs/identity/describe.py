@@ -1,7 +1,7 @@
 """A certificate in words and numbers that a person or a program can read.
 
-Owns what is said of a certificate and how fingerprints are written: as the platform does, SHA-256
-in upper-case hexadecimal pairs with colons. Must not know how it is laid out on a screen.
+Owns what is said of a certificate, and the one form of each thing in every text, log and JSON: fingerprints in bare
+lower-case hexadecimal, serial numbers as openssl prints them. Must not know how it is laid out on a screen.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Description:
     signature: str
     names: tuple[str, ...]
     is_ca: bool
-    fingerprint_sha256: str
-    fingerprint_sha1: str
+    sha256: str
+    sha1: str
 
 
 def describe(certificate: x509.Certificate) -> Description:
@@ -41,15 +41,15 @@ def describe(certificate: x509.Certificate) -> Description:
     return Description(
         subject=name_text(certificate.subject),
         issuer=name_text(certificate.issuer),
-        serial_number=f"{certificate.serial_number:X}",
+        serial_number=_serial_number(certificate.serial_number),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
         key=_key(certificate),
         signature=signature_name(certificate),
         names=_names(certificate),
         is_ca=_is_ca(certificate),
-        fingerprint_sha256=fingerprint(certificate),
-        fingerprint_sha1=_hexadecimal(certificate.fingerprint(hashes.SHA1())),  # noqa: S303 - the platform shows it too
+        sha256=fingerprint(certificate),
+        sha1=certificate.fingerprint(hashes.SHA1()).hex(),  # noqa: S303 - the platform shows it too
     )
 
 
@@ -59,12 +59,19 @@ def name_text(name: x509.Name) -> str:
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate as the platform writes it."""
-    return _hexadecimal(certificate.fingerprint(hashes.SHA256()))
+    """Return the SHA-256 of a certificate in bare lower-case hexadecimal."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def _hexadecimal(digest: bytes) -> str:
-    return digest.hex(":").upper()
+def with_colons(digest: str) -> str:
+    """Return a fingerprint as the platform and openssl print it: upper-case pairs with colons."""
+    return bytes.fromhex(digest).hex(":").upper()
+
+
+def _serial_number(number: int) -> str:
+    """Return a serial number as openssl prints it: pairs of upper-case digits, also the first."""
+    digits = f"{abs(number):X}"
+    return ("-" if number < 0 else "") + "0" * (len(digits) % 2) + digits
 
 
 def _key(certificate: x509.Certificate) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certfs.core.text import printable
-from certfs.identity.bundles import BUNDLES, is_stale
+from certfs.identity.bundles import bundle_places, is_stale
 from certfs.identity.describe import name_text
 from certfs.identity.expiry import Alert, alert
 from certfs.identity.finding import Finding, Severity
@@ -259,16 +259,16 @@ def _other_certificates(host: _Host) -> Iterator[Finding]:
 
 
 def _bundles(host: _Host) -> Iterator[Finding]:
-    for source, bundle in BUNDLES.items():
+    for place in bundle_places(host.paths):
         with contextlib.suppress(OSError):
-            if is_stale(host.paths, source):
+            if is_stale(place):
                 yield Finding(
                     Severity.WARNING,
                     "BUNDLE_STALE",
-                    host.paths.stunnel / os.fsdecode(bundle),
-                    f"holds other certificates than {os.fsdecode(source)}, and no certfs is mounted",
+                    place.bundle,
+                    f"holds other certificates than {place.source}, and no certfs makes it",
                     command(host.paths, "repair"),
-                    UpdateBundle(host.paths, source),
+                    UpdateBundle(place),
                 )
 
 

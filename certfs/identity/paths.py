@@ -40,20 +40,35 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
+class BundlePlace:
+    """A bundle, and the directory of certificates that it is made of."""
+
+    source: Path
+    bundle: Path
+
+
+@dataclass(frozen=True, slots=True)
 class HostPaths:
     """A host's two directories: ``xensource`` with its keys, ``stunnel`` with its trust.
 
-    ``root`` is the store or standalone mount that they are in; None on a host of the platform.
+    ``root`` is the store or standalone mount that they are in; None on a host of the platform. ``bundles`` are the
+    host's bundles by its configuration; None for those of the platform.
     """
 
     xensource: Path
     stunnel: Path
     root: Path | None = None
+    bundles: tuple[BundlePlace, ...] | None = None
 
     @classmethod
     def of_store(cls, directory: Path) -> "HostPaths":
         """Return the directories inside a store or a standalone mount."""
         return cls(directory / "xensource", directory / "stunnel", directory)
+
+    @property
+    def trusted_certs(self) -> Path:
+        """The newer layout's directories by purpose; many hosts have none."""
+        return self.stunnel.with_name("trusted-certs")
 
     @property
     def certs(self) -> Path:
@@ -120,10 +135,10 @@ def exclusive(path: Path) -> Iterator[int]:
         yield fd
 
 
-def read_file(name: Path | bytes, *, within: int | None = None) -> bytes:
+def read_file(name: Path | bytes, *, within: int | None = None, limit: int = READ_LIMIT) -> bytes:
     """Return the content of a regular file, or of one that a symlink leads to.
 
-    Raises ``OSError``: ENOENT and so on, EFBIG for more than READ_LIMIT bytes, EINVAL for what is
+    Raises ``OSError``: ENOENT and so on, EFBIG for more than ``limit`` bytes, EINVAL for what is
     no file.
     """
     fd = os.open(name, _READ, dir_fd=within)
@@ -131,9 +146,9 @@ def read_file(name: Path | bytes, *, within: int | None = None) -> bytes:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", name)
-        data = file.read(READ_LIMIT + 1)
-    if len(data) > READ_LIMIT:
-        raise OSError(errno.EFBIG, f"larger than {READ_LIMIT} bytes", name)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", name)
     return data
 
 

@@ -10,10 +10,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from certfs.identity.bundles import update_plain_bundle
+from certfs.identity.bundles import update_bundle
 from certfs.identity.generate import generate_pool_certificate, generate_server_certificate
 from certfs.identity.hostpem import HostPemDefect, parse_host_pem, public_pem
-from certfs.identity.paths import KEY_MODE, PUBLIC_MODE, HostPaths, open_directory, read_file
+from certfs.identity.paths import KEY_MODE, PUBLIC_MODE, BundlePlace, open_directory, read_file
 from certfs.identity.subject import host_names
 from certfs.store.atomic import create_exclusive, write_atomic
 
@@ -125,15 +125,14 @@ class Generate:
 class UpdateBundle:
     """Write a bundle anew from its source directory."""
 
-    paths: HostPaths
-    source: bytes
+    place: BundlePlace
 
     def __str__(self) -> str:
-        return f"write it anew from {os.fsdecode(self.source)}"
+        return f"write it anew from {self.place.source}"
 
     def apply(self) -> None:
         """Do it."""
-        update_plain_bundle(self.paths, self.source)
+        update_bundle(self.place)
 
 
 Remedy = (

@@ -18,9 +18,9 @@ from typing import Self
 
 import pytest
 
-from certfs.identity.bundles import BUNDLES, update_plain_bundle
+from certfs.identity.bundles import update_plain_bundle
 from certfs.identity.ensure import ensure_identity, host_uuid
-from certfs.identity.paths import CERTS_POOL, HostPaths
+from certfs.identity.paths import CERTS, CERTS_POOL, HostPaths
 from tests.identity.interrupt import kill_at, steps
 from tests.support import mounts, pki, stunnel
 from tests.support.identity import run_certfs
@@ -88,7 +88,7 @@ def tree(request: pytest.FixtureRequest) -> Iterator[Tree]:
             ensure_identity(fd, host_uuid=host_uuid(fd))
         finally:
             os.close(fd)
-        for source in BUNDLES:
+        for source in (CERTS, CERTS_POOL):
             update_plain_bundle(HostPaths.of_store(tree.root), source)
         yield tree
 

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from certfs.config import PLATFORM_BUNDLES
-from certfs.core.bundle import BundleSpec
+from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import parse_source
 from certfs.store.backing import FileId
 from certfs.store.bequest import Bequest, Swap, read_estate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from certfs.config import PLATFORM_BUNDLES
+from certfs.core.bundle import PLATFORM_BUNDLES
 from certfs.store.layout import make_directories
 from tests.store.scenes import spec
 

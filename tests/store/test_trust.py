@@ -10,8 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from certfs.config import PLATFORM_BUNDLES
-from certfs.core.bundle import BundleSpec
+from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.store.plain import temporary_name
 from tests.store.scenes import ACTOR, Store, spec, store
 from tests.support import pki
