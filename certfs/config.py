@@ -7,13 +7,15 @@ the file, the key and what is allowed. Knows nothing of who uses the values. ``d
 import itertools
 import os
 import re
+import signal
 import stat
 import tomllib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import permutations
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -30,6 +32,7 @@ OWN_DIRECTORY = ".certfs"
 """Where a mount shows its status and a store keeps its host UUID."""
 
 _DOCUMENTATION = "docs/config.md lists every key"
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}\.(service|socket|target|path|timer)")
 _LONGEST = 240
 """Bytes of a name: while a bundle's plain copy is written, its name is a little longer."""
 
@@ -37,11 +40,33 @@ _LONGEST = 240
 class _BundleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Annotated[str, msgspec.Meta(min_length=1)]
     bundle: Annotated[str, msgspec.Meta(min_length=1)]
+    copy: str = ""
 
 
 class _Dom0Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trees: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     disabled_bundles: tuple[str, ...] = ()
+
+
+class NotifyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A reader that is told of changes (I21); exactly one of ``systemd_unit``, ``pid_file`` and ``command`` is given.
+
+    Times are in seconds. ``bundles`` are patterns of paths from the root of the mount, none for all.
+    """
+
+    on: Literal["bundle", "host-certificate"] = "bundle"
+    bundles: tuple[str, ...] = ()
+    systemd_unit: str = ""
+    action: Literal["try-reload-or-restart", "reload", "restart"] = "try-reload-or-restart"
+    pid_file: str = ""
+    signal: str = "HUP"
+    process: str = ""
+    command: tuple[str, ...] = ()
+    user: str = ""
+    delay: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.5
+    max_delay: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
+    min_interval: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 10.0
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +76,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     swap_timeout: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
     dom0: _Dom0Table = _Dom0Table()
     bundle: list[_BundleTable] | None = None
+    notify: tuple[NotifyTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +86,8 @@ class Config:
     ``bundles`` are paths from the root of the mount. ``host_uuid`` stands for this host in a standalone store, None to
     keep one in the store. ``makes_identity`` if a standalone store without host certificates gets them.
     ``source_size_limit`` is in bytes, ``swap_timeout`` in seconds (I10). ``dom0_trees`` are the directories that are
-    presented over themselves.
+    presented over themselves. ``notify`` are the readers that are told of changes,
+    ``copies`` the further plain copies: a bundle, and the absolute path of the copy.
     """
 
     bundles: tuple[BundleSpec, ...]
@@ -69,6 +96,8 @@ class Config:
     source_size_limit: int
     swap_timeout: float
     dom0_trees: tuple[str, ...]
+    notify: tuple[NotifyTable, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
 
 
 def _spec(source: str, bundle: str) -> BundleSpec:
@@ -140,6 +169,8 @@ def _explain(message: str) -> str:
 def _struct_of(key: str) -> type[msgspec.Struct]:
     if key.startswith("dom0."):
         return _Dom0Table
+    if key.startswith("notify["):
+        return NotifyTable
     return _BundleTable if key.startswith("bundle[") else _File
 
 
@@ -165,13 +196,18 @@ def _checked(path: str, file: _File, *, host: bool) -> Config:
             raise ConfigError(
                 f"{path}: dom0.trees: {inner} lies in {outer}", advice=f"present {outer} alone"
             )
+    bundles = _host_bundles(path, file, trees) if host else _standalone_bundles(path, file)
+    for index, notify in enumerate(file.notify):
+        _check_notify(f"{path}: notify[{index}]", notify, bundles)
     return Config(
-        bundles=_host_bundles(path, file, trees) if host else _standalone_bundles(path, file),
+        bundles=bundles,
         host_uuid=file.host_uuid,
         makes_identity=file.bundle is None if file.identity is None else file.identity,
         source_size_limit=file.source_size_limit,
         swap_timeout=float(file.swap_timeout),
         dom0_trees=trees,
+        notify=file.notify,
+        copies=_copies(path, file.bundle or []),
     )
 
 
@@ -278,6 +314,77 @@ def _checked_bundle(path: str, index: int, table: _BundleTable) -> BundleSpec:
             advice="give it another name",
         )
     return spec
+
+
+def _copies(path: str, tables: list[_BundleTable]) -> tuple[tuple[str, str], ...]:
+    copies: dict[str, str] = {}
+    for index, table in enumerate(tables):
+        if not table.copy:
+            continue
+        where = f"{path}: bundle[{index}].copy: {table.copy!r}"
+        if not table.copy.startswith("/") or os.path.normpath(table.copy) != table.copy:
+            raise ConfigError(
+                f"{where} is no plain, absolute path", advice="such as /etc/ssl/pool.pem"
+            )
+        if "*" in table.bundle:
+            raise ConfigError(
+                f"{where} would be the copy of many bundles", advice="name one bundle"
+            )
+        if table.copy in copies:
+            raise ConfigError(
+                f"{where} is the copy of {copies[table.copy]!r} too", advice="give each its own"
+            )
+        copies[table.copy] = table.bundle
+    return tuple((bundle, copy) for copy, bundle in copies.items())
+
+
+def _check_notify(where: str, table: NotifyTable, bundles: tuple[BundleSpec, ...]) -> None:
+    """Check that a reader is named in one way, and that what belongs to another way is not there."""
+    given = [key for key in ("systemd_unit", "pid_file", "command") if getattr(table, key)]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{where}: {' and '.join(given) or 'nothing'} names the reader",
+            advice="give exactly one of systemd_unit, pid_file and command",
+        )
+    (way,) = given
+    defaults = NotifyTable()
+    for key, of in (
+        ("action", "systemd_unit"),
+        ("signal", "pid_file"),
+        ("process", "pid_file"),
+        ("user", "command"),
+    ):
+        if of != way and getattr(table, key) != getattr(defaults, key):
+            raise ConfigError(
+                f"{where}.{key}: goes with {of}", advice=f"remove it: the reader is a {way}"
+            )
+    if way == "systemd_unit" and not _UNIT.fullmatch(table.systemd_unit):
+        raise ConfigError(
+            f"{where}.systemd_unit: {table.systemd_unit!r} is no name of a unit",
+            advice="write it with its type, such as nginx.service",
+        )
+    if way == "pid_file" and not (table.pid_file.startswith("/") and table.process):
+        raise ConfigError(
+            f"{where}.pid_file: needs an absolute path, and the process's name in process",
+            advice='such as pid_file = "/run/stunnel.pid" and process = "stunnel4" (ps -o comm= -p PID)',
+        )
+    if f"SIG{table.signal}" not in signal.Signals.__members__:
+        raise ConfigError(
+            f"{where}.signal: {table.signal!r} is no signal",
+            advice="such as HUP or USR1, without SIG",
+        )
+    if way == "command" and not table.command[0].startswith("/"):
+        raise ConfigError(
+            f"{where}.command: {table.command[0]!r} is no absolute path",
+            advice="no shell and no PATH are used: give the whole path and each argument by itself",
+        )
+    names = [os.fsdecode(b"/".join(spec.bundle)) for spec in bundles]
+    for pattern in table.bundles:
+        if not any(fnmatchcase(name, pattern) or fnmatchcase(pattern, name) for name in names):
+            raise ConfigError(
+                f"{where}.bundles: {pattern!r} is none of the bundles",
+                advice=f"there are: {', '.join(names)}",
+            )
 
 
 def _check_together(path: str, bundles: Mapping[str, BundleSpec]) -> None:

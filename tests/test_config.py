@@ -97,7 +97,7 @@ def test_who_names_bundles_gets_no_host_certificates(load: Loader) -> None:
         ("[dom0]\ntree = []", "unknown key dom0.tree (allowed here: trees, disabled_bundles)"),
         (
             '[[bundle]]\nsource = "a"\nbundle = "b"\nmode = 1',
-            "unknown key bundle[0].mode (allowed here: source, bundle)",
+            "unknown key bundle[0].mode (allowed here: source, bundle, copy)",
         ),
         ('identity = "yes"', "identity: expected `bool"),
         ("source_size_limit = 10", "source_size_limit: expected `int` >= 1024"),
@@ -342,3 +342,62 @@ def test_a_mistake_in_a_host_s_bundles_is_named(
 ) -> None:
     """A path that leads nowhere, or into the way of a bundle of the platform, is no bundle."""
     assert expected in message_of(load_host, text)
+
+
+def notify(text: str) -> str:
+    """Return a configuration with one reader."""
+    return f"[[notify]]\n{text}"
+
+
+def test_a_reader_has_its_defaults(load: Loader) -> None:
+    """One line is enough to have a unit reloaded (I21)."""
+    (reader,) = load(notify('systemd_unit = "nginx.service"')).notify
+    assert (reader.action, reader.on, reader.bundles) == ("try-reload-or-restart", "bundle", ())
+    assert (reader.delay, reader.max_delay, reader.min_interval, reader.timeout) == (0.5, 5, 10, 30)
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("delay = 1", "notify[0]: nothing names the reader"),
+        (
+            'systemd_unit = "a.service"\ncommand = ["/bin/x"]',
+            "systemd_unit and command names the reader",
+        ),
+        ('systemd_unit = "nginx"', "notify[0].systemd_unit: 'nginx' is no name of a unit"),
+        ('systemd_unit = "-x.service\\n"', "is no name of a unit"),
+        ('systemd_unit = "a.service"\naction = "stop"', "notify[0].action: invalid enum value"),
+        ('systemd_unit = "a.service"\nuser = "x"', "notify[0].user: goes with command"),
+        ('systemd_unit = "a.service"\nsignal = "USR1"', "notify[0].signal: goes with pid_file"),
+        (
+            'pid_file = "/run/x.pid"',
+            "notify[0].pid_file: needs an absolute path, and the process's name",
+        ),
+        ('pid_file = "x.pid"\nprocess = "x"', "notify[0].pid_file: needs an absolute path"),
+        ('pid_file = "/x"\nprocess = "x"\nsignal = "HOP"', "notify[0].signal: 'HOP' is no signal"),
+        ('command = ["x"]', "notify[0].command: 'x' is no absolute path"),
+        ('command = "/bin/x -a"', "notify[0].command: expected `array`"),
+        (
+            'command = ["/x"]\nbundles = ["ca.pem"]',
+            "notify[0].bundles: 'ca.pem' is none of the bundles",
+        ),
+        ('command = ["/x"]\ntimeout = 0', "notify[0].timeout: expected `float` > 0"),
+        ('command = ["/x"]\nunit = "x"', "unknown key notify[0].unit (allowed here: on, bundles"),
+    ],
+)
+def test_a_mistake_in_a_reader_is_named_with_its_key(
+    load: Loader, text: str, expected: str
+) -> None:
+    """File, key and what is allowed are in one line."""
+    message = message_of(load, notify(text))
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "bundles",
+    ['["stunnel/*"]', '["stunnel/xapi-pool-ca-bundle.pem"]', '["trusted-certs/ca-bundle-wlb.pem"]'],
+)
+def test_bundles_of_a_reader_are_patterns(load: Loader, bundles: str) -> None:
+    """Also one that only a pattern of bundles makes."""
+    assert load(notify(f'command = ["/x"]\nbundles = {bundles}')).notify

@@ -127,6 +127,17 @@ class Mount:
         return f"{self.runtime}/settings.json"
 
     @property
+    def wishes_file(self) -> str:
+        """What the configuration says of readers that are to be told (`certfs.protocol.notify_spec.Wishes`)."""
+        return f"{self.runtime}/wishes.json"
+
+    @property
+    def notify_state_file(self) -> str:
+        """What they were told; beside the instance, because it outlives an unmount."""
+        directory, name = os.path.split(self.runtime)
+        return f"{directory}/notify-{name}"
+
+    @property
     def bequest(self) -> str:
         """The directory of what a server leaves to the next one (`certfs.store.bequest`)."""
         return f"{self.runtime}/bequest"

@@ -199,6 +199,7 @@ class Server:
         # Not before: the kernel's first request and its answer settle on what it was at the mount.
         _read_ahead(self.trust.walker.device)
         link = trio.socket.from_stdlib_socket(socket.socket(fileno=self._job.link_fd))
+        self._settings.leave_wishes(self._job.mount.wishes_file, self.trust.bundles)
         with suppress(OSError):
             # A supervisor that died while this server was starting is replaced below, like one that dies later.
             await link.send(messages.READY)

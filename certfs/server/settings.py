@@ -4,15 +4,21 @@ Owns the choice: the file is read when somebody asks for a server (a mount, a re
 with it. A server that follows a death serves with what the last one had, whatever became of the file (promise I14).
 """
 
+import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
 from certfs.protocol.link import Job
+from certfs.protocol.notify_spec import NotifySpec, Wishes
+from certfs.store.live import LiveBundle
 
 log = logging.getLogger("certfs")
 
@@ -53,6 +59,20 @@ class Settings:
             log.warning("%s: %s: the configuration is read anew", path, e)
             return None
 
+    def leave_wishes(self, path: str, bundles: Iterable[LiveBundle]) -> None:
+        """Write down for the supervisor who is to be told of changes of what the ``bundles`` are now (promise I21)."""
+        paths = tuple(os.fsdecode(b"/".join(spec.bundle)) for spec in self.config.bundles)
+        told = [NotifySpec(**msgspec.structs.asdict(table)) for table in self.config.notify]
+        copies = [
+            NotifySpec(copy=copy, bundles=(bundle,), delay=0, max_delay=0, min_interval=0)
+            for bundle, copy in self.config.copies
+        ]
+        try:
+            baseline = _hashes(bundles) if told else {}
+            Wishes(bundles=paths, notify=(*told, *copies), baseline=baseline).write(path)
+        except OSError as e:
+            log.warning("%s: %s: no reader is told of changes", path, e.strerror)
+
     def remember(self, path: str) -> None:
         """Leave them to the next server."""
         raw = {"file": self.file, "content": os.fsdecode(self.content)}
@@ -62,3 +82,12 @@ class Settings:
             os.rename(f"{path}.new", path)
         except OSError as e:
             log.warning("%s: %s: a server after this one's death reads anew", path, e.strerror)
+
+
+def _hashes(bundles: Iterable[LiveBundle]) -> dict[str, str]:
+    hashes = {}
+    for bundle in bundles:
+        content = bundle.generation.view.read(0, bundle.generation.size)
+        sha256 = hashlib.sha256(content).hexdigest() if content else ""
+        hashes[os.fsdecode(b"/".join(bundle.spec.bundle))] = sha256
+    return hashes

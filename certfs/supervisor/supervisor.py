@@ -27,6 +27,7 @@ from certfs.supervisor.commands import Requests
 from certfs.supervisor.event_loop import TABLE_CHANGED, Reactor
 from certfs.supervisor.history import Record
 from certfs.supervisor.janitor import Janitor
+from certfs.supervisor.notifier_process import NotifierProcess
 from certfs.supervisor.outcome import Outcome
 from certfs.supervisor.server_process import ENDED_EARLY, START_SECONDS, TOO_SLOW, Server
 from certfs.supervisor.view import FLUSH_SECONDS, Stage
@@ -47,6 +48,7 @@ class Supervisor:
         self._record = Record(order)
         self._stage = Stage(order.mount, lambda text: self._record.log("error", text))
         self._janitor = Janitor(self._reactor, replaced=self._introduce)
+        self._notifier = NotifierProcess(order.mount, self._reactor)
         self._lock_fd = order.lock_fd
         self._current: Server | None = None
         self._coming: Server | None = None
@@ -157,6 +159,7 @@ class Supervisor:
             server.say(messages.ACTIVATE)
         self._record.live()
         self._janitor.attend(server.life_fd)
+        self._notifier.renew()
         self._introduce()
         stand_in.refresh(self._mount)
         self._outcome.tell(None)
@@ -279,8 +282,10 @@ class Supervisor:
             self._end(0)
             return
         self._janitor.check()
+        self._notifier.check()
         own = [server.process for server in (*self._serving(), *self._released)]
-        reap_strangers({process.pid for process in (*own, self._janitor.process) if process})
+        kept = (*own, self._janitor.process, self._notifier.process)
+        reap_strangers({process.pid for process in kept if process})
 
     def _table_changed(self) -> None:
         """Look at the mount table soon: where containers come and go it changes all the time."""
@@ -318,6 +323,7 @@ class Supervisor:
         covered = self._stage.covered()
         if current and not current.gone(0 if covered else END_SECONDS) and current.let_go():
             lingering = current.process.pid
+        self._notifier.dismiss()
         if covered:
             self._janitor.finish(self._stage.devices)
         else:
@@ -352,6 +358,7 @@ class Supervisor:
         self._stage.take_over(server, before)
         self._save()  # what a janitor is to watch it has to know when it starts
         self._janitor.attend(server.life_fd)
+        self._notifier.renew()
         for janitor in filter(None, {adoption.janitor, before.janitor if before else None}):
             janitor.kill_session()  # each supervisor has one that is its own child
         if adoption.passive:

@@ -1,0 +1,148 @@
+"""The plain copies of the bundles in the store, as a notifier sees them.
+
+Owns finding them, what identifies their content, and watching for a change. A plain copy is replaced by rename a moment
+after the bundle changed, so who is told of it reads the same from the live mount and from plain files.
+"""
+
+import base64
+import binascii
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from certfs.linux import inotify
+from certfs.protocol.notify_spec import NotifierSpec, PlainTree
+
+HOST_CERTIFICATE: Final = "xensource/xapi-ssl.pem"
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LARGEST: Final = 1 << 30
+_BLOCK: Final = re.compile(
+    rb"-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]*)-----END CERTIFICATE-----\n"
+)
+_ABSENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file holds: ``sha256`` is that of its bytes, empty where there is no file."""
+
+    sha256: str = ""
+    certificates: frozenset[bytes] = frozenset()
+    """The SHA-256 of each certificate."""
+
+
+@dataclass(slots=True)
+class PlainFiles:
+    """The files that anybody wants to know of, and what they hold now."""
+
+    spec: NotifierSpec
+    queue: int = field(default_factory=inotify.open_queue)
+    contents: dict[str, Content] = field(default_factory=dict)
+    """By path from the root of the mount; a file that is gone keeps its entry, with no content."""
+    _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Read what has changed; what cannot be read just now keeps the content that it had."""
+        inotify.drain(self.queue)
+        found = set()
+        for pattern in (*self.spec.bundles, HOST_CERTIFICATE):
+            for path, directory, name in self._matching(pattern):
+                found.add(path)
+                with suppress(OSError):
+                    self._read(path, directory, name)
+        for path in self.contents.keys() - found:
+            self.contents[path] = Content()
+            self._stamps.pop(path, None)
+
+    def data(self, path: str) -> bytes | None:
+        """Return what the file at ``path`` holds now, None where there is none."""
+        for _path, directory, name in self._matching(path):
+            try:
+                with open(os.open(name, _FILE, dir_fd=directory), "rb") as file:
+                    return file.read(_LARGEST)
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+        return None
+
+    def shown(self, path: str) -> str:
+        """Return where a file is seen by its readers."""
+        tree, rest = self._tree(path)
+        return os.path.join(tree.shown, rest) if tree else path
+
+    def _tree(self, path: str) -> tuple[PlainTree | None, str]:
+        first, _, rest = path.partition("/")
+        for tree in self.spec.trees:
+            if not tree.name:
+                return tree, path
+            if tree.name == first:
+                return tree, rest
+        return None, path
+
+    def _matching(self, pattern: str) -> Iterator[tuple[str, int, str]]:
+        """Yield the path, an open directory and the name of each file of this form; its directories are watched."""
+        tree, rest = self._tree(pattern)
+        if tree is None:
+            return
+        *parents, last = rest.split("/")
+        head = pattern.removesuffix(last)
+        directory = os.open(f"/proc/self/fd/{tree.fd}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Watched before it is looked at, so that a change in between is reported.
+            inotify.watch_directory(self.queue, directory)
+            for parent in parents:
+                child = os.open(parent, _DIRECTORY, dir_fd=directory)
+                os.close(directory)
+                directory = child
+                inotify.watch_directory(self.queue, directory)
+            for name in _expanded(last, directory):
+                yield head + name, directory, name
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+        finally:
+            os.close(directory)
+
+    def _read(self, path: str, directory: int, name: str) -> None:
+        try:
+            fd = os.open(name, _FILE, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+            self.contents[path] = Content()
+            return
+        with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._stamps.get(path) == stamp:
+                return
+            if not stat.S_ISREG(status.st_mode):
+                self.contents[path] = Content()
+                return
+            data = file.read(_LARGEST)
+        self.contents[path] = Content(hashlib.sha256(data).hexdigest(), frozenset(_prints(data)))
+        self._stamps[path] = stamp
+
+
+def _expanded(last: str, directory: int) -> list[str]:
+    before, star, after = last.partition("*")
+    if not star:
+        return [last]
+    return [
+        name
+        for name in os.listdir(f"/proc/self/fd/{directory}")
+        if name.startswith(before) and name.endswith(after) and len(name) >= len(last)
+    ]
+
+
+def _prints(data: bytes) -> Iterator[bytes]:
+    for block in _BLOCK.finditer(data):
+        with suppress(binascii.Error):
+            yield hashlib.sha256(base64.b64decode(block[1])).digest()

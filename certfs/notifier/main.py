@@ -1,0 +1,391 @@
+"""The notifier: tells configured readers that a bundle has changed (promise I21).
+
+    python -I -m certfs.notifier.main FD
+
+FD is open on a `NotifierSpec` as JSON; standard input is a pipe whose end means that the supervisor is gone, or wants
+the notifier to end. A child of the supervisor, started only where something is configured. Neither supervisor nor
+server ever waits for it. Owns the loop: what has changed, which orders are due, which runs are under way.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final
+
+from certfs.linux.console import Level, log
+from certfs.notifier import copies, policy
+from certfs.notifier.bundles import HOST_CERTIFICATE, Content, PlainFiles
+from certfs.notifier.memory import Entry, Memory, recalled
+from certfs.notifier.policy import Progress, Record, Timing
+from certfs.notifier.targets import (
+    NotRunning,
+    RefusedError,
+    Run,
+    Systemd,
+    run_of,
+)
+from certfs.protocol.notify_spec import NotifierSpec, NotifySpec
+from certfs.supervisor.event_loop import Reactor
+
+_LOOK_SECONDS: Final = 0.05
+"""Events are gathered for so long before the files are looked at."""
+_OUTPUT_BYTES: Final = 4096
+"""So much of a run's output goes into the log, from its end."""
+_SYSTEMD_SLACK: Final = 10.0
+"""systemd ends what it runs for us itself, a little later than we would."""
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """One reader, or one reader and one bundle, and where telling it stands."""
+
+    key: str
+    spec: NotifySpec
+    entry: Entry
+    progress: Progress
+    process: "subprocess.Popen[bytes] | None" = None
+    output: bytes = b""
+    before: dict[str, Content] = field(default_factory=dict)
+    """What the reader was told of last, as far as this process knows."""
+    sought_again: bool = False
+    timed_out: bool = False
+
+    @property
+    def timing(self) -> Timing:
+        """How patient it is."""
+        return Timing(
+            delay=self.spec.delay,
+            max_delay=self.spec.max_delay,
+            min_interval=self.spec.min_interval,
+        )
+
+
+class Notifier:
+    """The orders of one mount."""
+
+    def __init__(self, spec: NotifierSpec, systemd: Systemd) -> None:
+        self._spec = spec
+        self._systemd = systemd
+        self._files = PlainFiles(spec)
+        self._memory: Memory = recalled(spec.state)
+        self._reactor = Reactor()
+        self._orders: dict[str, Order] = {}
+        self._started = False
+        self._ending = False
+
+    def run(self) -> None:
+        """Tell until standard input ends."""
+        self._reactor.on_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT), self._signalled)
+        self._reactor.watch(0, self._end)
+        self._reactor.watch(self._files.queue, self._changed)
+        self._look()
+        while not self._ending:
+            self._reactor.step(lambda: None)
+
+    def _end(self) -> None:
+        self._ending = True
+        for order in self._orders.values():
+            if order.process:  # it is recorded as begun: the next notifier repeats it
+                _kill(order.process, signal.SIGTERM)
+
+    def _signalled(self, number: int) -> None:
+        if number != signal.SIGCHLD:
+            self._end()
+            return
+        for order in self._orders.values():
+            if order.process and _has_ended(order.process):
+                self._ended(order)
+
+    # --- what has changed
+
+    def _changed(self) -> None:
+        self._reactor.forget(self._files.queue)  # looked at once for all that comes meanwhile
+        self._reactor.after("look", _LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        try:
+            self._files.look()
+        except OSError as error:
+            self._log("error", f"notify: the store cannot be read: {error.strerror}")
+            self._reactor.after("look", 1, self._look)
+        else:
+            self._reactor.watch(self._files.queue, self._changed)
+        now = time.monotonic()
+        for key, spec, paths in self._wanted():
+            content = _digest([self._files.contents[path] for path in paths])
+            order = self._orders.get(key) or self._new_order(key, spec, paths, content, now)
+            order.progress = policy.seen(order.progress, content, now)
+            self._plan(order)
+        self._started = True
+
+    def _wanted(self) -> list[tuple[str, NotifySpec, list[str]]]:
+        """Return key, specification and paths of every order that there is to be."""
+        wanted = []
+        for spec in self._spec.notify:
+            paths = sorted(path for path in self._files.contents if _concerns(spec, path))
+            groups = [[path] for path in paths] if spec.is_for_each_bundle else [paths]
+            wanted += [(_key(spec, group), spec, group) for group in groups]
+        return wanted
+
+    def _new_order(
+        self, key: str, spec: NotifySpec, paths: list[str], content: str, now: float
+    ) -> Order:
+        entry = self._memory.entries.get(key)
+        record = (
+            Record(told=entry.told, dirty=entry.dirty, failures=entry.failures) if entry else None
+        )
+        if entry is None and spec.copy:
+            record = Record(told="")  # whatever the copy holds, it is looked at
+        elif entry is None:
+            # What there was when the server began to serve; nothing of a bundle that has come since.
+            absent = Content() if self._started else None
+            baseline = [
+                self._baseline(path) or absent or self._files.contents[path] for path in paths
+            ]
+            record = Record(told=_digest(baseline))
+        if entry is None:
+            bundle = paths[0] if spec.is_for_each_bundle else ""
+            entry = Entry(target=spec.target, bundle=bundle)
+        order = Order(key, spec, entry, policy.resumed(record, content, now))
+        if order.progress.told == content:
+            order.before = dict(self._files.contents)
+        self._orders[key] = order
+        self._memory.entries[key] = entry
+        self._save(order)
+        return order
+
+    def _baseline(self, path: str) -> Content | None:
+        sha256 = self._spec.baseline.get(path)
+        return None if sha256 is None else Content(sha256)
+
+    # --- telling
+
+    def _plan(self, order: Order) -> None:
+        at = policy.due(order.progress, order.timing)
+        if at is None:
+            self._reactor.cancel(order.key)
+        else:
+            self._reactor.at(order.key, at, lambda: self._begin(order))
+        if order.entry.waiting != (at is not None):
+            self._save(order)
+
+    def _begin(self, order: Order) -> None:
+        order.progress = policy.begun(order.progress, time.monotonic())
+        order.output, order.timed_out = b"", False
+        self._save(order)
+        try:
+            if order.spec.copy:
+                copies.keep(order.spec.copy, self._files.data(order.entry.bundle))
+                self._finish(order, "", quietly=True)
+                return
+            run = run_of(
+                order.spec,
+                self._about(order),
+                self._systemd,
+                unit_name=f"certfs-notify-{order.key}",
+            )
+            if run is None:
+                self._finish(order, "")
+            else:
+                self._start(order, run)
+        except NotRunning:
+            self._not_running(order)
+        except RefusedError as error:
+            self._finish(order, str(error))
+        except OSError as error:
+            self._finish(order, f"{error.filename or order.spec.target}: {error.strerror}")
+
+    def _not_running(self, order: Order) -> None:
+        if order.sought_again:
+            self._log("info", f"notify: {order.spec.target}: not running, nobody to tell")
+            self._finish(order, "", quietly=True)
+        else:
+            order.sought_again = True  # it may be starting
+            self._reactor.after(order.key, order.spec.grace, lambda: self._begin(order))
+
+    def _start(self, order: Order, run: Run) -> None:
+        order.process = subprocess.Popen(
+            run.command,
+            env=dict(run.environment),
+            user=run.user,
+            group=_group_of(run.user),
+            extra_groups=[] if run.user else None,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert order.process.stdout is not None  # noqa: S101 - PIPE makes one
+        output = order.process.stdout.fileno()
+        os.set_blocking(output, False)
+        self._reactor.watch(output, lambda: self._heard(order, output))
+        slack = _SYSTEMD_SLACK if run.command[0] == "systemd-run" else 0.0
+        self._reactor.after(order.key, order.spec.timeout + slack, lambda: self._give_up(order))
+
+    def _heard(self, order: Order, output: int) -> None:
+        with suppress(BlockingIOError):
+            data = os.read(output, 65536)
+            if not data:
+                self._reactor.forget(output)
+            order.output = (order.output + data)[-_OUTPUT_BYTES:]
+
+    def _give_up(self, order: Order) -> None:
+        if order.process:
+            order.timed_out = True
+            _kill(order.process, signal.SIGTERM)
+            process = order.process
+            self._reactor.after(order.key, order.spec.grace, lambda: _kill(process, signal.SIGKILL))
+
+    def _ended(self, order: Order) -> None:
+        process, order.process = order.process, None
+        if process is None:
+            return
+        if order.timed_out:
+            _kill(process, signal.SIGKILL)  # what it has left behind; before its number is free
+        process.wait()
+        if process.stdout:
+            output = process.stdout.fileno()
+            self._heard(order, output)
+            self._reactor.forget(output)
+            process.stdout.close()
+        code = process.returncode
+        if order.timed_out:
+            self._finish(order, f"was not done after {order.spec.timeout:g} s and was ended")
+        elif code == 0:
+            self._finish(order, "")
+        elif code < 0:
+            self._finish(order, f"was ended by {signal.Signals(-code).name}")
+        else:
+            self._finish(order, f"exit status {code}")
+
+    def _finish(self, order: Order, problem: str, *, quietly: bool = False) -> None:
+        order.progress = policy.ended(order.progress, time.monotonic(), well=not problem)
+        order.sought_again = False
+        entry = order.entry
+        entry.runs += 1
+        entry.last_error = problem
+        if problem:
+            said = _shown(order.output)
+            tries = f", failure {order.progress.failures} in a row"
+            self._log(
+                "error", f"notify: {order.spec.target}: {problem}{tries}{said and ': ' + said}"
+            )
+        else:
+            entry.last_success = time.time()
+            order.before = dict(self._files.contents)
+            if not quietly:
+                self._log("info", f"notify: {order.spec.target}: told")
+        self._save(order)
+        self._plan(order)
+
+    def _about(self, order: Order) -> dict[str, str]:
+        """Return what a command is told of the bundle."""
+        path = order.entry.bundle or HOST_CERTIFICATE
+        now = self._files.contents.get(path, Content())
+        before = order.before.get(path)
+        known = before is not None
+        return {
+            "CERTFS_BUNDLE": path,
+            "CERTFS_PATH": self._files.shown(path),
+            "CERTFS_GENERATION": str(order.entry.runs + 1),
+            "CERTFS_SHA256": now.sha256,
+            "CERTFS_CERTIFICATES": str(len(now.certificates)),
+            "CERTFS_ADDED": str(len(now.certificates - before.certificates))
+            if known and before
+            else "",
+            "CERTFS_REMOVED": str(len(before.certificates - now.certificates))
+            if known and before
+            else "",
+        }
+
+    def _save(self, order: Order) -> None:
+        record = order.progress.record
+        entry = order.entry
+        entry.told, entry.dirty, entry.failures = record.told, record.dirty, record.failures
+        entry.waiting = policy.due(order.progress, order.timing) is not None
+        try:
+            self._memory.save()
+        except OSError as error:
+            # The reader is told all the same; only a crash in the middle would be forgotten.
+            self._log("error", f"{self._spec.state}: {error.strerror}")
+
+    def _log(self, level: Level, text: str) -> None:
+        log(level, text, journal=self._spec.journal)
+
+
+def _concerns(spec: NotifySpec, path: str) -> bool:
+    if spec.on == "host-certificate":
+        return path == HOST_CERTIFICATE
+    if path == HOST_CERTIFICATE:
+        return False
+    return not spec.bundles or any(fnmatchcase(path, pattern) for pattern in spec.bundles)
+
+
+def _key(spec: NotifySpec, paths: list[str]) -> str:
+    """Return what an order is known by, also to the next notifier: the reader and what it is told of."""
+    reader = {name: value for name, value in asdict(spec).items() if not isinstance(value, float)}
+    bundle = paths[0] if spec.is_for_each_bundle and paths else ""
+    text = json.dumps([reader, bundle], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(contents: list[Content]) -> str:
+    return hashlib.sha256("\n".join(one.sha256 for one in contents).encode()).hexdigest()
+
+
+def _group_of(user: str | None) -> int | None:
+    if user is None:
+        return None
+    import pwd  # noqa: PLC0415 - only where a user is configured
+
+    try:
+        return pwd.getpwnam(user).pw_gid
+    except KeyError:
+        raise RefusedError(f"there is no user {user}") from None
+
+
+def _kill(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether it has ended; it is not waited for, so its number stays its own."""
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, options) is not None
+
+
+def _shown(output: bytes) -> str:
+    """Return a run's output as one line that no terminal acts on."""
+    text = output.decode(errors="backslashreplace").strip()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def systemd_here() -> Systemd:
+    """Return the service manager that runs on this machine (sd_booted(3))."""
+    if not os.path.isdir("/run/systemd/system"):
+        return Systemd()
+    with suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
+        said = subprocess.run(
+            ["/bin/systemctl", "--version"], check=True, capture_output=True, timeout=5
+        ).stdout
+        return Systemd(int(said.split()[1]), for_user=os.geteuid() != 0)
+    return Systemd()
+
+
+def main() -> None:
+    """Run as a process of its own."""
+    spec = NotifierSpec.receive(int(sys.argv[1]))
+    Notifier(spec, systemd_here()).run()
+
+
+if __name__ == "__main__":
+    main()

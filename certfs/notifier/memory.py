@@ -1,0 +1,66 @@
+"""What the notifier remembers across its own death: the state file.
+
+Owns its schema. It lies in the runtime directory, which ends with the boot: readers start anew then and read what there
+is. It is replaced atomically; it need not be synced, since it is for the death of a process and not for that of the
+machine.
+"""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+FORMAT: Final = 1
+_LARGEST: Final = 4 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One order: the reader, what it was told, and how that went. Times are seconds since the epoch."""
+
+    target: str
+    bundle: str = ""
+    """Which bundle, where each has an order of its own."""
+    told: str = ""
+    dirty: bool = False
+    failures: int = 0
+    runs: int = 0
+    last_success: float | None = None
+    last_error: str = ""
+    """Of the last run, empty if it went well."""
+    waiting: bool = False
+
+
+@dataclass(slots=True)
+class Memory:
+    """All orders by key, and where they are kept."""
+
+    path: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write the file; OSError where that is impossible."""
+        draft = f"{self.path}.tmp"
+        content = {
+            "format": FORMAT,
+            "orders": {key: asdict(one) for key, one in self.entries.items()},
+        }
+        fd = os.open(
+            draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        os.rename(draft, self.path)
+
+
+def recalled(path: str) -> Memory:
+    """Return what was saved at ``path``; what is missing or makes no sense counts as nothing saved."""
+    memory = Memory(path)
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            raw: dict[str, Any] = json.loads(file.read(_LARGEST))
+        if raw["format"] == FORMAT:
+            memory.entries = {key: Entry(**one) for key, one in raw["orders"].items()}
+    return memory

@@ -1,0 +1,195 @@
+"""How a reader is told: the command line for a unit or a command, and the signal for a process.
+
+Owns what may be run (no shell, no program that others could exchange) and with what environment and user. Under systemd
+commands run as transient units: what certfs.service may not do (signal others, change the user, use the network), its
+children may not either.
+"""
+
+import os
+import pwd
+import signal
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from certfs.protocol.notify_spec import NotifySpec
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_WAITS_SINCE: Final = 236
+"""The first systemd whose systemd-run has --wait, --pipe and --collect."""
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+_PID_FILE_BYTES: Final = 64
+_COMM_LENGTH: Final = 15
+"""What the kernel keeps of a process's name (proc(5), comm)."""
+
+
+class RefusedError(Exception):
+    """A target that is not run: the text says why."""
+
+
+class NotRunning(Exception):  # noqa: N818 - it is no error
+    """There is no process to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Systemd:
+    """The service manager of this machine, as far as it is of use: ``version`` is 0 where none runs."""
+
+    version: int = 0
+    for_user: bool = False
+    """It is the manager of an ordinary user's session."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What makes systemctl and systemd-run ask the right one."""
+        return ("--user",) if self.for_user else ("--system",)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A process to start: its ``command``, environment and, if not certfs's own, its user."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+
+
+def run_of(
+    spec: NotifySpec, about: Mapping[str, str], systemd: Systemd, *, unit_name: str
+) -> Run | None:
+    """Return what to start for ``spec``, None where the reader was told already (by a signal).
+
+    ``about`` are the variables ``CERTFS_...`` of a command. Raises `RefusedError`, `NotRunning`, or OSError.
+    """
+    if spec.systemd_unit:
+        if not systemd.version:
+            raise RefusedError("systemd does not run here")
+        words = ("systemctl", *systemd.options, "--no-ask-password", spec.action, spec.systemd_unit)
+        return Run(words, _environment())
+    if spec.pid_file:
+        pid = _process_of(spec)
+        if not _send(pid, spec):
+            number = str(pid)
+            return _transient(
+                ("kill", "-s", spec.signal, "--", number), {}, spec, systemd, unit_name
+            )
+        return None
+    check_command(spec.command[0])
+    if systemd.version >= _WAITS_SINCE:
+        return _transient(spec.command, about, spec, systemd, unit_name)
+    return Run(spec.command, {**_environment(), **about}, spec.user or None)
+
+
+def check_command(program: str) -> None:
+    """Raise `RefusedError` where a program is missing, or where others than root and this user could exchange it."""
+    if not program.startswith("/"):
+        raise RefusedError(f"{program} is not an absolute path")
+    real = os.path.realpath(program)
+    path = real
+    while True:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise RefusedError(f"{path}: {error.strerror}") from None
+        if status.st_uid not in {0, os.geteuid()}:
+            raise RefusedError(f"{path} belongs to another user: chown root {path}")
+        shared = status.st_mode & _WRITABLE_BY_OTHERS
+        if shared and not (path != real and status.st_mode & stat.S_ISVTX):
+            raise RefusedError(f"others may write to {path}: chmod go-w {path}")
+        if path == real and not (stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK)):
+            raise RefusedError(f"{path} is not a program: chmod a+x {path}")
+        if path == "/":
+            return
+        path = os.path.dirname(path)
+
+
+def _environment() -> dict[str, str]:
+    kept = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "HOME")
+    return {"PATH": PATH, "LANG": "C.UTF-8"} | {
+        name: os.environ[name] for name in kept if name in os.environ
+    }
+
+
+def _transient(
+    command: tuple[str, ...],
+    about: Mapping[str, str],
+    spec: NotifySpec,
+    systemd: Systemd,
+    unit_name: str,
+) -> Run:
+    """Return a run of ``command`` as a unit of its own, whose end systemd-run waits for and reports."""
+    if systemd.version < _WAITS_SINCE:
+        raise RefusedError("certfs may not signal this process, and systemd cannot do it instead")
+    variables = {"PATH": PATH, **about}
+    words = (
+        "systemd-run",
+        *systemd.options,
+        "--no-ask-password", "--quiet", "--wait", "--pipe", "--collect",
+        f"--unit={unit_name}",
+        f"--property=RuntimeMaxSec={spec.timeout:g}",
+        f"--property=TimeoutStopSec={spec.grace:g}",
+        *((f"--property=User={spec.user}",) if spec.user else ()),
+        *(f"--setenv={name}={value}" for name, value in variables.items()),
+        "--",
+        *command,
+    )  # fmt: skip
+    return Run(words, _environment())
+
+
+def _process_of(spec: NotifySpec) -> int:
+    try:
+        fd = os.open(spec.pid_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotRunning from None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RefusedError(f"{spec.pid_file} is not a regular file")
+        text = file.read(_PID_FILE_BYTES).strip()
+    if not text:
+        raise NotRunning
+    if not text.isdigit() or int(text) <= 1 or len(text) > 10:  # noqa: PLR2004 - more is no pid
+        raise RefusedError(f"{spec.pid_file} does not hold the number of a process")
+    return int(text)
+
+
+def _send(pid: int, spec: NotifySpec) -> bool:
+    """Send the signal if the process is the one that is meant; False where that is not allowed."""
+    number = signal.Signals[f"SIG{spec.signal}"]
+    pidfd = None
+    with suppress(AttributeError, OSError):
+        # Held while the name is compared: the number cannot become another process's in between (Linux 5.3).
+        pidfd = os.pidfd_open(pid)
+    try:
+        if _name_of(pid) != os.fsencode(spec.process)[:_COMM_LENGTH]:
+            raise NotRunning
+        if pidfd is not None:
+            signal.pidfd_send_signal(pidfd, number)
+        else:
+            os.kill(pid, number)
+    except ProcessLookupError:
+        raise NotRunning from None
+    except PermissionError:
+        return False
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+    return True
+
+
+def _name_of(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read(_PID_FILE_BYTES).removesuffix(b"\n")
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotRunning from None
+
+
+def user_exists(name: str) -> bool:
+    """Whether there is a user of this name."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Whom to tell that a bundle has changed: what the configuration says, and what one notifier process is to do.
+
+Owns these values and their form as JSON, in which the supervisor hands them to the notifier.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+On = Literal["bundle", "host-certificate"]
+Action = Literal["try-reload-or-restart", "reload", "restart"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifySpec:
+    """One ``[[notify]]`` of the configuration: a reader, what it wants to know, and how patient certfs is.
+
+    Exactly one of ``systemd_unit``, ``pid_file``, ``command`` and ``copy`` is given. ``bundles`` are patterns (fnmatch)
+    of paths from the root of the mount, none for all. Times are in seconds.
+    """
+
+    on: On = "bundle"
+    bundles: tuple[str, ...] = ()
+    systemd_unit: str = ""
+    action: Action = "try-reload-or-restart"
+    pid_file: str = ""
+    signal: str = "HUP"
+    process: str = ""
+    """The name (comm) that the process of ``pid_file`` must have."""
+    command: tuple[str, ...] = ()
+    copy: str = ""
+    """Where a plain copy of the one bundle in ``bundles`` is kept (``copy`` of a ``[[bundle]]``)."""
+    user: str = ""
+    """As whom ``command`` runs; empty for the user of certfs."""
+    delay: float = 0.5
+    max_delay: float = 5.0
+    min_interval: float = 10.0
+    timeout: float = 30.0
+    grace: float = 5.0
+    """Between TERM and KILL, and until a process that is not there is looked for again; not to be configured."""
+
+    @property
+    def is_for_each_bundle(self) -> bool:
+        """Whether each bundle is told by itself; a reload is one for all."""
+        return bool(self.command or self.copy) and self.on == "bundle"
+
+    @property
+    def target(self) -> str:
+        """The reader in a few words."""
+        if self.systemd_unit:
+            return f"{self.action} {self.systemd_unit}"
+        if self.copy:
+            return f"copy {self.copy}"
+        if self.pid_file:
+            return f"{self.signal} to {self.process} ({self.pid_file})"
+        return " ".join(self.command)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the configuration says of readers: the server writes it down for the supervisor, which reads no TOML."""
+
+    bundles: tuple[str, ...] = ()
+    """Paths of bundles from the root of the mount; a ``*`` in the last part stands for any bundle of that form."""
+    notify: tuple[NotifySpec, ...] = ()
+    baseline: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of each bundle when the server began to serve, empty where it had no certificate."""
+
+    def write(self, path: str) -> None:
+        """Replace the file at ``path``; OSError where that is impossible."""
+        with open(f"{path}.new", "w", encoding="ascii") as stream:
+            json.dump(asdict(self), stream)
+        os.rename(f"{path}.new", path)
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Return what `write` left; no wishes where there is nothing that can be read."""
+        try:
+            with open(path, encoding="ascii") as stream:
+                raw: dict[str, Any] = json.load(stream)
+            return cls(
+                bundles=tuple(raw["bundles"]),
+                notify=tuple(map(_notify_from, raw["notify"])),
+                baseline=raw["baseline"],
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+
+def _notify_from(raw: dict[str, Any]) -> NotifySpec:
+    lists = {key: tuple(raw[key]) for key in ("bundles", "command")}
+    return NotifySpec(**{**raw, **lists})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainTree:
+    """A directory of the store: its ``name`` in the mount (empty for the whole), a descriptor, and where it is seen."""
+
+    name: str
+    fd: int
+    shown: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifierSpec:
+    """What one notifier process is to do."""
+
+    trees: tuple[PlainTree, ...]
+    bundles: tuple[str, ...]
+    """As in `Wishes`."""
+    notify: tuple[NotifySpec, ...]
+    baseline: dict[str, str]
+    """As in `Wishes`."""
+    state: str
+    """The path of the state file."""
+    journal: bool = False
+
+    def to_json(self) -> bytes:
+        """Return the form that `receive` takes."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def receive(cls, fd: int) -> Self:
+        """Read a specification from ``fd`` to its end and close it; its descriptors are not passed on."""
+        with open(fd, "rb") as stream:
+            raw: dict[str, Any] = json.load(stream)
+        trees = tuple(PlainTree(**tree) for tree in raw.pop("trees"))
+        notify = tuple(map(_notify_from, raw.pop("notify")))
+        for tree in trees:
+            os.set_inheritable(tree.fd, False)
+        return cls(trees=trees, bundles=tuple(raw.pop("bundles")), notify=notify, **raw)

@@ -1,0 +1,78 @@
+"""The notifier as a child of the supervisor: started where the configuration names readers, and started again.
+
+Nobody waits for it. What it is to do is what the server in charge has left in a file before it said that it is ready.
+"""
+
+import os
+from typing import Final
+
+from certfs.linux.processes import ProcessId, python, start
+from certfs.protocol.launch_spec import inbox
+from certfs.protocol.link import Mount
+from certfs.protocol.notify_spec import NotifierSpec, PlainTree, Wishes
+from certfs.supervisor.event_loop import Reactor
+
+_MODULE: Final = "certfs.notifier.main"
+_FIRST_PAUSE_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 60.0
+
+
+class NotifierProcess:
+    """The supervisor's hold on the notifier; its end is the end of the pipe that is its standard input."""
+
+    def __init__(self, mount: Mount, reactor: Reactor) -> None:
+        self.process: ProcessId | None = None
+        self._mount = mount
+        self._reactor = reactor
+        self._pipe = -1
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    def renew(self) -> None:
+        """Start it with what the server that is now in charge was configured with, in place of the one before."""
+        self.dismiss()
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._start()
+
+    def check(self) -> None:
+        """Start another one after a while if this one has died; to be called when a child has ended."""
+        if self.process and not self.process.alive():
+            self.dismiss()
+            self._reactor.after("notifier", self._pause, self._start)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def dismiss(self) -> None:
+        """Let it end."""
+        self._reactor.cancel("notifier")
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+        self.process = None  # it is reaped as a stranger, when it has ended
+
+    def _start(self) -> None:
+        wishes = Wishes.read(self._mount.wishes_file)
+        if not wishes.notify:
+            return
+        trees = tuple(
+            PlainTree(name=tree.name, fd=tree.fd, shown=tree.target) for tree in self._mount.trees
+        )
+        spec = NotifierSpec(
+            trees=trees,
+            bundles=wishes.bundles,
+            notify=wishes.notify,
+            baseline=wishes.baseline,
+            state=self._mount.notify_state_file,
+            journal=self._mount.journal,
+        )
+        read_end, write_end = os.pipe()
+        box = inbox(spec.to_json())
+        try:
+            command = python(_MODULE, str(box))
+            keep = (box, *(tree.fd for tree in trees))
+            self.process = ProcessId.of(start(command, keep=keep, stdin=read_end))
+            self._pipe = write_end
+        except OSError:
+            os.close(write_end)
+            self._reactor.after("notifier", self._pause, self._start)
+        finally:
+            os.close(box)
+            os.close(read_end)

@@ -1,0 +1,242 @@
+"""Readers that keep a bundle are told of a change: real servers, through the whole of certfs (I21)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support import mounts, pki
+from tests.support.mounts import (
+    CertfsMount,
+    certfs_program,
+    need_program,
+    scratch_directory,
+    wait_until,
+)
+from tests.support.tree import Tree
+
+pytestmark = pytest.mark.mount
+
+FIRST, SECOND = pki.authority("notify first"), pki.authority("notify second")
+BUNDLE = '[[bundle]]\nsource = "trusted"\nbundle = "ca.pem"\n'
+QUICK = "delay = 0.05\nmax_delay = 0.5\nmin_interval = 0.2\n"
+
+
+class Scene:
+    """A place for a configuration, for what readers write, and for further copies."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.calls = root / "calls"
+        self.config = root / "certfs.toml"
+
+    def noting(self, name: str = "hook") -> str:
+        """Make a program that notes what it was told; return its `[[notify]]`."""
+        program = self.root / name
+        program.write_text(
+            f'#!/bin/sh\necho {name} "$CERTFS_SHA256" "$CERTFS_PATH" >>{self.calls}\n'
+        )
+        program.chmod(0o755)
+        return f'[[notify]]\ncommand = ["{program}"]\n{QUICK}'
+
+    def told(self) -> list[list[str]]:
+        """Return the calls so far, as words."""
+        with suppress(FileNotFoundError):
+            return [line.split(" ") for line in self.calls.read_text().splitlines()]
+        return []
+
+    @contextmanager
+    def mounted(self, text: str) -> Iterator[CertfsMount]:
+        """Mount a store with one source, one bundle and this further configuration."""
+        self.config.write_text(text if "[[bundle]]" in text else BUNDLE + text)
+
+        def prepare(tree: Tree) -> None:
+            (tree.store / "trusted").mkdir()
+            (tree.store / "trusted" / "first.pem").write_bytes(FIRST.pem)
+
+        with mounts.mounted("--config", str(self.config), prepare=prepare, standard=False) as mount:
+            yield mount
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """Give a scene in a directory that no other user may write to."""
+    root = scratch_directory()
+    yield Scene(root)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file as a reader computes it."""
+    done = subprocess.run(
+        ["sha256sum", path], check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.split(" ")[0]
+
+
+def server_of(mount: CertfsMount) -> int:
+    """Return the pid of the server, 0 while there is none."""
+    (path,) = mount.tree.root.with_name("run").glob("at-*/state.json")
+    server = json.loads(path.read_bytes())["server"]
+    return int(server["pid"]) if server else 0
+
+
+def test_a_command_is_told_of_a_change_made_through_the_mount(scene: Scene) -> None:
+    """It reads the new bundle at the path that it is given."""
+    with scene.mounted(scene.noting()) as mount:
+        (mount.tree.root / "trusted" / "second.pem").write_bytes(SECOND.pem)
+        bundle = mount.tree.root / "ca.pem"
+        wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+        assert scene.told() == [["hook", sha256_of(bundle), str(bundle)]]
+
+
+def test_a_death_of_the_server_loses_no_call(scene: Scene) -> None:
+    """The change before a kill is told, and so is the one after."""
+    with scene.mounted(scene.noting()) as mount:
+        mount.expected_log += ["was killed", "the supervisor is gone", "plain directories"]
+        bundle = mount.tree.root / "ca.pem"
+        (mount.tree.root / "trusted" / "second.pem").write_bytes(SECOND.pem)
+        server = server_of(mount)
+        os.kill(server, signal.SIGKILL)
+
+        def is_told() -> bool:
+            return bool(scene.told()) and scene.told()[-1][1] == sha256_of(bundle)
+
+        wait_until(lambda: server_of(mount) not in {0, server}, seconds=60, what="a new server")
+        wait_until(is_told, seconds=60, what="a call")
+        (mount.tree.root / "trusted" / "second.pem").unlink()
+        wait_until(is_told, seconds=60, what="a call")
+
+
+def test_a_restart_takes_readers_from_the_configuration_anew(scene: Scene) -> None:
+    """Another reader is told from then on, and the one before no more."""
+    with scene.mounted(scene.noting("before")) as mount:
+        scene.config.write_text(BUNDLE + scene.noting("after"))
+        subprocess.run(
+            [certfs_program(), "restart", mount.tree.root],
+            check=True, env=mount.environment, timeout=60, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_until(lambda: len(_notifiers(mount)) == 1, seconds=60, what="one notifier")
+        (mount.tree.root / "trusted" / "second.pem").write_bytes(SECOND.pem)
+        wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+        assert [words[0] for words in scene.told()] == ["after"]
+
+
+def _notifiers(mount: CertfsMount) -> list[int]:
+    found = []
+    for pid in mount.pids:
+        with suppress(OSError):
+            if b"certfs.notifier.main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def test_without_readers_there_is_no_notifier(scene: Scene) -> None:
+    """A process that has nothing to do is not there (I18)."""
+    with scene.mounted("") as mount:
+        assert _notifiers(mount) == []
+
+
+def test_a_notifier_that_is_killed_is_started_again(scene: Scene) -> None:
+    """Nothing that happened meanwhile is lost."""
+    with scene.mounted(scene.noting()) as mount:
+        wait_until(lambda: len(_notifiers(mount)) == 1, seconds=60, what="the notifier")
+        os.kill(_notifiers(mount)[0], signal.SIGKILL)
+        (mount.tree.root / "trusted" / "second.pem").write_bytes(SECOND.pem)
+        wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+
+
+def test_a_further_copy_follows_the_bundle(scene: Scene) -> None:
+    """It is a plain file, replaced as a whole, wherever it is wanted (I12)."""
+    copy = scene.root / "copy.pem"
+    text = f'{BUNDLE}copy = "{copy}"\n'
+    with scene.mounted(text) as mount:
+        wait_until(copy.exists, seconds=60, what="the copy")
+        (mount.tree.root / "trusted" / "second.pem").write_bytes(SECOND.pem)
+        bundle = mount.tree.root / "ca.pem"
+        wait_until(lambda: copy.read_bytes() == bundle.read_bytes(), seconds=60, what="the copy")
+
+
+@contextmanager
+def stunnel_server(scene: Scene, bundle: Path) -> Iterator[tuple[int, Path, Path]]:
+    """Run a stunnel server that asks clients for a certificate; yield its port, pid file and log."""
+    need_program("stunnel")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    own, configuration = scene.root / "server.pem", scene.root / "stunnel.conf"
+    own.write_bytes(pki.issue("server", host_names=("localhost",)).host_pem)
+    pid_file, log = scene.root / "stunnel.pid", scene.root / "stunnel.log"
+    configuration.write_text(
+        f"foreground = yes\npid = {pid_file}\ndebug = info\noutput = {log}\n"
+        f"[test]\naccept = 127.0.0.1:{port}\ncert = {own}\nsslVersionMax = TLSv1.2\n"
+        f"CAfile = {bundle}\nverifyChain = yes\nexec = /bin/echo\nexecArgs = echo welcome\n"
+    )
+    process = subprocess.Popen(
+        ["stunnel", configuration], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: pid_file.exists() and configured(log) == 1, seconds=60, what="stunnel")
+        yield port, pid_file, log
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def configured(log: Path) -> int:
+    """Return how often a stunnel server has read its configuration."""
+    return len(re.findall("Configuration successful", log.read_text())) if log.exists() else 0
+
+
+def accepts(scene: Scene, port: int, client: pki.Identity) -> bool:
+    """Whether the server lets a client with this certificate in."""
+    own = scene.root / "client.pem"
+    own.write_bytes(client.host_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(own)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as plain:
+                break
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
+            context.wrap_socket(plain) as secured,
+        ):
+            return secured.recv(100) == b"welcome\n"
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+@pytest.mark.stunnel
+def test_a_running_stunnel_server_accepts_a_client_after_its_reload(scene: Scene) -> None:
+    """A client that was refused is accepted, and the server was not restarted."""
+    pid_file = scene.root / "stunnel.pid"
+    text = f'[[notify]]\npid_file = "{pid_file}"\nprocess = "stunnel"\n{QUICK}'
+    with (
+        scene.mounted(text) as mount,
+        stunnel_server(scene, mount.tree.root / "ca.pem") as (port, _pid_file, log),
+    ):
+        client = pki.issue("client", issuer=SECOND)
+        before = pid_file.read_text()
+        assert not accepts(scene, port, client)
+        (mount.tree.root / "trusted" / "second.pem").write_bytes(SECOND.pem)
+        wait_until(lambda: configured(log) == 2, seconds=60, what="the reload")
+        assert accepts(scene, port, client)
+        assert pid_file.read_text() == before
