@@ -6,12 +6,13 @@ and little of it: the supervisor imports this.
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
+
+from certfs.linux.installation import flags, interpreter
 
 _NOTHING_RUN: Final = 127
 _PAUSE_SECONDS: Final = 0.001
@@ -106,8 +107,8 @@ def urgent(pid: int) -> None:
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
-    """Return the command that runs ``module`` of this installation, whatever the current directory holds."""
-    return (sys.executable, "-P", "-m", module, *arguments)
+    """Return the command that runs ``module`` of the installation that is current now."""
+    return (interpreter(), *flags(), "-m", module, *arguments)
 
 
 def start(
