@@ -5,6 +5,7 @@ Owns their arguments and what they say; what they do is `certfs.client`'s.
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import click
@@ -13,7 +14,7 @@ from certfs.client import instances
 from certfs.client import mount as mounting
 from certfs.client.detached import run_detached
 from certfs.config import DEFAULT_FILE, load_config
-from certfs.errors import NotMountedError
+from certfs.errors import CertfsError, NotMountedError
 
 _CANNOT_RUN: Final = 127
 """What a shell answers for a command that cannot be run."""
@@ -83,21 +84,54 @@ def mount(  # noqa: PLR0913  one for each option
     click.echo(f"serving {where} (process {pid})")
 
 
+_ALL = click.option("--all", "every", is_flag=True, help="Every mount of this user.")
+
+
+def _chosen(mountpoint: str | None, *, every: bool) -> tuple[str, ...]:
+    """Return the directories of the instances that a command is about."""
+    if every and mountpoint is not None:
+        raise click.UsageError("--all is for every mount: name no MOUNTPOINT with it")
+    return instances.every() if every else (instances.find(mountpoint),)
+
+
+def _each(directories: tuple[str, ...], action: Callable[[str], None]) -> None:
+    """Do it to each instance, also after one has failed; then raise the first failure."""
+    failures = []
+    for directory in directories:
+        try:
+            action(directory)
+        except CertfsError as error:
+            failures.append(error)
+    for failure in failures[1:]:
+        click.echo(f"certfs: {failure}", err=True)
+    if failures:
+        raise failures[0]
+
+
 @click.command(
-    epilog="\b\nExamples:\n  certfs unmount ~/mnt\n  certfs unmount      (root) the host's own directories"
+    epilog="\b\nExamples:\n"
+    "  certfs unmount ~/mnt\n"
+    "  certfs unmount         (root) the host's own directories\n"
+    "  certfs unmount --all   before certfs is removed"
 )
 @click.option("--if-mounted", is_flag=True, help="Not being mounted is fine.")
+@_ALL
 @click.argument("mountpoint", required=False)
-def unmount(*, mountpoint: str | None, if_mounted: bool) -> None:
+def unmount(*, mountpoint: str | None, if_mounted: bool, every: bool) -> None:
     """End a mount, at once and also if files are open: they stay usable until they are closed."""
     try:
-        said, stale = instances.unmount(mountpoint)
+        chosen = _chosen(mountpoint, every=every)
     except NotMountedError:
         if not if_mounted:
             raise
     else:
-        click.echo(said)
-        _warn(stale)
+        _each(chosen, _unmount)
+
+
+def _unmount(directory: str) -> None:
+    said, stale = instances.unmount(directory)
+    click.echo(said)
+    _warn(stale)
 
 
 def _warn(stale: tuple[str, ...]) -> None:
@@ -107,12 +141,20 @@ def _warn(stale: tuple[str, ...]) -> None:
 
 
 @click.command(
-    epilog="\b\nExamples:\n  certfs restart        after an upgrade\n  certfs restart ~/mnt"
+    epilog="\b\nExamples:\n"
+    "  certfs restart ~/mnt\n"
+    "  certfs restart                     (root) the host's own directories\n"
+    "  certfs restart --all --outdated    after an upgrade"
 )
+@_ALL
+@click.option("--outdated", is_flag=True, help="Only what runs from another installation.")
 @click.argument("mountpoint", required=False)
-def restart(*, mountpoint: str | None) -> None:
+def restart(*, mountpoint: str | None, every: bool, outdated: bool) -> None:
     """Replace the server by a new one, which reads the configuration again, without one failed open or read."""
-    instances.restart(mountpoint)
+    chosen = _chosen(mountpoint, every=every)
+    _each(
+        tuple(one for one in chosen if not outdated or instances.outdated(one)), instances.restart
+    )
 
 
 @click.command(

@@ -46,7 +46,7 @@ def run_detached(
         warn(_flush())
         _leave_certfs()
         _become(command)
-    return _unmounted(mountpoint, state_file.read_state(directory), command, warn)
+    return _unmounted(directory, state_file.read_state(directory), command, warn)
 
 
 # --- root
@@ -97,15 +97,13 @@ def _become(command: tuple[str, ...]) -> NoReturn:
 # --- an ordinary user
 
 
-def _unmounted(
-    mountpoint: str | None, state: State | None, command: tuple[str, ...], warn: Warn
-) -> int:
+def _unmounted(directory: str, state: State | None, command: tuple[str, ...], warn: Warn) -> int:
     if state is None:
         raise DeadlineError(
-            f"how {mountpoint} was mounted is not written down any more",
+            f"how it was mounted is not written down any more in {directory}",
             advice="certfs unmount and certfs mount replace it",
         )
-    _, stale = unmount(mountpoint)
+    _, stale = unmount(directory)
     warn(stale)
     (store,), (target,) = state.stores, state.targets
     if store != target:

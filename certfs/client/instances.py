@@ -19,6 +19,7 @@ from certfs.errors import (
     PrivilegeError,
 )
 from certfs.linux import mount_table
+from certfs.linux.installation import interpreter
 from certfs.linux.mount_table import FILESYSTEM_TYPE
 from certfs.protocol import control, state_file
 from certfs.protocol.control import Reply, Verb
@@ -68,11 +69,31 @@ def _dom0_with(base: str, target: str) -> str | None:
     return f"{base}/dom0" if state and target in state.targets else None
 
 
-def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
-    """End the instance at ``mountpoint``; return what is to be said about it, and which plain copies are stale."""
-    directory = find(mountpoint)
+def every() -> tuple[str, ...]:
+    """Return the directories of all instances of this user that are mounted, or left something mounted."""
+    return tuple(
+        directory
+        for directory in state_file.instances()
+        if state_file.read_state(directory) or devices_of(directory, None)
+    )
+
+
+def outdated(directory: str) -> bool:
+    """Whether a process of the instance was started from another installation than the one that is current now."""
     state = state_file.read_state(directory)
-    where = " and ".join(state.targets) if state else mountpoint or "the host's own directories"
+    processes = (state.supervisor, state.server) if state else ()
+    for process in processes:
+        if process and process.alive():
+            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/cmdline", "rb") as stream:
+                if os.fsdecode(stream.read().split(b"\0")[0]) != interpreter():
+                    return True
+    return False
+
+
+def unmount(directory: str) -> tuple[str, tuple[str, ...]]:
+    """End an instance; return what is to be said about it, and which plain copies are stale."""
+    state = state_file.read_state(directory)
+    where = " and ".join(state.targets) if state else directory
     reply = ask(directory, "unmount", ANSWER_SECONDS)
     if reply is None:
         lock = state_file.take_lock(
@@ -100,9 +121,9 @@ def unmount(mountpoint: str | None) -> tuple[str, tuple[str, ...]]:
     return said, reply.stale
 
 
-def restart(mountpoint: str | None) -> None:
-    """Replace the server of the instance at ``mountpoint``; returns when the new one serves."""
-    expect(ask(find(mountpoint), "restart", RESTART_SECONDS))
+def restart(directory: str) -> None:
+    """Replace the server of an instance; returns when the new one serves."""
+    expect(ask(directory, "restart", RESTART_SECONDS))
 
 
 def _connect(directory: str) -> socket.socket | None:

@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from certfs.client import instances
+from certfs.linux.processes import ProcessId
+from certfs.protocol.state_file import read_state
 from tests.support import mounts, pki
 from tests.support.host import kill
 from tests.support.mounts import wait_until
@@ -482,3 +485,36 @@ def test_what_is_mounted_in_the_store_is_in_view_and_stays(scene: Scene) -> None
         assert list(scene.mountpoint.iterdir()) == []
     finally:
         subprocess.run(["umount", below], check=True)
+
+
+def test_all_mounts_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I17: `--all` is every mount of this user: an upgrade restarts those of another version, a removal ends them."""
+    other = scene.directory / "other"
+    other.mkdir()
+    scene.mount()
+    scene.certfs("mount", "--store", other, other)
+    monkeypatch.setenv("CERTFS_RUNTIME_DIR", scene.environment["CERTFS_RUNTIME_DIR"])
+
+    def servers() -> set[ProcessId | None]:
+        return {state.server for state in map(read_state, instances.every()) if state}
+
+    before = servers()
+    assert len(before) == 2
+    scene.certfs("restart", "--all", "--outdated")
+    assert servers() == before
+    scene.certfs("restart", "--all")
+    assert len(servers()) == 2
+    assert not servers() & before
+    monkeypatch.setattr(instances, "interpreter", lambda: "/opt/certfs/2-1/bin/python3")
+    assert all(map(instances.outdated, instances.every()))
+    assert "--all" in scene.certfs("unmount", "--all", scene.mountpoint, expect=2)
+    assert scene.certfs("unmount", "--all").count("unmounted") == 2
+    assert scene.certfs("unmount", "--all") == ""
+
+
+def test_a_command_runs_as_it_is_where_nothing_is_mounted(scene: Scene) -> None:
+    """`detached --if-mounted` without a mount is just the command: its output, its status."""
+    command = ("detached", "--if-mounted", "--mountpoint", scene.mountpoint, "--", "sh", "-c")
+    assert scene.certfs(*command, "echo said; exit 9", expect=9) == "said\n"
+    assert "cannot run" in scene.certfs(*command[:-2], "/missing", expect=127)
+    assert scene.certfs("detached", *command[2:], "true", expect=7)
