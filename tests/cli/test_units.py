@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from certfs.cli.units import install_units, unit_text
+from certfs.cli.units import install_units, modules_directory, render, template, unit_text
 from tests.support import mounts, pki
 from tests.support.host import Host, host
 
-PACKAGED = Path(__file__).parents[2] / "scripts" / "systemd" / "certfs.service"
 EXPOSURE = 50
 """Tenths of systemd's exposure level, 0 (best) to 100. Root that mounts cannot be much better; below 50 is "OK"."""
 NAMESPACING = re.compile(
@@ -79,21 +78,138 @@ def test_the_unit_stays_in_the_hosts_mount_namespace() -> None:
 def test_the_order_at_boot() -> None:
     """The unit starts before everything that reads the host's certificates, and after local file systems."""
     text = unit_text("/usr/bin/certfs")
-    assert set(setting(text, "Before").split()) == {
+    assert set(" ".join(re.findall(r"^Before=(.*)$", text, re.MULTILINE)).split()) == {
         "gencert.service",
         "stunnel@xapi.service",
         "xapi.service",
         "forkexecd.service",
         "xcp-networkd.service",
+        "save-boot-info.service",
+        "xcp-rrdd.service",
+        "xenopsd-xc.service",
+        "xapi-nbd.path",
     }
     assert "local-fs.target" in setting(text, "After")
     assert setting(text, "Type") == "notify"
     assert int(setting(text, "OOMScoreAdjust")) < 0
 
 
-def test_the_packaged_unit_is_the_installed_one() -> None:
-    """scripts/systemd holds the unit for a certfs in /usr/bin."""
-    assert PACKAGED.read_text() == unit_text("/usr/bin/certfs")
+OLDEST = 219
+VERSIONS = (OLDEST, 229, 230, 231, 233, 235, 238, 239, render.NEWEST)
+KNOWN_TO_219 = frozenset(
+    (
+        "After", "Before", "CapabilityBoundingSet", "Description", "Documentation", "ExecReload", "ExecStart",
+        "ExecStopPost", "KillMode", "LimitNOFILE", "NoNewPrivileges", "NotifyAccess", "OOMScoreAdjust",
+        "RequiresMountsFor", "Restart", "RestartPreventExitStatus", "RestartSec", "RestrictAddressFamilies",
+        "StartLimitBurst", "SystemCallArchitectures", "TimeoutStartSec", "TimeoutStopSec", "Type", "UMask",
+        "WantedBy",
+    )
+)  # fmt: skip
+
+
+def directives(text: str) -> dict[str, list[str]]:
+    """Return the names that a unit sets, by section."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = found.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            section.append(line.partition("=")[0])
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_systemd_gets_what_it_knows(version: int) -> None:
+    """No directive is newer than the systemd it is for, and every one is known to be old or has its version."""
+    text = render.unit_text(template(), "/usr/bin/certfs", systemd=version)
+    for section, names in directives(text).items():
+        for name in names:
+            if (section, name) == ("Service", "StartLimitInterval"):
+                assert version < 230
+            else:
+                assert name in KNOWN_TO_219 or render.SINCE[name] <= version, name
+
+
+def test_the_newest_systemd_gets_everything() -> None:
+    """Nothing of the template is lost on the way to a systemd that knows all of it."""
+    names = {name for section in directives(unit_text("/x")).values() for name in section}
+    assert names == {name for section in directives(template()).values() for name in section}
+
+
+@pytest.mark.parametrize("version,section", [(219, "Service"), (229, "Service"), (230, "Unit")])
+def test_the_start_limit_is_where_it_is_looked_for(version: int, section: str) -> None:
+    """Before systemd 230 the limit is in [Service]: elsewhere it would be ignored, and five failures be the end."""
+    text = render.unit_text(template(), "/usr/bin/certfs", systemd=version)
+    for name, where in directives(text).items():
+        assert any(one.startswith("StartLimit") for one in where) == (name == section)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_systemd_gets_groups_or_prefixes_that_it_does_not_know(version: int) -> None:
+    """A group of system calls that is not known is dropped from the allow-list, and `+` would be part of a path."""
+    text = render.unit_text(template(), "/usr/bin/certfs", systemd=version)
+    assert not re.search(r"^Exec\w+=-?\+", text, re.MULTILINE)
+    assert ("@system-service" in text) == (version >= 239)
+
+
+def test_a_comment_goes_with_what_it_is_about() -> None:
+    """A unit does not explain what it does not say."""
+    text = render.unit_text("# a\nA=1\n\n# b\n# c\nKeyringMode=private\n\n[X]\n", "/x", systemd=219)
+    assert "# a\nA=1" in text
+    assert "# b" not in text
+    assert "# c" not in text
+
+
+def test_a_unit_for_a_store(tmp_path: Path) -> None:
+    """A standalone mount has a unit of its own, named after the mountpoint; it is ordered after what it needs only."""
+    command = [
+        "--directory",
+        str(tmp_path),
+        "--store",
+        "/srv/a b",
+        "--config",
+        "/srv/c.toml",
+        "/srv/50%",
+    ]
+    result = CliRunner().invoke(install_units, command)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "certfs-srv-50\\x25.service").read_text()
+    assert setting(text, "ExecStart").endswith(
+        'mount --foreground --store "/srv/a b" --config /srv/c.toml "/srv/50%%"'
+    )
+    assert setting(text, "RequiresMountsFor") == '"/srv/a b" "/srv/50%%"'
+    assert setting(text, "ExecStopPost").endswith('unmount --if-mounted "/srv/50%%"')
+    assert "Before=" not in text
+
+
+def test_a_unit_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's unit forbids no new privileges: fusermount3 has its rights from its set-user-ID bit."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("certfs.cli.units._systemd_runs", lambda: False)
+    result = CliRunner().invoke(
+        install_units, ["--user", "--store", "/home/ada/tls", "/home/ada/tls"]
+    )
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "systemd/user/certfs-home-ada-tls.service").read_text()
+    assert setting(text, "WantedBy") == "default.target"
+    for name in ("NoNewPrivileges", "SystemCallFilter", "OOMScoreAdjust", "CapabilityBoundingSet"):
+        assert name not in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--user"], ["--store", "/a"], ["/a"], ["--config", "/a"], ["--systemd", "12"]]
+)
+def test_half_an_order_is_a_usage_error(arguments: list[str]) -> None:
+    """What does not go together is refused before anything is written."""
+    assert CliRunner().invoke(install_units, arguments).exit_code == 2
+
+
+def test_the_kernel_module_is_loaded_at_boot(tmp_path: Path) -> None:
+    """Beside a directory of units, modules-load.d names fuse; a directory of another kind gets no second one."""
+    units = tmp_path / "etc/systemd/system"
+    assert CliRunner().invoke(install_units, ["--directory", str(units)]).exit_code == 0
+    assert "fuse" in (tmp_path / "etc/modules-load.d/certfs.conf").read_text().splitlines()
+    assert modules_directory("/srv/units") is None
 
 
 def test_a_unit_of_another_root_is_not_enabled_here(tmp_path: Path) -> None:
