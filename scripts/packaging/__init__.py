@@ -1,0 +1,1 @@
+"""Building the packages of certfs: `scripts/package` runs this."""

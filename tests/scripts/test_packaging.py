@@ -1,0 +1,213 @@
+"""What `scripts/package` decides: which inputs, from where, and what may be in a package. Building is for the night."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.packaging import elf, tree
+from scripts.packaging.debian import (
+    Pin,
+    Repository,
+    own_release,
+    read_groups,
+    read_lock,
+    sources,
+    write_lock,
+)
+from scripts.packaging.elf import Elf
+from scripts.packaging.shell import BuildError, run
+from scripts.packaging.wheels import PYTHONS, pins
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGING = ROOT / "scripts" / "packaging"
+LOCK = read_lock((PACKAGING / "debian.lock.toml").read_text())
+
+
+def test_every_input_is_pinned_by_version_and_hash() -> None:
+    """Each package that is wanted is in the lock file, and nothing else is."""
+    groups = read_groups()
+    assert LOCK.keys() == groups.keys()
+    for name, group in groups.items():
+        wanted = set(group.packages) if group.source is None else {group.source}
+        assert {pin.name for pin in LOCK[name]} == wanted
+        for pin in LOCK[name]:
+            assert re.fullmatch(r"[0-9a-f]{64}", pin.sha256)
+            assert pin.version.split(":")[-1].split("-")[0] in pin.file
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-build.txt", "scripts/packaging/requirements.txt"]
+)
+def test_every_requirement_is_pinned_by_version_and_hash(name: str) -> None:
+    """A line of a lock file names one version and at least one hash."""
+    found = dict(pins((ROOT / name).read_text()))
+    assert found
+    for requirement, text in found.items():
+        assert text.startswith(f"{requirement}=="), text
+        assert "--hash=sha256:" in text
+
+
+def test_no_file_of_the_build_names_a_server() -> None:
+    """Where inputs come from is the machine's configuration."""
+    for path in [ROOT / "scripts/package", *PACKAGING.iterdir()]:
+        if path.is_file():
+            assert "://" not in path.read_text(), path
+
+
+def test_what_is_written_to_the_lock_file_is_read_again() -> None:
+    """The lock file is written by one function and read by another."""
+    pin = Pin(name="libc6", version="1:2.36-9", file="libc6_1%3a2.36-9_amd64.deb", sha256="0" * 64)
+    assert read_lock(write_lock({"tree": [pin], "headers": [pin, pin]})) == {
+        "tree": (pin,),
+        "headers": (pin, pin),
+    }
+
+
+MACHINE = (
+    Repository("a:debian/", "bookworm"),
+    Repository("a:debian/", "bookworm-updates"),
+    Repository("a:security/", "bookworm-security"),
+    Repository("b:other/", "nodistro"),
+)
+
+
+def test_another_release_comes_from_the_same_servers() -> None:
+    """Only the release's name is replaced, and repositories of others are left out."""
+    lines = sources(MACHINE, "bookworm", "trixie").splitlines()
+    assert len(lines) == 6
+    assert {tuple(line.split()[2:4]) for line in lines} == {
+        ("a:debian/", "trixie"),
+        ("a:debian/", "trixie-updates"),
+        ("a:security/", "trixie-security"),
+    }
+    assert all("signed-by=" in line for line in lines)
+
+
+def test_a_machine_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Without a repository of its own release, or a release at all, the build says what it needs."""
+    with pytest.raises(BuildError, match="Debian 12"):
+        sources(MACHINE, "noble", "trixie")
+    (tmp_path / "os-release").write_text("ID=void\n")
+    with pytest.raises(BuildError, match="Debian 12"):
+        own_release(tmp_path / "os-release")
+
+
+@pytest.mark.parametrize(
+    "versions,wrong",
+    [
+        (["GLIBC_2.17", "GLIBC_2.2.5", "GLIBC_PRIVATE", "FUSE_3.14"], []),
+        (["GLIBC_2.18"], ["GLIBC_2.18"]),
+        (["GLIBC_2.17.1", "GLIBC_2.4"], ["GLIBC_2.17.1"]),
+        (["GLIBC_3"], ["GLIBC_3"]),
+    ],
+)
+def test_which_symbols_an_old_c_library_lacks(versions: list[str], wrong: list[str]) -> None:
+    """Versions are compared as numbers: 2.4 is older than 2.17."""
+    assert elf.too_new(Elf(path="x", versions=frozenset(versions)), glibc=(2, 17)) == wrong
+
+
+def test_what_a_self_contained_tree_lacks() -> None:
+    """A library counts under its soname or under its file's name."""
+    found = [
+        Elf(path="bin/python", needed=("libc.so.6", "libz.so.1", "liblost.so.1")),
+        Elf(path="lib/libc-2.36.so", soname="libc.so.6"),
+        Elf(path="lib/libz.so.1"),
+    ]
+    assert elf.unresolved(found) == ["bin/python: liblost.so.1"]
+
+
+def test_elf_files_are_found_by_what_they_are(tmp_path: Path) -> None:
+    """Neither the name nor the mode counts, and a link is not a second file."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/odd name").write_bytes(b"\x7fELF...")
+    (tmp_path / "lib.so").write_bytes(b"#!/bin/sh\n")
+    (tmp_path / "link.so").symlink_to("a/odd name")
+    assert list(elf.files(tmp_path)) == [tmp_path / "a/odd name"]
+
+
+def test_a_failing_program_ends_the_build_with_what_it_said() -> None:
+    """The message has the command, the status and the output."""
+    with pytest.raises(BuildError, match=r"(?s)status 3.*trouble"):
+        run(["sh", "-c", "echo trouble >&2; exit 3"])
+
+
+def test_each_version_has_a_directory_of_its_own() -> None:
+    """I17: an upgrade replaces no file of the version that runs."""
+    one, two = (tree.Release(version="1.0", release=number) for number in ("1", "2"))
+    assert one.prefix == "/opt/certfs/1.0-1"
+    assert one.prefix != two.prefix
+
+
+def test_there_is_a_wheel_for_each_python_that_debian_has() -> None:
+    """The versions that wheels are made for have their packages in the lock file."""
+    assert set(PYTHONS) == {"3.11", "3.13"}
+    for version, groups in PYTHONS.items():
+        names = {pin.name for group in groups for pin in LOCK[group]}
+        assert {f"python{version}-minimal", f"libpython{version}-dev"} <= names
+
+
+# --- the scripts that run on hosts
+
+
+@pytest.mark.parametrize("name", ["lifecycle", "install", "host-backup"])
+def test_the_scripts_are_plain_sh(name: str) -> None:
+    """They run in whatever shell a host has as /bin/sh."""
+    subprocess.run(["shellcheck", "--shell=sh", PACKAGING / name], check=True)
+
+
+def answer(path: Path, text: str) -> None:
+    """Make a program that prints its name, its arguments and ``text``, and ends with status 7."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "${{0##*/}} $* {text}"\nexit 7\n')
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Path:
+    """The backup program as it is installed, with a stand-in for the platform's."""
+    program = tmp_path / "libexec/host-backup"
+    program.parent.mkdir()
+    program.write_bytes((PACKAGING / "host-backup").read_bytes())
+    program.chmod(0o755)
+    answer(tmp_path / "original", "archive")
+    return program
+
+
+def back_up(program: Path, **variables: str) -> tuple[int, str]:
+    """Run the backup program; return its status and its standard output."""
+    environment = {
+        **os.environ,
+        "CERTFS_HOST_BACKUP": str(program.parents[1] / "original"),
+        **variables,
+    }
+    result = subprocess.run(
+        [program, "a b"], check=False, capture_output=True, text=True, env=environment
+    )
+    return result.returncode, result.stdout
+
+
+def test_the_hosts_backup_runs_with_the_plain_directories(backup: Path) -> None:
+    """The original gets the arguments, and its output and status are what the caller sees."""
+    answer(backup.parents[1] / "bin/certfs", "")
+    status, said = back_up(backup)
+    assert status == 7
+    assert said.split() == [
+        "certfs",
+        "detached",
+        "--if-mounted",
+        "--",
+        str(backup.parents[1] / "original"),
+        "a",
+        "b",
+    ]
+
+
+def test_the_hosts_backup_works_without_certfs(backup: Path) -> None:
+    """Where certfs is gone, it is just the original; where the original is gone, that is said and fails."""
+    assert back_up(backup) == (7, "original a b archive\n")
+    assert back_up(backup, CERTFS_HOST_BACKUP="/missing") == (127, "")
