@@ -31,6 +31,7 @@ from certfs.identity.ensure import ensure_identity, host_uuid
 from certfs.linux import mount_table
 from certfs.protocol import link as messages
 from certfs.protocol.link import Failure, InCharge, Job, failure_message
+from certfs.safe_open import LinkRefusedError
 from certfs.server import audit
 from certfs.server.adoption import await_turn, show_life, start_successor
 from certfs.server.plain_copies import PlainCopies
@@ -331,6 +332,9 @@ def _prepare(job: Job, config: Config) -> None:
                 log.info("made %s", path)
             for problem in report.problems:
                 log.warning("%s", problem)
+    except LinkRefusedError as e:
+        # Whoever owns the store may do that at any time, and shall not be able to end the mount with it.
+        log.warning("store %s: %s: %s; nothing is made there", tree.store, e.filename, e.strerror)
     except OSError as e:
         raise StoreError(
             f"store {tree.store}: {e.strerror or e}",

@@ -11,7 +11,7 @@ import trio
 from certfs.core.text import printable
 from certfs.server import audit
 from certfs.store.live import LiveBundle
-from certfs.store.plain import PlainState
+from certfs.store.plain import PlainCopy, PlainState
 from certfs.store.trust import Trust
 
 _PAUSE_SECONDS = 0.03
@@ -25,6 +25,8 @@ With a bundle of many thousand certificates a burst of changes would otherwise b
 """
 
 _RETRY_SECONDS = 5.0
+_REPORT_SECONDS = 60.0
+"""Between two lines in the log on one copy: who owns the directory may make it fail as often as it likes."""
 
 
 class PlainCopies:
@@ -82,15 +84,20 @@ class PlainCopies:
             return
         async with self._lock:
             for bundle, copy in list(self._trust.plain.items()):
-                directory = self._trust.bundle_directory(bundle)
-                if directory is None:
-                    continue
                 before = copy.state.error
-                # Its own descriptor: the tables may be made anew while the thread writes.
-                directory = os.dup(directory)
-                try:
-                    await trio.to_thread.run_sync(copy.write, directory)
-                finally:
-                    os.close(directory)
-                if copy.state.error and copy.state.error != before:
+                await trio.to_thread.run_sync(self._write, bundle, copy)
+                now = trio.current_time()
+                if copy.state.error not in {"", before} and now >= copy.report_after:
+                    copy.report_after = now + _REPORT_SECONDS
                     audit.store_problem(b"/".join(bundle.spec.bundle), copy.state.error)
+
+    def _write(self, bundle: LiveBundle, copy: PlainCopy) -> None:
+        try:
+            directory = self._trust.open_place(bundle)
+        except OSError as e:
+            copy.has_no_place(e)
+            return
+        try:
+            copy.write(directory)
+        finally:
+            os.close(directory)

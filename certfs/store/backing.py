@@ -11,6 +11,8 @@ import os
 import struct
 from typing import NamedTuple
 
+from certfs.safe_open import LinkRefusedError
+
 O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -110,6 +112,6 @@ def status_at(directory: int, name: bytes) -> os.stat_result | None:
 
 def describe(error: OSError) -> str:
     """Return an error for people, without the path that the kernel was given."""
-    if error.errno == errno.ELOOP:
+    if error.errno == errno.ELOOP and not isinstance(error, LinkRefusedError):
         return "too many symbolic links"
     return error.strerror or str(error)

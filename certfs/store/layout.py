@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from certfs.core.bundle import BundleSpec
+from certfs.safe_open import LinkRefusedError, make_beneath
 
 _SOURCE_MODE = 0o700
 _DIRECTORY_MODE = 0o755
@@ -28,10 +29,7 @@ def make_directories(store: int, specs: Iterable[BundleSpec], *, platform: bool)
 
 
 def _make(store: int, path: tuple[bytes, ...], mode: int) -> None:
-    for depth in range(1, len(path) + 1):
-        with suppress(FileExistsError):
-            os.mkdir(
-                b"/".join(path[:depth]),
-                mode if depth == len(path) else _DIRECTORY_MODE,
-                dir_fd=store,
-            )
+    # Where the path leads through a link, nothing is made: a source directory may be one, and of a bundle it is said
+    # when its plain copy is to be written.
+    with suppress(LinkRefusedError):
+        os.close(make_beneath(store, path, mode, parents_mode=_DIRECTORY_MODE))

@@ -20,10 +20,14 @@ StoreRoot = Callable[[bytes], tuple[int, list[bytes]]]
 
 
 class Walked(NamedTuple):
-    """Where a walk ended: an O_PATH ``descriptor``, and whether it came ``through_mount``, which is ours."""
+    """Where a walk ended: an O_PATH ``descriptor``.
+
+    Whether it came ``through_mount``, which is ours, and ``through_link``, which is anybody's.
+    """
 
     descriptor: int
     through_mount: bool
+    through_link: bool
 
 
 class PathWalker:
@@ -74,7 +78,7 @@ class PathWalker:
             with suppress(OSError):
                 os.close(current)
             raise
-        return Walked(current, through_mount)
+        return Walked(current, through_mount, links > 0)
 
     @staticmethod
     def _enter(path: bytes) -> int:

@@ -42,10 +42,14 @@ class PlainState:
 
 
 class PlainCopy:
-    """The plain copy of one bundle. ``write`` blocks; it is to be called by one thread at a time."""
+    """The plain copy of one bundle. ``write`` blocks; it is to be called by one thread at a time.
+
+    ``report_after`` is for whoever reports its errors: not before that time on its clock.
+    """
 
     def __init__(self, bundle: LiveBundle) -> None:
         self._bundle = bundle
+        self.report_after = float("-inf")
         self.state = PlainState()
 
     @property
@@ -72,6 +76,15 @@ class PlainCopy:
             self.state = PlainState(self.state.generation, self.state.stamp, describe(e))
             return
         self.state = PlainState(generation.number, _stamp(status))
+
+    def has_no_place(self, error: OSError) -> None:
+        """Take note that there is no directory to write in: no harm as long as there is nothing to write."""
+        generation = self._bundle.generation
+        if isinstance(error, FileNotFoundError) and not generation.certificates:
+            self.state = PlainState(generation.number)
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            self.state = PlainState(self.state.generation, error=where + describe(error))
 
     @staticmethod
     def _replace(

@@ -4,10 +4,13 @@ Owns the tables; `certfs.store.trust` fills them. Directories are known by ident
 """
 
 import os
-from dataclasses import dataclass, field
+import stat
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.backing import FileId
+from certfs.store.backing import FileId, file_id
+from certfs.store.links import PathWalker
 from certfs.store.live import LiveBundle
 from certfs.store.swaps import Backup
 
@@ -33,16 +36,71 @@ class Roots:
         return start, list(rest)
 
 
-@dataclass(slots=True)
-class Roles:
-    """What directories mean, as of the last ``resolve``."""
+class Found(NamedTuple):
+    """A directory of the store: an O_PATH ``descriptor`` of it, and whether the way to it leads ``through_link``."""
 
-    sources: dict[FileId, list[LiveBundle]] = field(default_factory=dict)
-    bundles: dict[FileId, dict[bytes, LiveBundle]] = field(default_factory=dict)
-    components: dict[FileId, set[bytes]] = field(default_factory=dict)
-    patterns: dict[FileId, list[BundleSpec]] = field(default_factory=dict)
-    backups: dict[Backup, list[LiveBundle]] = field(default_factory=dict)
-    descriptors: dict[FileId, int] = field(default_factory=dict)
+    descriptor: int
+    id: FileId
+    through_link: bool
+
+
+class Roles:
+    """What directories mean, as of one look at them: each path is resolved once, whatever asks for it."""
+
+    def __init__(self, roots: Roots, walker: PathWalker) -> None:
+        self.sources: dict[FileId, list[LiveBundle]] = {}
+        self.bundles: dict[FileId, dict[bytes, LiveBundle]] = {}
+        self.places: dict[BundleSpec, Found] = {}
+        self.components: dict[FileId, set[bytes]] = {}
+        self.patterns: dict[FileId, list[BundleSpec]] = {}
+        self.backups: dict[Backup, list[LiveBundle]] = {}
+        self.descriptors: dict[FileId, int] = {}
+        self._roots = roots
+        self._walker = walker
+        self._found: dict[tuple[bytes, ...], Found | None] = {}
+
+    def find(self, path: tuple[bytes, ...]) -> Found | None:
+        """Return a directory, None where there is none; its descriptor is open as long as these roles are."""
+        if path not in self._found:
+            self._found[path] = self._look(path)
+        return self._found[path]
+
+    def _look(self, path: tuple[bytes, ...]) -> Found | None:
+        through_link = False
+        try:
+            start, rest = self._roots.locate(path)
+            if rest:
+                parent = self.find(path[:-1])
+                if parent is None:
+                    return None
+                self.components.setdefault(parent.id, set()).add(path[-1])
+                descriptor, _, through_link = self._walker.walk(parent.descriptor, path[-1])
+                through_link = through_link or parent.through_link
+            else:
+                descriptor = os.dup(start)
+        except OSError:
+            return None
+        status = os.stat(descriptor)
+        directory = file_id(status)
+        if not stat.S_ISDIR(status.st_mode) or directory in self.descriptors:
+            os.close(descriptor)
+        else:
+            self.descriptors[directory] = descriptor
+        if not stat.S_ISDIR(status.st_mode):
+            return None
+        return Found(self.descriptors[directory], directory, through_link)
+
+    def find_place(self, spec: BundleSpec) -> Found | None:
+        """Return the directory that a bundle appears in; None also where the way to it leads through a link.
+
+        Its plain copy is written there, with all rights of this process: whoever may exchange a directory on the way
+        for a link would choose where.
+        """
+        found = self.find(spec.bundle[:-1])
+        if found is None or found.through_link:
+            return None
+        self.places[spec] = found
+        return found
 
     def close(self) -> None:
         """Let go of every descriptor."""

@@ -149,7 +149,7 @@ class SourceReader:
         through_mount = False
         try:
             if is_link:
-                fd, through_mount = self.walker.walk(directory, name)
+                fd, through_mount, _ = self.walker.walk(directory, name)
             elif known is not None and known.stamp == stamp(status):
                 return Reading(known)
             else:

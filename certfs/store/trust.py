@@ -5,6 +5,7 @@ directory replaces a source directory. Directories are known by identity, not by
 and a map of paths goes wrong then. Knows nothing of FUSE.
 """
 
+import errno
 import functools
 import os
 import stat
@@ -14,7 +15,8 @@ import trio
 
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent
-from certfs.store.backing import FileId, fd_path, file_id, status_at
+from certfs.safe_open import LinkRefusedError, open_beneath
+from certfs.store.backing import FileId, describe, fd_path, file_id, status_at
 from certfs.store.bequest import Bequest
 from certfs.store.links import PathWalker
 from certfs.store.live import Actor, LiveBundle, Observer
@@ -50,7 +52,7 @@ class Trust:
         self._reader = SourceReader(self.walker, size_limit, self._is_plain_copy)
         self._is_busy = is_busy
         self._observer = observer
-        self._roles = Roles()
+        self._roles = Roles(roots, self.walker)
         self._bundles: dict[BundleSpec, LiveBundle] = {}
         self._taking_in = trio.Lock()
         self._is_loaded = False
@@ -94,8 +96,8 @@ class Trust:
         self.swaps.complete(self._missing)
 
     def _missing(self, bundle: LiveBundle) -> SourceContent:
-        directory = self.bundle_directory(bundle)
-        return SourceContent() if directory is None else missing(bundle, directory)
+        place = self._roles.places.get(bundle.spec)
+        return SourceContent() if place is None else missing(bundle, place.descriptor)
 
     def bequeath(self) -> None:
         """Be the one whose bequest counts from now on."""
@@ -245,12 +247,29 @@ class Trust:
         if self._is_loaded:
             self.swaps.hear(self.news.hear().directories)
 
-    def bundle_directory(self, bundle: LiveBundle) -> int | None:
-        """Return a descriptor of the store's directory that a bundle's plain copy belongs in."""
-        for directory, names in self._roles.bundles.items():
-            if names.get(bundle.spec.bundle[-1]) is bundle:
-                return self._roles.descriptors[directory]
-        return None
+    def open_place(self, bundle: LiveBundle) -> int:
+        """Open the directory that a bundle's plain copy belongs in, to be closed by the caller; OSError with a reason.
+
+        It is looked for anew each time, beneath the store and without following a link, and has to be the one that the
+        bundle was last resolved with: who owns a directory on the way may exchange it at any moment.
+        """
+        start, path = self._roots.locate(bundle.spec.bundle[:-1])
+        descriptor = open_beneath(start, path)
+        place = self._roles.places.get(bundle.spec)
+        if place is None or place.id != file_id(os.stat(descriptor)):
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, "its directory was exchanged a moment ago")
+        return descriptor
+
+    def problem_of_place(self, bundle: LiveBundle) -> str:
+        """Return why a bundle cannot appear where it should, empty if it can or there is no such directory at all."""
+        try:
+            os.close(self.open_place(bundle))
+        except LinkRefusedError as e:
+            return f"{os.fsdecode(e.filename)}: {describe(e)}"
+        except OSError:
+            return ""
+        return ""
 
     def close(self) -> None:
         """Let go of every descriptor."""
@@ -274,23 +293,23 @@ class Trust:
 
     def _resolve(self, actor: Actor | None) -> Iterator[LiveBundle]:
         """Find all directories anew; yield the bundles that have another source directory than before."""
-        old, self._roles = self._roles, Roles()
+        old = self._roles
+        roles = self._roles = Roles(self._roots, self.walker)
         changed = []
         for spec in self._expand():
             bundle = self._bundles.get(spec) or self._new_bundle(spec)
-            directory = self._walk(spec.source)
-            source_id = None if directory is None else file_id(os.stat(directory))
-            if bundle.attach(directory, actor) and source_id is not None:
+            source = roles.find(spec.source)
+            if bundle.attach(os.dup(source.descriptor) if source else None, actor) and source:
                 changed.append(bundle)
-            if source_id is not None:
-                self._roles.sources.setdefault(source_id, []).append(bundle)
-            parent = self._descend(spec.source[:-1])
-            if parent is not None:
-                backup = (parent, spec.source[-1] + SWAP_SUFFIX)
-                self._roles.backups.setdefault(backup, []).append(bundle)
-            place = self._descend(spec.bundle[:-1])
-            if place is not None:
-                self._roles.bundles.setdefault(place, {})[spec.bundle[-1]] = bundle
+            if source:
+                roles.sources.setdefault(source.id, []).append(bundle)
+            parent = roles.find(spec.source[:-1])
+            if parent:
+                backup = (parent.id, spec.source[-1] + SWAP_SUFFIX)
+                roles.backups.setdefault(backup, []).append(bundle)
+            place = roles.find_place(spec)
+            if place:
+                roles.bundles.setdefault(place.id, {})[spec.bundle[-1]] = bundle
         for spec, bundle in list(self._bundles.items()):
             gone = (
                 bundle.directory is None
@@ -300,20 +319,10 @@ class Trust:
             if gone and spec not in self._specs:
                 del self._bundles[spec], self.plain[bundle]
         old.close()
-        self.watcher.watch(
-            [
-                *((fd, key) for key, fd in self._roles.descriptors.items()),
-                *self._source_descriptors(),
-            ]
-        )
+        self.watcher.watch((fd, key) for key, fd in roles.descriptors.items())
         # After that: a D.bk is there now, or will be heard of.
         self.swaps.watch(self._roles.backups)
         return iter(changed)
-
-    def _source_descriptors(self) -> Iterator[tuple[int, FileId]]:
-        for bundle in self.bundles:
-            if bundle.directory is not None and bundle.directory_id is not None:
-                yield bundle.directory, bundle.directory_id
 
     def _new_bundle(self, spec: BundleSpec) -> LiveBundle:
         name = spec.bundle[-1]
@@ -339,62 +348,20 @@ class Trust:
             if not spec.is_pattern:
                 yield spec
                 continue
-            parent = self._descend(spec.source[:-1])
+            parent = self._roles.find(spec.source[:-1])
             if parent is None:
                 continue
-            self._roles.patterns.setdefault(parent, []).append(spec)
-            for name in sorted(os.listdir(fd_path(self._roles.descriptors[parent]).encode())):
+            self._roles.patterns.setdefault(parent.id, []).append(spec)
+            for name in sorted(os.listdir(fd_path(parent.descriptor).encode())):
                 expanded = spec.expand(name)
                 # Beside the directories lie the plain copies of their bundles, and D.bk while D is swapped.
                 if (
                     expanded is not None
                     and not name.endswith(SWAP_SUFFIX)
-                    and self._is_directory(expanded.source)
+                    and self._roles.find(expanded.source)
                 ):
                     seen.add(expanded)
                     yield expanded
         for spec in self._bundles.keys() - seen - set(self._specs):
             # The directory of a pattern is gone: its bundle goes on as an empty one while it may come back in a swap.
             yield spec
-
-    def _walk(self, path: tuple[bytes, ...]) -> int | None:
-        """Return a descriptor of this directory, None where there is none; note what is on the way."""
-        self._descend(path[:-1], following=path[-1])
-        return self._open_directory(path)
-
-    def _open_directory(self, path: tuple[bytes, ...]) -> int | None:
-        try:
-            start, rest = self._roots.locate(path)
-            descriptor = self.walker.open(start, b"/".join(rest))
-        except OSError:
-            return None
-        if stat.S_ISDIR(os.stat(descriptor).st_mode):
-            return descriptor
-        os.close(descriptor)
-        return None
-
-    def _is_directory(self, path: tuple[bytes, ...]) -> bool:
-        descriptor = self._open_directory(path)
-        if descriptor is not None:
-            os.close(descriptor)
-        return descriptor is not None
-
-    def _descend(self, path: tuple[bytes, ...], following: bytes | None = None) -> FileId | None:
-        """Note every directory on this path and the name that leads on from it; return the last one's identity."""
-        directory = None
-        for depth in range(len(path) + 1):
-            descriptor = self._open_directory(path[:depth])
-            if descriptor is None:
-                if depth == 0:
-                    # The root of a Dom0 mount is in no store.
-                    continue
-                return None
-            directory = file_id(os.stat(descriptor))
-            if directory in self._roles.descriptors:
-                os.close(descriptor)
-            else:
-                self._roles.descriptors[directory] = descriptor
-            name = path[depth] if depth < len(path) else following
-            if name is not None:
-                self._roles.components.setdefault(directory, set()).add(name)
-        return directory

@@ -168,9 +168,9 @@ async def test_a_writer_that_nobody_knew_of_takes_nothing_away(server: Servers) 
     async with server() as found:
         bundle = found.bundle(POOL)
         assert bundle is not None
-        directory = found.trust.bundle_directory(bundle)
-        assert directory is not None
+        directory = found.trust.open_place(bundle)
         found.trust.plain[bundle].write(directory)
+        os.close(directory)
     with (server.host / "stunnel/certs-pool/one.pem").open("wb", buffering=0) as file:
         file.write(THREE.pem[:100])
         async with server() as found:

@@ -1,0 +1,143 @@
+"""Opening files by path where other users own directories on the way (path_resolution(7)).
+
+Owns which symbolic links a privileged process follows: beneath a store none (`open_beneath`), elsewhere only those that
+no other user can have put there (`open_trusted`, what systemd calls a safe path). A path is resolved one component at a
+time, each relative to the descriptor of the one before, so that nothing can be exchanged between a check and its use.
+openat2(2) does as much in one call, but not before Linux 5.6.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from typing import Final
+
+_COMPONENT: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS: Final = 40
+_MOST_COMPONENTS: Final = 4096
+"""As many as a path of PATH_MAX bytes has, for the path and all links on it together."""
+
+
+class LinkRefusedError(OSError):
+    """A symbolic link is not followed; the errno is ELOOP, as for O_NOFOLLOW (open(2))."""
+
+    def __init__(self, what: str, name: bytes) -> None:
+        super().__init__(errno.ELOOP, f"a symbolic link{what} is not followed", os.fsdecode(name))
+
+
+def open_beneath(root: int, path: Iterable[bytes]) -> int:
+    """Open the directory ``path`` beneath the directory ``root`` with O_PATH.
+
+    OSError, `LinkRefusedError` where a component is a symbolic link.
+    """
+    current = os.dup(root)
+    try:
+        for name in path:
+            following = os.open(_one_component(name), _COMPONENT, dir_fd=current)
+            os.close(current)
+            current = following
+            _require_directory(current, name)
+    except BaseException:
+        os.close(current)
+        raise
+    return current
+
+
+def make_beneath(root: int, path: Iterable[bytes], mode: int, *, parents_mode: int = 0o755) -> int:
+    """Do as `open_beneath`, and make each directory on the way that is missing."""
+    names = tuple(path)
+    current = os.dup(root)
+    for depth, name in enumerate(names, start=1):
+        try:
+            os.mkdir(
+                _one_component(name), mode if depth == len(names) else parents_mode, dir_fd=current
+            )
+        except FileExistsError:
+            pass
+        except BaseException:
+            os.close(current)
+            raise
+        try:
+            following = open_beneath(current, (name,))
+        finally:
+            os.close(current)
+        current = following
+    return current
+
+
+def open_trusted(path: str | bytes, flags: int, mode: int = 0o600, *, at: int | None = None) -> int:
+    """Do as open(2), relative to the directory ``at`` if given, but do not follow what another user may have put there.
+
+    As root a symbolic link is followed only if root owns it and no other user can have put it where it is; otherwise it
+    is a `LinkRefusedError`. A process without root follows all links: the kernel judges what its user may reach.
+    """
+    pending = _components(os.fsencode(path))
+    start = b"/" if os.fsencode(path).startswith(b"/") else b"."
+    current = os.open(start, os.O_PATH | os.O_CLOEXEC, dir_fd=at)
+    links = 0
+    try:
+        for _ in range(_MOST_COMPONENTS):
+            name = pending.pop(0) if pending else b"."
+            target = _trusted_target(current, name)
+            if target is None and not pending:
+                return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=current)
+            if target is None:
+                current = _replaced(current, os.open(name, _COMPONENT, dir_fd=current))
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                break
+            pending[:0] = _components(target)
+            if target.startswith(b"/"):
+                current = _replaced(current, os.open(b"/", _COMPONENT))
+    finally:
+        os.close(current)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _replaced(old: int, new: int) -> int:
+    os.close(old)
+    return new
+
+
+def _components(path: bytes) -> list[bytes]:
+    return [name for name in path.split(b"/") if name not in {b"", b"."}]
+
+
+def _one_component(name: bytes) -> bytes:
+    if name in {b"", b".", b".."} or b"/" in name:
+        raise OSError(errno.EXDEV, "not the name of a directory beneath", os.fsdecode(name))
+    return name
+
+
+def _require_directory(descriptor: int, name: bytes) -> None:
+    mode = os.stat(descriptor).st_mode
+    if stat.S_ISLNK(mode):
+        raise LinkRefusedError("", name)
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(name))
+
+
+def _trusted_target(directory: int, name: bytes) -> bytes | None:
+    """Return where the link ``name`` leads, None for what is no link; OSError for a link that root must not follow."""
+    try:
+        descriptor = os.open(name, _COMPONENT, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.stat(descriptor)
+        if not stat.S_ISLNK(status.st_mode):
+            return None
+        if os.geteuid() == 0 and not (status.st_uid == 0 and _is_roots_alone(os.stat(directory))):
+            raise LinkRefusedError(" that another user can exchange", name)
+        return os.readlink(b"", dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_roots_alone(directory: os.stat_result) -> bool:
+    """Whether nobody but root can rename what root has in a directory."""
+    if directory.st_uid != 0:
+        return False
+    others = directory.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if directory.st_gid else 0))
+    return not others or bool(directory.st_mode & stat.S_ISVTX)
