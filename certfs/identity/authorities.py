@@ -191,17 +191,21 @@ def _remove(certs: int, path: Path) -> None:
 def _after_change(paths: HostPaths) -> tuple[str, ...]:
     """Bring along what follows from ``certs``; say what could not be brought along."""
     update_plain_bundle(paths, CERTS)
-    if not any(_HASH_LINK.fullmatch(name) for name in os.listdir(paths.certs)):
-        # Nobody looks certificates up by hash here, and names of our own would only be in the way.
-        return ()
-    try:
-        subprocess.run(
-            ["openssl", "rehash", paths.certs],
-            check=True,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_REHASH_SECONDS,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return (f"the hash links in {paths.certs} are out of date: run openssl rehash on it",)
+    with open_directory(paths.certs) as certs:
+        if not any(_HASH_LINK.fullmatch(name) for name in os.listdir(certs)):
+            # Nobody looks certificates up by hash here, and names of our own would only be in the
+            # way.
+            return ()
+        try:
+            subprocess.run(
+                # By descriptor: the path may lead to another directory by now.
+                ["openssl", "rehash", f"/proc/self/fd/{certs}"],
+                pass_fds=(certs,),
+                check=True,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_REHASH_SECONDS,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return (f"the hash links in {paths.certs} are out of date: run openssl rehash on it",)
     return ()

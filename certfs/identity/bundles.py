@@ -11,8 +11,9 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
-from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec, is_source_name
+from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.catalog import Catalog, Source
 from certfs.core.certificate import Certificate, parse_source
 from certfs.identity.paths import (
@@ -24,6 +25,9 @@ from certfs.identity.paths import (
     read_file,
 )
 from certfs.store.atomic import write_atomic
+from certfs.store.backing import status_at
+from certfs.store.links import PathWalker
+from certfs.store.scan import SourceReader, source_names
 
 _FILESYSTEM_TYPE = "fuse.certfs"
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
@@ -188,11 +192,18 @@ def _content(source: Path) -> bytes:
 
 
 def _sources(directory: int) -> Iterator[tuple[bytes, Source]]:
-    for name in map(os.fsencode, os.listdir(directory)):
-        if is_source_name(name):
-            # What cannot be read contributes nothing; the health check and ``certfs list`` say why.
-            with contextlib.suppress(OSError):
-                yield name, Source(parse_source(read_file(name, within=directory)))
+    reader = SourceReader(PathWalker(_not_served))
+    for name in source_names(directory):
+        status = status_at(directory, name)
+        # What cannot be read contributes nothing; the health check and ``certfs list`` say why.
+        reading = reader.read(directory, name, status) if status is not None else None
+        if reading is not None:
+            yield name, reading.source
+
+
+def _not_served(path: bytes) -> NoReturn:
+    """Stand for a mount of this process, which there is none of."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
 
 
 def _present(bundle: Path) -> bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from certfs.core.text import printable
 from certfs.errors import PrivilegeError, StoreError
+from certfs.safe_open import open_trusted
 
 SERVER_PEM = b"xapi-ssl.pem"
 POOL_PEM = b"xapi-pool-tls.pem"
@@ -96,12 +97,19 @@ def open_directory(
 ) -> Iterator[int]:
     """Open a directory for the time of a ``with``; relative to the directory ``within`` if given.
 
-    ``create_mode`` makes a missing directory (not its parents) with that mode. Raises ``OSError``.
+    ``create_mode`` makes a missing directory (not its parents) with that mode. Raises ``OSError``,
+    ELOOP where root would have to follow a link that another user can exchange.
     """
+    path = os.fsencode(path)
     if create_mode is not None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, create_mode, dir_fd=within)
-    fd = os.open(path, _DIRECTORY, dir_fd=within)
+        parent = open_trusted(os.path.dirname(path) or b".", _DIRECTORY, at=within)
+        try:
+            os.mkdir(os.path.basename(path), create_mode, dir_fd=parent)
+        except FileExistsError:
+            pass
+        finally:
+            os.close(parent)
+    fd = open_trusted(path, _DIRECTORY, at=within)
     try:
         yield fd
     finally:
@@ -138,18 +146,34 @@ def exclusive(path: Path) -> Iterator[int]:
 def read_file(name: Path | bytes, *, within: int | None = None, limit: int = READ_LIMIT) -> bytes:
     """Return the content of a regular file, or of one that a symlink leads to.
 
-    Raises ``OSError``: ENOENT and so on, EFBIG for more than ``limit`` bytes, EINVAL for what is
-    no file.
+    Raises ``OSError``: ENOENT and so on, EFBIG for more than ``limit`` bytes, EINVAL for what is no
+    file, ELOOP for a link that root must not follow because another user can exchange it.
     """
-    fd = os.open(name, _READ, dir_fd=within)
+    return read_with_status(name, within=within, limit=limit)[0]
+
+
+def read_with_status(
+    name: Path | bytes, *, within: int | None = None, limit: int = READ_LIMIT
+) -> tuple[bytes, os.stat_result]:
+    """Do as :func:`read_file`, and return the status of the very file that was read."""
+    fd = open_trusted(os.fsencode(name), _READ, at=within)
     with open(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", name)
+            raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(name))
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise OSError(errno.EFBIG, f"larger than {limit} bytes", name)
-    return data
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fsdecode(name))
+    return data, status
+
+
+def status_of(name: Path | bytes, *, within: int | None = None) -> os.stat_result:
+    """Return the status of a file by the way that :func:`read_file` takes. Raises ``OSError``."""
+    fd = open_trusted(os.fsencode(name), os.O_PATH, at=within)
+    try:
+        return os.stat(fd)
+    finally:
+        os.close(fd)
 
 
 def is_present(name: bytes, *, within: int) -> bool:

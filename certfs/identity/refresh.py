@@ -47,6 +47,7 @@ from certfs.identity.paths import (
     file_errors,
     host_directory,
     read_file,
+    read_with_status,
 )
 from certfs.identity.presented import Presented, presented
 from certfs.identity.privatekey import is_pair
@@ -278,11 +279,11 @@ def _switch(directory: int, new: bytes, target: bytes, *, backup: bytes, bits: i
     ``bits`` are the permission bits that the backup may have of those of ``target``.
     """
     with contextlib.suppress(FileNotFoundError):
-        status = os.stat(target, dir_fd=directory)
+        data, status = read_with_status(target, within=directory)
         write_atomic(
             directory,
             backup,
-            read_file(target, within=directory),
+            data,
             mode=status.st_mode & bits,
             owner=(status.st_uid, status.st_gid),
         )

@@ -5,8 +5,10 @@ safe to apply twice and leaves the host no worse wherever it is interrupted.
 """
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from certfs.identity.generate import generate_pool_certificate, generate_server_
 from certfs.identity.hostpem import HostPemDefect, parse_host_pem, public_pem
 from certfs.identity.paths import KEY_MODE, PUBLIC_MODE, BundlePlace, open_directory, read_file
 from certfs.identity.subject import host_names
+from certfs.safe_open import open_trusted
 from certfs.store.atomic import create_exclusive, write_atomic
+from certfs.store.backing import status_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,8 @@ class MakeDirectory:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        with contextlib.suppress(FileExistsError):
-            self.path.mkdir(self.mode)
+        with open_directory(self.path, create_mode=self.mode):
+            pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Rename:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        self.path.rename(self.target)
+        with open_directory(self.path.parent) as directory:
+            os.rename(self.path.name, self.target.name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,21 @@ class RemoveLeftover:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        if self.path.is_dir() and not self.path.is_symlink():
-            shutil.rmtree(self.path)
-        else:
-            self.path.unlink(missing_ok=True)
+        name = os.fsencode(self.path.name)
+        with (
+            open_directory(self.path.parent) as directory,
+            contextlib.suppress(FileNotFoundError),
+        ):
+            status = status_at(directory, name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                shutil.rmtree(name, dir_fd=directory)
+            else:
+                os.unlink(name, dir_fd=directory)
 
 
 @dataclass(frozen=True, slots=True)
 class RestrictMode:
-    """Take away what others than owner and group may do with a file."""
+    """Take away what others than owner and group may do with a file of a single name."""
 
     path: Path
     mode: int
@@ -78,7 +89,15 @@ class RestrictMode:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        self.path.chmod(self.mode)
+        fd = open_trusted(os.fsencode(self.path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                # Whoever may write to the directory may have linked any file of the host there.
+                raise OSError(errno.EMLINK, "has another name (a hard link): copy it first")
+            os.fchmod(fd, status.st_mode & self.mode)
+        finally:
+            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from certfs.identity.paths import (
     HostPaths,
     file_errors,
     host_directory,
+    status_of,
 )
 from certfs.identity.subject import host_names
 from certfs.identity.validate import (
@@ -38,7 +39,7 @@ RELOAD_HINT = (
     "systemctl reload-or-restart stunnel@xapi (or kill -HUP to your stunnel)"
 )
 _SOON = timedelta(days=30)
-_OTHERS = stat.S_IRWXO
+_OWNER_AND_GROUP = stat.S_IRWXU | stat.S_IRWXG
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,11 @@ def write_host_pem(directory: int, name: bytes, pem: HostPem, *, like: bytes | N
     group is not taken. Raises ``OSError``.
     """
     try:
-        status = os.stat(like if like is not None else name, dir_fd=directory)
+        status = status_of(like if like is not None else name, within=directory)
     except FileNotFoundError:
         write_atomic(directory, name, pem.render(), mode=KEY_MODE)
         return
-    mode = stat.S_IMODE(status.st_mode) & ~_OTHERS
+    mode = status.st_mode & _OWNER_AND_GROUP
     owner = (status.st_uid, status.st_gid)
     write_atomic(directory, name, pem.render(), mode=mode, owner=owner)
 
