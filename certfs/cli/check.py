@@ -57,6 +57,17 @@ def check(
             judgements.extend(
                 _judge_bundle(items_of(place, bundle), now if judges_validity else None)
             )
+            problem = trust.problem_of_place(bundle)
+            if problem:
+                judgements.append(
+                    _Judgement(
+                        Grade.CRITICAL,
+                        "BUNDLE_NOT_PRESENTED",
+                        printable(b"/".join(bundle.spec.bundle)),
+                        f"is not presented: {printable(problem)}",
+                        "make it a directory; its source directory may be a link",
+                    )
+                )
     host = place.host
     if host is not None:
         judgements.extend(

@@ -24,6 +24,7 @@ from certfs.identity.paths import (
     open_directory,
     read_file,
 )
+from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
 from certfs.store.links import PathWalker
@@ -160,7 +161,7 @@ def is_made_by_a_mount(place: BundlePlace) -> bool:
     if not _is_on_a_mount(place.bundle.parent):
         return False
     try:
-        os.close(os.open(place.bundle, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.close(open_trusted(os.fsencode(place.bundle), os.O_WRONLY | os.O_NONBLOCK))
     except FileNotFoundError:
         return False
     except PermissionError as error:

@@ -505,3 +505,15 @@ def test_an_empty_argument_is_refused(tmp_path: Path, arguments: list[str]) -> N
     assert result.returncode == 2
     assert "an empty argument names nothing" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_behind_a_link_is_critical(tmp_path: Path) -> None:
+    """I9: a bundle whose own directory is a link is not presented, and the check names the link."""
+    place = Place(tmp_path)
+    place.config.write_text('[[bundle]]\nsource = "certs"\nbundle = "out/ca.pem"\n')
+    place.put("a.pem", ONE.pem)
+    (place.store / "out").symlink_to(".")
+    checked = place.run("check", "--json")
+    (finding,) = json.loads(checked.stdout)["findings"]
+    assert (checked.returncode, finding["name"]) == (2, "BUNDLE_NOT_PRESENTED")
+    assert finding["what"] == "is not presented: out: a symbolic link is not followed"
