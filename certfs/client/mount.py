@@ -24,7 +24,7 @@ from certfs.errors import (
     PrivilegeError,
     StoreError,
 )
-from certfs.linux import mount_table
+from certfs.linux import log_file, mount_table
 from certfs.linux.mount_table import FILESYSTEM_TYPE
 from certfs.linux.processes import in_child, start
 from certfs.protocol import state_file
@@ -310,7 +310,7 @@ def _look(path: str) -> None:
 
 def _open_log(path: str) -> int:
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return log_file.open_log(path)
     except OSError as error:
         raise ConfigError(
             f"cannot write the log {path}: {error.strerror}", advice="name another with --log"

@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable
+from typing import TextIO
 
 from cryptography import x509
 from cryptography.utils import CryptographyDeprecationWarning
@@ -15,6 +16,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 from certfs.core.catalog import Entry
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.text import printable
+from certfs.linux.log_file import follow
 from certfs.store.live import Actor, Published
 
 log = logging.getLogger("certfs")
@@ -40,6 +42,19 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to standard error, and to the file of its name where logrotate has renamed the log."""
+
+    def __init__(self, log: str | None) -> None:
+        super().__init__(sys.stderr)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._log:
+            follow(self._log)
+        super().emit(record)
+
+
 class _AnswersToTheDead(logging.Filter):
     """Drops pyfuse3's error for a request whose caller was killed: nobody waits for that answer."""
 
@@ -47,9 +62,9 @@ class _AnswersToTheDead(logging.Filter):
         return "fuse_reply_* failed with No such file or directory" not in record.getMessage()
 
 
-def start_log(*, journal: bool) -> None:
-    """Send the log to standard error; with ``journal`` with priorities and without the time."""
-    handler = logging.StreamHandler(sys.stderr)
+def start_log(log: str | None, *, journal: bool) -> None:
+    """Send the log to standard error, which is the file ``log`` if given; with ``journal`` priorities and no time."""
+    handler = _StandardError(log)
     form = "%(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
     handler.setFormatter(_JournalFormatter(form) if journal else logging.Formatter(form))
     handler.addFilter(_AnswersToTheDead())

@@ -381,7 +381,7 @@ def main() -> None:
     os.umask(0)
     ignore_lease_breaks()
     job = show_life(Job.receive(int(sys.argv[1])))
-    audit.start_log(journal=job.mount.journal)
+    audit.start_log(job.mount.log, journal=job.mount.journal)
     try:
         _serve(job)
     except CertfsError as e:

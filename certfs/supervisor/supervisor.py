@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from typing import Final
 
-from certfs.linux import console, mount_table
+from certfs.linux import log_file, mount_table
 from certfs.linux.processes import reap, reap_strangers, urgent
 from certfs.linux.sd_notify import notify
 from certfs.protocol import link as messages
@@ -122,7 +122,8 @@ class Supervisor:
         elif server is self._current:
             self._expect_beat(server)
             if self._mount.log:
-                console.bound(self._mount.log)
+                log_file.follow(self._mount.log)
+                log_file.bound(self._mount.log)
         elif message == messages.READY:
             self._ready(server)
         elif message == messages.LOADED:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
-from certfs.linux import console, mount_table, processes
+from certfs.linux import mount_table, processes
 from certfs.linux.processes import ProcessId
 
 
@@ -82,18 +81,3 @@ def test_how_a_process_ended_is_said() -> None:
     assert processes.manner(-signal.SIGSEGV) == "was killed by SIGSEGV"
     assert processes.manner(3) == "ended unasked with status 3"
     assert processes.manner(None) == "died"
-
-
-def test_the_log_file_is_bounded(tmp_path: Path) -> None:
-    """A log file that has grown too large is emptied in place; its content is kept once (I18)."""
-    path = tmp_path / "log"
-    path.write_bytes(b"x" * (console.LOG_BYTES + 1))
-    script = f"from certfs.linux import console; console.bound({str(path)!r})"
-    child = processes.start(
-        (processes.python("x")[0], "-c", script),
-        keep=(),
-        output=os.open(path, os.O_WRONLY | os.O_APPEND),
-    )
-    assert processes.wait(child, 10) == 0
-    assert path.stat().st_size == 0
-    assert (tmp_path / "log.1").stat().st_size == console.LOG_BYTES + 1
