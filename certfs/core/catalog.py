@@ -2,14 +2,16 @@
 
 Owns the order of a bundle (promise I5): ``*.new.pem`` first, then by file name, within a file as written; a certificate
 that is there twice appears at its first place; certificates of one subject share out the places that they have so
-that the one with the later ``notBefore`` comes first, and those that are not sound last. And the union that holds while
-a directory is swapped (I10).
+that the one with the later ``notBefore`` comes first; of those with the same date as well, the ones whose own signature
+fits. And the union that holds while a directory is swapped (I10).
 
 A change costs what it touches: its own certificates and those that share a subject with them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
+from types import MappingProxyType
 from typing import TypeVar
 
 from sortedcontainers import SortedDict
@@ -20,17 +22,15 @@ from certfs.core.certificate import (
     Remark,
     Severity,
     SourceContent,
-    is_sound,
+    own_signature,
 )
 from certfs.core.rope import Rope, RopeView, Slot
+from certfs.core.signature import OwnSignature
 
 SourceKey = tuple[int, bytes, int]
 """The order of sources: (0 for ``*.new.pem`` else 1, file name, 0 or ``_GHOST``)."""
 
 _GHOST = 1
-
-_MOST_VERIFIED = 64
-"""Of a subject that is there more often nothing is verified: a change must not cost seconds (promise I18)."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -82,8 +82,8 @@ class Catalog:
         self._places: dict[Fingerprint, Slot | set[Slot]] = {}
         # The certificates of a subject: one fingerprint, or a set of them.
         self._subjects: dict[bytes, Fingerprint | set[Fingerprint]] = {}
-        # Whether a certificate is sound, for those that share a subject with another one.
-        self._sound: dict[Fingerprint, bool] = {}
+        # Of certificates that share subject and notBefore with another one.
+        self._signatures: dict[Fingerprint, OwnSignature] = {}
         self._rope = Rope()
         self._ghosts = False
 
@@ -144,11 +144,62 @@ class Catalog:
         self._ghosts = False
         return self._apply(dict.fromkeys(ghosts))
 
-    def update(self, changes: Mapping[bytes, Source | None]) -> Change:
-        """Put in the sources of these names, or take out those that are None; return what that did to trust."""
-        return self._apply({_key(name): source for name, source in changes.items()})
+    def update(
+        self,
+        changes: Mapping[bytes, Source | None],
+        verified: Mapping[Fingerprint, OwnSignature] | None = None,
+    ) -> Change:
+        """Put in the sources of these names, or take out those that are None; return what that did to trust.
 
-    def _apply(self, changes: Mapping[SourceKey, Source | None]) -> Change:
+        ``verified`` is what became of those that ``unverified`` named; what is missing there is verified now.
+        """
+        return self._apply({_key(name): source for name, source in changes.items()}, verified or {})
+
+    def unverified(self, contents: Iterable[SourceContent]) -> list[Certificate]:
+        """Return the certificates whose signatures are to be verified before these contents can be put in order.
+
+        They share subject and date with another one, here or among the contents. Each is verified once while it is
+        here, so there are two for each new certificate at most. May be called in a thread: reads single entries only.
+        """
+        new: dict[tuple[bytes, int], dict[Fingerprint, Certificate]] = {}
+        for content in contents:
+            for certificate in content.certificates:
+                alike = new.setdefault((certificate.subject_key, certificate.not_before), {})
+                alike[certificate.fingerprint] = certificate
+        found: dict[Fingerprint, Certificate] = {}
+        for (subject, not_before), alike in new.items():
+            for present in map(self._find, self._fingerprints(subject)):
+                if present is not None and present.not_before == not_before:
+                    alike[present.fingerprint] = present
+            if len(alike) > 1:
+                found |= alike
+        return [
+            certificate
+            for fingerprint, certificate in found.items()
+            if certificate.is_verifiable and fingerprint not in self._signatures
+        ]
+
+    def _fingerprints(self, subject: bytes) -> tuple[Fingerprint, ...]:
+        present = self._subjects.get(subject)
+        if present is None:
+            return ()
+        # One call of C, which nothing can come between.
+        return tuple(present) if isinstance(present, set) else (present,)
+
+    def _find(self, fingerprint: Fingerprint) -> Certificate | None:
+        places = self._places.get(fingerprint)
+        if places is None:
+            return None
+        slot = min(tuple(places)) if isinstance(places, set) else places
+        source = self._sources.get(slot[:3])
+        certificates = source.content.certificates if source else ()
+        return certificates[slot[3]] if slot[3] < len(certificates) else None
+
+    def _apply(
+        self,
+        changes: Mapping[SourceKey, Source | None],
+        verified: Mapping[Fingerprint, OwnSignature] = MappingProxyType({}),
+    ) -> Change:
         removals: list[tuple[Slot, Certificate]] = []
         additions: list[tuple[Slot, Certificate]] = []
         for key, source in changes.items():
@@ -173,6 +224,11 @@ class Catalog:
                 self._sources[key] = source
         for slot, certificate in additions:
             self._place(slot, certificate)
+        self._signatures.update(
+            (fingerprint, signature)
+            for fingerprint, signature in verified.items()
+            if fingerprint in self._places
+        )
         return self._lay_out(was, self._layout(subjects))
 
     def _place(self, slot: Slot, certificate: Certificate) -> None:
@@ -186,7 +242,7 @@ class Catalog:
     def _forget(self, slot: Slot, certificate: Certificate) -> None:
         _part(self._places, certificate.fingerprint, slot)
         if certificate.fingerprint not in self._places:
-            self._sound.pop(certificate.fingerprint, None)
+            self._signatures.pop(certificate.fingerprint, None)
             _part(self._subjects, certificate.subject_key, certificate.fingerprint)
 
     def _layout(self, subjects: Iterable[bytes]) -> dict[Slot, Entry]:
@@ -201,25 +257,28 @@ class Catalog:
                 layout[slot] = self._entry(slot)
                 continue
             slots = sorted(_first(self._places[fingerprint]) for fingerprint in fingerprints)
-            # The sort is stable: certificates of equal notBefore stay in the order of their places.
-            verifies = len(slots) <= _MOST_VERIFIED
-            entries = sorted(
-                map(self._entry, slots), key=self._precedence if verifies else _newest_first
-            )
-            layout.update(zip(slots, entries, strict=True))
+            # The sort is stable: certificates that are alike stay in the order of their places.
+            entries = sorted(map(self._entry, slots), key=_newest_first)
+            layout.update(zip(slots, self._broken_last(entries), strict=True))
         return layout
 
-    def _precedence(self, entry: Entry) -> tuple[bool, int]:
-        """Return what certificates of one subject are ordered by: OpenSSL may find the first of them only.
+    def _broken_last(self, entries: list[Entry]) -> Iterator[Entry]:
+        """Yield the certificates of a subject; among those of one date the ones whose own signature fits first.
 
-        A damaged copy of a certificate must not hide the good one, so its signature counts before its date. It is
-        verified only where a subject is there more than once, and once for each certificate.
+        OpenSSL may find the first of a subject only, and a damaged copy of a certificate must not hide the good one.
         """
+        for _, group in groupby(entries, key=_newest_first):
+            alike = list(group)
+            yield from sorted(alike, key=self._own_signature) if len(alike) > 1 else alike
+
+    def _own_signature(self, entry: Entry) -> OwnSignature:
         certificate = entry.certificate
-        sound = self._sound.get(certificate.fingerprint)
-        if sound is None:
-            sound = self._sound[certificate.fingerprint] = is_sound(certificate)
-        return not sound, _newest_first(entry)
+        signature = self._signatures.get(certificate.fingerprint)
+        if signature is None:
+            signature = own_signature(certificate)
+            if certificate.is_verifiable:
+                self._signatures[certificate.fingerprint] = signature
+        return signature
 
     def _entry(self, slot: Slot) -> Entry:
         return Entry(slot[1], self._sources[slot[:3]].content.certificates[slot[3]])

@@ -6,25 +6,16 @@ A private key's content never leaves this module: a remark names its label and l
 
 import enum
 import hashlib
-import ssl
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NewType
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.utils import CryptographyDeprecationWarning
-
-from certfs.core.name import (
-    DerError,
-    algorithms_agree,
-    longest_responder,
-    read_element,
-    read_elements,
-    read_names,
-)
+from certfs.core.der import SEQUENCE, DerError, read_element, read_elements
+from certfs.core.fields import read_dates, read_fields
+from certfs.core.loading import is_ordinary, openssl_loads
+from certfs.core.name import longest_responder, read_name
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render, shown_label
 from certfs.core.rendering import LONGEST_LOGGED
+from certfs.core.signature import OwnSignature, check_own_signature
 
 Fingerprint = NewType("Fingerprint", bytes)
 """SHA-256 over a certificate's DER: 32 bytes."""
@@ -51,9 +42,18 @@ _KNOWN_LABELS = frozenset(
 _SERVER_AUTH = bytes.fromhex("06082b06010505070301")
 _ANY_EXTENDED_KEY_USAGE = bytes.fromhex("0604551d2500")
 _SERVER_USES = frozenset({_SERVER_AUTH, _ANY_EXTENDED_KEY_USAGE})
-_SEQUENCE = 0x30
 _REJECT = 0xA0
 _MOST_REMARKS = 50
+_MOST_CERTIFICATES = 5_000
+"""Of one source; a MiB holds some 3,000 of the smallest ones."""
+_MOST_VERIFIABLE = 256
+"""Certificates of one source whose signature may be verified to put them in order; 0.5 ms each at most."""
+UNKNOWN_TIME = -(1 << 62)
+"""The notBefore of a certificate whose date cannot be read."""
+
+
+_BEGIN_LINE = b"-----BEGIN CERTIFICATE-----\n"
+_END_LINE = b"-----END CERTIFICATE-----\n"
 
 
 class Severity(enum.IntEnum):
@@ -77,14 +77,21 @@ class Remark:
 class Certificate:
     """One certificate as a bundle needs it.
 
-    ``subject_key`` is equal for names that OpenSSL holds equal; ``not_before`` is in seconds since the epoch;
-    ``pem`` is the canonical text that a reader gets.
+    ``subject_key`` is equal for names that OpenSSL holds equal; ``not_before`` is in seconds since the epoch, or
+    ``UNKNOWN_TIME``; ``pem`` is the canonical text that a reader gets. ``is_verifiable`` if it names itself as its
+    issuer, and is not one too many of its source to be verified with its own key.
     """
 
     fingerprint: Fingerprint
     subject_key: bytes
     not_before: int
     pem: bytes
+    is_verifiable: bool = False
+
+    @property
+    def der(self) -> bytes:
+        """The certificate as it was read."""
+        return decode_body(self.pem[len(_BEGIN_LINE) : -len(_END_LINE)]) or b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +106,24 @@ def parse_source(data: bytes) -> SourceContent:
     """Judge the whole content of a source file; never raises, whatever the bytes are."""
     certificates: list[Certificate] = []
     remarks: list[Remark] = []
+    verifiable = 0
     for block in find_blocks(data):
         if isinstance(block, PemDefect):
             severity = Severity.NOTE if block.commented else Severity.DEFECT
             remarks.append(Remark(severity, block.line, block.reason))
-        elif block.label in CERTIFICATE_LABELS:
+        elif block.label not in CERTIFICATE_LABELS:
+            remarks.append(_remark_on_other_block(block))
+        elif len(certificates) == _MOST_CERTIFICATES:
+            reason = f"more than {_MOST_CERTIFICATES} certificates: what follows is left out"
+            remarks.append(Remark(Severity.DEFECT, block.line, reason))
+            break
+        else:
             certificate = _read_certificate(data, block, remarks)
             if certificate is not None:
+                verifiable += certificate.is_verifiable
+                if verifiable > _MOST_VERIFIABLE:
+                    certificate = replace(certificate, is_verifiable=False)
                 certificates.append(certificate)
-        else:
-            remarks.append(_remark_on_other_block(block))
     if not certificates and not remarks:
         remarks.append(Remark(Severity.DEFECT, 0, _no_block_reason(data)))
     return SourceContent(tuple(certificates), _bounded(remarks))
@@ -188,80 +203,33 @@ def _read_certificate(data: bytes, block: PemBlock, remarks: list[Remark]) -> Ce
 
 
 def load_certificate(der: bytes) -> Certificate | str:
-    """Return the certificate in ``der``, or the reason why it is none that both cryptography and OpenSSL can read."""
+    """Return the certificate in ``der``, or the reason why it is none that OpenSSL can load and stunnel can show."""
     try:
-        with warnings.catch_warnings():
-            # A negative serial number and the like: OpenSSL reads these certificates, so they can be trusted.
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            parsed = x509.load_der_x509_certificate(der)
-            # Parsed only when asked for, and OpenSSL would fail on them when it loads the bundle.
-            _ = parsed.subject, parsed.issuer
-            not_before = int(parsed.not_valid_before_utc.timestamp())
-            _ = parsed.not_valid_after_utc
-            ordinary = _is_ordinary(parsed)
-        issuer, subject = read_names(der)
-        if not algorithms_agree(der):
-            return "certificate names two different signature algorithms"
+        fields = read_fields(der)
+        issuer, subject = read_name(der, fields.issuer), read_name(der, fields.subject)
+        not_before, _not_after = read_dates(der, fields)
         if longest_responder(der) > LONGEST_LOGGED:
             return "certificate has the URL of an OCSP responder that is too long: it can crash stunnel"
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as e:  # noqa: BLE001 - bindings raise many kinds, and a panic of theirs is no Exception
-        return f"certificate cannot be read: {_first_line(e)}"
-    ordinary = ordinary and issuer.is_plain and subject.is_plain
-    if not ordinary and not _openssl_reads(der):
+    except ValueError as e:
+        return f"certificate cannot be read: {e}"
+    ordinary = issuer.is_plain and subject.is_plain and is_ordinary(der)
+    if not ordinary and not openssl_loads(der):
         return "certificate cannot be read by OpenSSL"
     return Certificate(
-        Fingerprint(hashlib.sha256(der).digest()), subject.key, not_before, render(der)
+        Fingerprint(hashlib.sha256(der).digest()),
+        subject.key,
+        UNKNOWN_TIME if not_before is None else int(not_before.timestamp()),
+        render(der),
+        is_verifiable=issuer.key == subject.key,
     )
 
 
-def is_sound(certificate: Certificate) -> bool:
-    """Whether a certificate that names itself as its issuer was signed with its own key; True for all others.
-
-    A damaged copy of one is not, and neither is one that a key of before signed (RFC 4210, key rollover).
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            parsed = x509.load_pem_x509_certificate(certificate.pem)
-            parsed.verify_directly_issued_by(parsed)
-    except InvalidSignature:
-        return False
-    except Exception:  # noqa: BLE001 - another issuer, or a key or an algorithm that is not known here
-        return True
-    return True
-
-
-def _is_ordinary(certificate: x509.Certificate) -> bool:
-    """Whether cryptography understands the parts that it decodes only when asked for: then OpenSSL surely does."""
-    try:
-        _ = (
-            certificate.public_key(),
-            certificate.extensions,
-            certificate.signature_algorithm_parameters,
-        )
-    except Exception:  # noqa: BLE001 - unsupported or broken alike: OpenSSL decides
-        return False
-    return True
-
-
-def _openssl_reads(der: bytes) -> bool:
-    """Whether OpenSSL loads this certificate as it would from a CAfile.
-
-    Costs 150 us, a hundred times what cryptography takes: asked only where the two are known to differ.
-    """
-    # Python takes an error that an earlier call left in OpenSSL's queue, which belongs to the thread, for one of this
-    # call, and then empties the queue: only the second refusal surely is about this certificate.
-    return _loads(der) or _loads(der)
-
-
-def _loads(der: bytes) -> bool:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
-    except ssl.SSLError:
-        return False
-    return True
+def own_signature(certificate: Certificate) -> OwnSignature:
+    """Verify a certificate with its own key where it names itself as its issuer; those of others fit."""
+    if not certificate.is_verifiable:
+        return OwnSignature.FITS
+    der = certificate.der
+    return check_own_signature(der, read_fields(der))
 
 
 def _outer_length(data: bytes) -> int | None:
@@ -270,7 +238,7 @@ def _outer_length(data: bytes) -> int | None:
         element = read_element(data, 0, len(data))
     except DerError:
         return None
-    return element.end if element.tag == _SEQUENCE else None
+    return element.end if element.tag == SEQUENCE else None
 
 
 def _distrust(auxiliary: bytes) -> str | None:
@@ -283,14 +251,14 @@ def _distrust(auxiliary: bytes) -> str | None:
         return None
     try:
         settings = read_element(auxiliary, 0, len(auxiliary))
-        if settings.tag != _SEQUENCE:
+        if settings.tag != SEQUENCE:
             raise DerError("trust settings are no SEQUENCE")  # noqa: TRY301
         trusted: set[bytes] | None = None
         rejected: set[bytes] = set()
         for element in read_elements(auxiliary, settings):
-            if element.tag in {_SEQUENCE, _REJECT}:
+            if element.tag in {SEQUENCE, _REJECT}:
                 uses = {auxiliary[use.start : use.end] for use in read_elements(auxiliary, element)}
-                if element.tag == _SEQUENCE:
+                if element.tag == SEQUENCE:
                     trusted = uses
                 else:
                     rejected = uses
@@ -301,8 +269,3 @@ def _distrust(auxiliary: bytes) -> str | None:
     if trusted is not None and not trusted & _SERVER_USES:
         return "TRUSTED CERTIFICATE is not trusted for TLS servers by its own trust settings"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the start of a library's message; those speak of structure, never of content."""
-    return str(error).split("\n", 1)[0][:120] or type(error).__name__

@@ -15,13 +15,8 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import (
     serialize_java_truststore,
 )
 
-from certfs.core.name import (
-    DerError,
-    canonical_subject,
-    encode_element,
-    read_element,
-    read_elements,
-)
+from certfs.core.der import DerError, encode_element, read_element, read_elements
+from certfs.core.name import canonical_subject
 from certfs.core.pem import PemBlock, decode_body, find_blocks, render
 
 _LABELS = frozenset(("CERTIFICATE", "X509 CERTIFICATE"))

@@ -253,8 +253,8 @@ def test_an_odd_but_readable_certificate_is_trusted_without_a_word() -> None:
         x509.load_der_x509_certificate(bytes(der))
 
 
-def test_a_panic_of_the_bindings_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
-    """I16: a panic in Rust arrives as a BaseException, and must not end the server."""
+def test_a_panic_of_the_bindings_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I16: a panic in Rust arrives as a BaseException, and must not end the server: OpenSSL decides."""
 
     class PanicError(BaseException):
         """What pyo3 raises: nothing in its ancestry is an Exception."""
@@ -263,9 +263,7 @@ def test_a_panic_of_the_bindings_is_a_defect(monkeypatch: pytest.MonkeyPatch) ->
         raise PanicError("called unwrap() on None")
 
     monkeypatch.setattr(x509, "load_der_x509_certificate", panic)
-    content = parse_source(_NEIGHBOUR.pem)
-    assert not content.certificates
-    assert "cannot be read" in reasons(content)[0]
+    assert prints(parse_source(_NEIGHBOUR.pem)) == [_NEIGHBOUR.sha256]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certfs.core.certificate import parse_source
-from certfs.core.name import read_element, read_elements, read_names
+from certfs.core.der import read_element, read_elements
 from certfs.core.rendering import LONGEST_LOGGED, Rendering
 from tests.support import libcrypto, mounts, pki, stunnel
 from tests.support.stunnel import Server, Verdict
@@ -157,7 +157,6 @@ def test_a_name_of_ordinary_letters_is_let_in(length: int) -> None:
     for kind in ("letters", "Cyrillic", "BMP"):
         count = length // len(_KINDS[kind][0].encode())
         assert parse_source(pki.authority(_name(kind, count, 60)).pem).certificates
-        assert read_names(pki.authority(_name(kind, count, 60)).der)
 
 
 def _with_responder(url: str) -> pki.Identity:

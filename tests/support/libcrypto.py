@@ -29,8 +29,8 @@ _FUNCTIONS = {
     "BIO_free": (_INT, [_POINTER]),
     "BIO_read": (_INT, [_POINTER, ctypes.c_char_p, _INT]),
     "BIO_ctrl": (ctypes.c_long, [_POINTER, _INT, ctypes.c_long, _POINTER]),
-    "PEM_read_bio_X509_AUX": (_POINTER, [_POINTER, _POINTER, _POINTER, _POINTER]),
-    "PEM_X509_INFO_read_bio": (_POINTER, [_POINTER, _POINTER, _POINTER, _POINTER]),
+    "PEM_read_bio_X509_AUX": (_POINTER, [_POINTER, _POINTER, _POINTER, ctypes.c_char_p]),
+    "PEM_X509_INFO_read_bio": (_POINTER, [_POINTER, _POINTER, _POINTER, ctypes.c_char_p]),
     "OPENSSL_sk_num": (_INT, [_POINTER]),
     "OPENSSL_sk_value": (_POINTER, [_POINTER, _INT]),
     "OPENSSL_sk_pop_free": (None, [_POINTER, _POINTER]),
@@ -48,6 +48,7 @@ _FUNCTIONS = {
     "ERR_peek_last_error": (ctypes.c_ulong, []),
 }
 _PENDING = 10
+_PASSWORD = b"none"  # or OpenSSL would ask for one
 _NO_START_LINE = 9 << 23 | 108
 
 
@@ -93,7 +94,7 @@ def certificates(pem: bytes) -> tuple[list[bytes], bool]:
     library = _library()
     found = []
     with _reading(pem) as bio:
-        while certificate := library.PEM_read_bio_X509_AUX(bio, None, None, None):
+        while certificate := library.PEM_read_bio_X509_AUX(bio, None, None, _PASSWORD):
             found.append(_der(certificate))
             library.X509_free(certificate)
         return found, library.ERR_peek_last_error() & 0xFFFFFFFF == _NO_START_LINE
@@ -103,7 +104,7 @@ def authorities(pem: bytes) -> list[bytes] | None:
     """Read a whole CAfile, as X509_load_cert_crl_file does: the DER of each, None if it refuses the file."""
     library = _library()
     with _reading(pem) as bio:
-        stack = library.PEM_X509_INFO_read_bio(bio, None, None, None)
+        stack = library.PEM_X509_INFO_read_bio(bio, None, None, _PASSWORD)
         if not stack:
             return None
         found = []

@@ -1,0 +1,93 @@
+"""The fields of a certificate (RFC 5280, 4.1), found in whatever OpenSSL loads.
+
+Owns the places of the fields in a certificate, and what its dates say. Strict parsers refuse certificates that OpenSSL
+verifies with; this one refuses nothing that it can find its way through.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+
+from certfs.core.der import (
+    DerError,
+    Element,
+    content_of,
+    read_element,
+    read_elements,
+)
+
+_VERSION = 0xA0
+_EXTENSIONS = 0xA3
+_UTC_TIME = 0x17
+_FEWEST_FIELDS = 6
+_UTC_TIME_FORM = re.compile(rb"(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)?(?:Z|([+-])(\d\d)(\d\d))")
+_GENERALIZED_TIME_FORM = re.compile(
+    rb"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(?:(\d\d)(?:\.\d+)?)?(?:Z|([+-])(\d\d)(\d\d))"
+)
+_PIVOT_YEAR = 50  # RFC 5280, 4.1.2.5.1
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Where the fields of a certificate are; ``version`` counts from 1, ``extensions`` is None where it has none."""
+
+    version: int
+    serial_number: Element
+    signature: Element
+    issuer: Element
+    validity: Element
+    subject: Element
+    public_key: Element
+    extensions: Element | None
+    outer_signature: Element
+
+
+def read_fields(der: bytes) -> Fields:
+    """Find the fields of the certificate ``der``; DerError where they are not there."""
+    to_be_signed, outer_signature, _signature = read_elements(der, read_element(der, 0, len(der)))
+    fields = list(read_elements(der, to_be_signed))
+    version = 1
+    if fields and fields[0].tag == _VERSION:
+        (number,) = read_elements(der, fields.pop(0))
+        version = int.from_bytes(content_of(der, number), signed=True) + 1
+    if len(fields) < _FEWEST_FIELDS:
+        raise DerError("certificate lacks fields")
+    serial_number, signature, issuer, validity, subject, public_key, *optional = fields
+    extensions = next((field for field in optional if field.tag == _EXTENSIONS), None)
+    return Fields(
+        version,
+        serial_number,
+        signature,
+        issuer,
+        validity,
+        subject,
+        public_key,
+        extensions,
+        outer_signature,
+    )
+
+
+def read_dates(der: bytes, fields: Fields) -> tuple[datetime | None, datetime | None]:
+    """Return notBefore and notAfter in UTC, None for a date that cannot be read."""
+    not_before, not_after, *_ = [
+        _read_time(content_of(der, field), is_utc_time=field.tag & 0x1F == _UTC_TIME)
+        for field in read_elements(der, fields.validity)
+    ]
+    return not_before, not_after
+
+
+def _read_time(text: bytes, *, is_utc_time: bool) -> datetime | None:
+    match = (_UTC_TIME_FORM if is_utc_time else _GENERALIZED_TIME_FORM).fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+    if is_utc_time:
+        year += 1900 if year >= _PIVOT_YEAR else 2000
+    sign, hours, minutes = match.groups()[6:]
+    try:
+        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+        zone = timezone(-offset if sign == b"-" else offset)
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=zone)
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
