@@ -130,17 +130,19 @@ def _judge_bundle(items: list[Item], now: datetime | None) -> Iterator[_Judgemen
 
 
 def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgement]:
-    certificate = item.x509
-    if certificate is None:
+    details = item.details
+    if details is None:
         return
-    subject = printable(certificate.subject.rfc4514_string())
-    end = certificate.not_valid_after_utc
-    if end < now:
+    subject, begin, end = details.subject, details.not_before, details.not_after
+    if end is None:
+        what = f"holds {subject}, whose end of validity cannot be read"
+        yield _Judgement(Grade.WARNING, "VALIDITY_UNKNOWN", source, what, "replace it")
+    elif end < now:
         what = f"holds {subject}, which expired at {end:%Y-%m-%dT%H:%M:%SZ}"
         yield _Judgement(Grade.CRITICAL, "EXPIRED", source, what, "renew or remove it")
     elif end - now < timedelta(days=_WARNING_DAYS):
         what = f"holds {subject}, which expires in {(end - now).days} days"
         yield _Judgement(Grade.WARNING, "EXPIRING", source, what, "renew it")
-    if certificate.not_valid_before_utc > now:
-        what = f"holds {subject}, which is not valid before {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
+    if begin is not None and begin > now:
+        what = f"holds {subject}, which is not valid before {begin:%Y-%m-%dT%H:%M:%SZ}"
         yield _Judgement(Grade.WARNING, "NOT_VALID_YET", source, what, "check this host's clock")

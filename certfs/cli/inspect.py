@@ -14,17 +14,19 @@ from certfs.store.inspection import Item
 
 
 def _object(item: Item, now: datetime) -> dict[str, Any]:
-    certificate = item.x509
+    details = item.details
+    not_before = details.not_before if details else None
+    not_after = details.not_after if details else None
     return {
         "bundle": printable(item.bundle),
         "source": printable(item.source),
         "line": item.line,
-        "subject": printable(certificate.subject.rfc4514_string()) if certificate else None,
-        "issuer": printable(certificate.issuer.rfc4514_string()) if certificate else None,
+        "subject": details.subject if details else None,
+        "issuer": details.issuer if details else None,
         "sha256": item.certificate.fingerprint.hex() if item.certificate else None,
-        "not_before": certificate.not_valid_before_utc.isoformat() if certificate else None,
-        "not_after": certificate.not_valid_after_utc.isoformat() if certificate else None,
-        "days_left": (certificate.not_valid_after_utc - now).days if certificate else None,
+        "not_before": not_before.isoformat() if not_before else None,
+        "not_after": not_after.isoformat() if not_after else None,
+        "days_left": (not_after - now).days if not_after else None,
         "included": item.included,
         "severity": item.severity.name.lower(),
         "reason": _reason(item) or None,
@@ -111,8 +113,8 @@ def _row(item: Item, now: datetime) -> tuple[str, str, str, str, str, str]:
 
 
 def _style(item: Item, now: datetime) -> str:
-    certificate = item.x509
-    if certificate is not None and certificate.not_valid_after_utc < now:
+    not_after = item.details.not_after if item.details else None
+    if not_after is not None and not_after < now:
         return "red"
     if item.severity > Severity.NOTE:
         return "yellow"

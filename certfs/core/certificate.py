@@ -210,16 +210,17 @@ def load_certificate(der: bytes) -> Certificate | str:
         not_before, _not_after = read_dates(der, fields)
         if longest_responder(der) > LONGEST_LOGGED:
             return "certificate has the URL of an OCSP responder that is too long: it can crash stunnel"
-    except ValueError as e:
+    except DerError as e:
         return f"certificate cannot be read: {e}"
     ordinary = issuer.is_plain and subject.is_plain and is_ordinary(der)
-    if not ordinary and not openssl_loads(der):
+    pem = render(der)
+    if not ordinary and not openssl_loads(pem):
         return "certificate cannot be read by OpenSSL"
     return Certificate(
         Fingerprint(hashlib.sha256(der).digest()),
         subject.key,
         UNKNOWN_TIME if not_before is None else int(not_before.timestamp()),
-        render(der),
+        pem,
         is_verifiable=issuer.key == subject.key,
     )
 

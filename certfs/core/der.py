@@ -6,6 +6,7 @@ pieces. What it refuses is for it to say; this only has to find its way through 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 BIT_STRING = 0x03
 OCTET_STRING = 0x04
@@ -57,6 +58,14 @@ def read_elements(data: bytes, parent: Element) -> Iterator[Element]:
         element = read_element(data, position, parent.content_end)
         yield element
         position = element.end
+
+
+def read_first(data: bytes, parent: Element, count: int) -> list[Element]:
+    """Return the first ``count`` elements inside ``parent``; DerError where there are fewer."""
+    found = list(islice(read_elements(data, parent), count))
+    if len(found) < count:
+        raise DerError("element lacks a part")
+    return found
 
 
 def content_of(data: bytes, element: Element) -> bytes:

@@ -14,6 +14,7 @@ from certfs.core.der import (
     content_of,
     read_element,
     read_elements,
+    read_first,
 )
 
 _VERSION = 0xA0
@@ -44,11 +45,12 @@ class Fields:
 
 def read_fields(der: bytes) -> Fields:
     """Find the fields of the certificate ``der``; DerError where they are not there."""
-    to_be_signed, outer_signature, _signature = read_elements(der, read_element(der, 0, len(der)))
+    outermost = read_element(der, 0, len(der))
+    to_be_signed, outer_signature, _signature = read_first(der, outermost, 3)
     fields = list(read_elements(der, to_be_signed))
     version = 1
     if fields and fields[0].tag == _VERSION:
-        (number,) = read_elements(der, fields.pop(0))
+        (number,) = read_first(der, fields.pop(0), 1)
         version = int.from_bytes(content_of(der, number), signed=True) + 1
     if len(fields) < _FEWEST_FIELDS:
         raise DerError("certificate lacks fields")
@@ -69,9 +71,9 @@ def read_fields(der: bytes) -> Fields:
 
 def read_dates(der: bytes, fields: Fields) -> tuple[datetime | None, datetime | None]:
     """Return notBefore and notAfter in UTC, None for a date that cannot be read."""
-    not_before, not_after, *_ = [
+    not_before, not_after = [
         _read_time(content_of(der, field), is_utc_time=field.tag & 0x1F == _UTC_TIME)
-        for field in read_elements(der, fields.validity)
+        for field in read_first(der, fields.validity, 2)
     ]
     return not_before, not_after
 

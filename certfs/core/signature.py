@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from certfs.core.der import content_of, read_element, read_elements
+from certfs.core.der import content_of, read_element, read_first
 from certfs.core.fields import Fields
 
 _LARGEST_RSA_KEY = 8192
@@ -52,8 +52,8 @@ def check_own_signature(der: bytes, fields: Fields) -> OwnSignature:
     key_field = der[fields.public_key.start : fields.public_key.end]
     if len(key_field) > _LARGEST_KEY_FIELD:
         return OwnSignature.UNKNOWN
-    to_be_signed, _algorithm, bits = read_elements(der, read_element(der, 0, len(der)))
-    algorithm = content_of(der, next(read_elements(der, fields.outer_signature))).hex()
+    to_be_signed, _algorithm, bits = read_first(der, read_element(der, 0, len(der)), 3)
+    algorithm = content_of(der, read_first(der, fields.outer_signature, 1)[0]).hex()
     signature = content_of(der, bits)[1:]
     try:
         return _verify(key_field, algorithm, signature, der[to_be_signed.start : to_be_signed.end])

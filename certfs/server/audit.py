@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Iterable
 from typing import TextIO
 
-from cryptography import x509
 from cryptography.utils import CryptographyDeprecationWarning
 
 from certfs.core.catalog import Entry
 from certfs.core.certificate import Certificate, Severity
+from certfs.core.details import describe
 from certfs.core.text import printable
 from certfs.linux.log_file import follow
 from certfs.store.live import Actor, Published
@@ -76,13 +76,7 @@ def start_log(log: str | None, *, journal: bool) -> None:
 
 def subject_of(certificate: Certificate) -> str:
     """Return the subject of a certificate for people (RFC 4514)."""
-    try:
-        return (
-            printable(x509.load_pem_x509_certificate(certificate.pem).subject.rfc4514_string())
-            or "(no subject)"
-        )
-    except ValueError:
-        return "(subject cannot be shown)"
+    return describe(certificate).subject or "(no subject)"
 
 
 def report(published: Published) -> None:

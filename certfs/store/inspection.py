@@ -4,16 +4,13 @@ Owns the judgement that ``certfs list`` and ``certfs check`` show. It is made fr
 makes the bundles, so it is the same on a mount and on a store that is not mounted.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from cryptography import x509
-from cryptography.utils import CryptographyDeprecationWarning
-
 from certfs.core.catalog import Source
 from certfs.core.certificate import Certificate, Severity
+from certfs.core.details import Details, describe
 from certfs.store.live import LiveBundle
 
 
@@ -37,14 +34,9 @@ class Item:
     line: int = 0
 
     @cached_property
-    def x509(self) -> x509.Certificate | None:
-        """The certificate with all that it says."""
-        if self.certificate is None:
-            return None
-        with warnings.catch_warnings():
-            # As where it was judged: OpenSSL reads it, so it is no news.
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            return x509.load_pem_x509_certificate(self.certificate.pem)
+    def details(self) -> Details | None:
+        """What the certificate says of itself."""
+        return None if self.certificate is None else describe(self.certificate)
 
 
 def inspect(bundle: LiveBundle) -> Iterator[Item]:

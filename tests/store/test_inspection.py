@@ -35,7 +35,9 @@ def test_each_certificate_is_there_with_its_source(live: Scene) -> None:
     (live.path / "a.pem").write_bytes(ONE.pem)
     (item,) = items(live)
     assert (item.bundle, item.source, item.included) == (b"bundle.pem", b"certs/a.pem", True)
-    assert item.x509 == ONE.certificate
+    assert item.details is not None
+    assert item.details.subject == ONE.certificate.subject.rfc4514_string()
+    assert item.details.not_after == ONE.certificate.not_valid_after_utc
 
 
 def test_a_duplicate_names_the_file_that_it_is_taken_from(live: Scene) -> None:
@@ -61,7 +63,7 @@ def test_what_is_no_certificate_has_a_line_and_a_reason(live: Scene) -> None:
     first = len(ONE.pem.splitlines()) + 1
     assert (note.line, note.severity) == (first, Severity.NOTE)
     assert (defect.line, defect.severity) == (first + 3, Severity.DEFECT)
-    assert note.x509 is None
+    assert note.details is None
 
 
 def test_what_is_included_is_what_the_bundle_holds(live: Scene) -> None:

@@ -1,0 +1,64 @@
+"""I18: certificates that are dear to verify or to put in order do not keep other callers waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from certfs.core.pem import render
+from tests.support import pki, pki_raw
+from tests.support.mounts import CertfsMount
+
+pytestmark = pytest.mark.mount
+
+_PATIENCE = 2.0
+"""Seconds for one open beside such a source; 4 s and more passed when all was verified on the event loop."""
+_MEBIBYTE = 1 << 20
+
+
+def _dear_files() -> dict[str, bytes]:
+    """Make sources of nearly a MiB each: keys of 10,000 and 16,384 bits, one subject, many subjects, one date."""
+    makers: dict[str, Callable[[int], bytes]] = {
+        "dsa-one-subject": lambda number: pki_raw.large_dsa("one", number),
+        "dsa-many-subjects": lambda number: pki_raw.large_dsa(f"many {number // 8}", number),
+        "rsa-one-subject": lambda number: pki_raw.large_rsa("one", number),
+    }
+    files = {}
+    for name, make in makers.items():
+        size = len(render(make(0))) + 8
+        files[name] = b"".join(render(make(number)) for number in range(_MEBIBYTE // size))
+    small = pki.authority("small").der
+    size = len(render(small))
+    files["small-one-subject"] = b"".join(
+        render(small[:-3] + number.to_bytes(3)) for number in range(_MEBIBYTE // size)
+    )
+    return files
+
+
+def test_dear_certificates_keep_no_caller_waiting(certfs_mount: CertfsMount) -> None:
+    """I15, I18: while they are copied in, an open of another bundle takes no 2 s, and the server lives."""
+    tree = certfs_mount.tree
+    (tree.certs_pool / "host.pem").write_bytes(pki.authority("host").pem)
+    files = _dear_files()
+    servers = certfs_mount.pids
+    longest = 0.0
+
+    def copy() -> None:
+        for name, data in files.items():
+            (tree.certs / f"{name}.pem").write_bytes(data)
+        tree.user_bundle.read_bytes()
+
+    copying = threading.Thread(target=copy)
+    copying.start()
+    while copying.is_alive():
+        begin = time.monotonic()
+        tree.pool_bundle.read_bytes()
+        longest = max(longest, time.monotonic() - begin)
+    copying.join()
+    assert longest < _PATIENCE
+    assert certfs_mount.pids == servers
+    expected = sum(data.count(b"BEGIN") for data in files.values())
+    assert tree.user_bundle.read_bytes().count(b"BEGIN") == expected
