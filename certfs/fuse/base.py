@@ -22,6 +22,7 @@ import trio
 
 from certfs.core.bundle import SOURCE_SUFFIX
 from certfs.fuse import attributes
+from certfs.fuse.announcements import Announcements
 from certfs.fuse.caller import as_creator
 from certfs.fuse.calls import Calls
 from certfs.fuse.handed_back import HandedBack
@@ -89,6 +90,7 @@ class FilesystemBase(pyfuse3.Operations):
         self.synthetic = synthetic
         self.calls = Calls()
         self.handed_back = HandedBack()
+        self.announcements = Announcements(synthetic)
         self.traffic = Traffic()
         self.owner = (os.geteuid(), os.getegid())
         self.started_ns = time.time_ns()

@@ -18,6 +18,7 @@ from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
 from certfs.store import backing
 from certfs.store.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, fd_path
+from certfs.store.live import LiveBundle
 
 PERMISSION_BITS = 0o7777
 
@@ -30,6 +31,11 @@ class NameOperations(FilesystemBase):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Return the entry of a name and count one lookup of it."""
+        if self.announcements.is_announcer(ctx.pid):
+            found = self.announcements.lookup(parent_inode, name, self._bundle(parent_inode, name))
+            if found is not None:
+                found.lookups += 1
+                return self.content_entry(found)
         if parent_inode == STATUS_DIRECTORY_NUMBER or (
             parent_inode == ROOT and (self.trees or name == STATUS_DIRECTORY)
         ):
@@ -47,6 +53,12 @@ class NameOperations(FilesystemBase):
         with self.inodes.using(parent) as directory:
             status = await self.calls.read(status_of, directory, name)
         return self.entry(self.inodes.remember(parent, name, status), status)
+
+    def _bundle(self, directory: int, name: bytes) -> LiveBundle | None:
+        """Return the bundle that this is the name of, whether it exists or not."""
+        if self.is_virtual(directory):
+            return None
+        return self.trust.bundle_at(self.inodes[directory].id, name)
 
     async def _lookup_virtual(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if parent == STATUS_DIRECTORY_NUMBER:
@@ -150,6 +162,9 @@ class NameOperations(FilesystemBase):
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove the name of a file."""
+        if self.announcements.is_announcer(ctx.pid):
+            self.announcements.unlink(parent_inode, name, self._bundle(parent_inode, name))
+            return
         parent = self._directory(parent_inode, name)
         removed = self.inodes.before_removal(parent, name)
         with self.inodes.using(parent) as directory:
@@ -191,6 +206,10 @@ class NameOperations(FilesystemBase):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         """Rename, with the flags of renameat2(2)."""
+        if self.announcements.is_announcer(ctx.pid):
+            bundle = self._bundle(parent_inode_new, name_new)
+            self.announcements.rename(parent_inode_old, name_old, bundle)
+            return
         old_parent = self._directory(parent_inode_old, name_old)
         new_parent = self.node(parent_inode_new)
         if self.trust.bundle_at(new_parent.id, name_new) is not None:

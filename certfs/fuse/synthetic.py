@@ -54,6 +54,8 @@ class Content:
     lookups: int = 0
     opens: int = 0
     pushed: bool = False
+    bundle: LiveBundle | None = None
+    """Of which this is a generation."""
 
 
 class SyntheticFiles:
@@ -86,12 +88,33 @@ class SyntheticFiles:
             self._contents[content.number] = content
             return content
         content = self._add(generation.view, generation.changed_ns)
+        content.bundle = bundle
         self._current[bundle] = (generation.number, content)
         return content
 
     def of_status(self) -> Content:
         """Return a new inode with the status as it is now."""
         return self._add(Text(self._render_status()), time.time_ns())
+
+    def blank(self) -> Content:
+        """Return a new inode of nothing."""
+        return self._add(Text(b""), time.time_ns())
+
+    def former(self, bundle: LiveBundle) -> list[int]:
+        """Return the numbers of the generations of a bundle that the kernel remembers and that are not its present."""
+        return [
+            content.number
+            for content in self._contents.values()
+            if content.bundle is bundle and content.lookups > 0 and not self.is_current(content)
+        ]
+
+    def is_current(self, content: Content) -> bool:
+        """Whether this is the present generation of its bundle."""
+        bundle = content.bundle
+        if bundle is None or not bundle.exists:
+            return False
+        number, current = self._current.get(bundle, (0, None))
+        return current is content and number == bundle.generation.number
 
     def _add(self, readable: Readable, time_ns: int) -> Content:
         self._next += 1

@@ -34,6 +34,7 @@ from certfs.protocol.link import Failure, InCharge, Job, failure_message
 from certfs.safe_open import LinkRefusedError
 from certfs.server import audit
 from certfs.server.adoption import await_turn, show_life, start_successor
+from certfs.server.announcing import Announcing
 from certfs.server.plain_copies import PlainCopies
 from certfs.server.settings import Settings
 from certfs.server.status import StatusReport
@@ -93,6 +94,8 @@ class Server:
         )
         self.operations.on_init = self._served.set
         self.operations.flush_plain_copies = self.plain.flush
+        self.announcing = Announcing(job.mountpoint, self.operations.synthetic)
+        self.operations.announcements.is_announcer = self.announcing.is_announcer
 
     def _is_busy(self, identity: FileId) -> bool:
         return self.operations.is_busy(identity)
@@ -101,6 +104,8 @@ class Server:
         if self._loaded:
             audit.report(published)
             self.plain.wake()
+            if published.change.added or published.change.removed:
+                self.announcing.changed(published.bundle)
         elif published.remarks:
             audit.report(
                 Published(published.bundle, type(published.change)(), None, published.remarks)
@@ -167,6 +172,7 @@ class Server:
             nursery.start_soon(self._watch_store)
             nursery.start_soon(self.trust.swaps.expire, self.trust.bundles)
             nursery.start_soon(self.plain.keep)
+            nursery.start_soon(self.announcing.run)
             nursery.start_soon(self._obey_signals, nursery.cancel_scope)
             nursery.start_soon(self._obey, nursery.cancel_scope)
         with trio.CancelScope(shield=True):
