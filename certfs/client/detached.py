@@ -11,11 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
 
+from certfs import procfs
 from certfs.client import mount as mounting
 from certfs.client.instances import ANSWER_SECONDS, ask, find, unmount
 from certfs.errors import DeadlineError, MountpointError, NotMountedError, PrivilegeError
 from certfs.linux import mount_syscalls, mount_table
-from certfs.linux.mount_table import FILESYSTEM_TYPE
 from certfs.protocol import state_file
 from certfs.protocol.link import STALE_UNKNOWN
 from certfs.protocol.state_file import State
@@ -77,7 +77,7 @@ def _leave_certfs() -> None:
             f"cannot make a mount namespace for the command: {error.strerror}",
             advice="run it with CAP_SYS_ADMIN, outside of what forbids unshare(2)",
         ) from error
-    devices = {entry.device for entry in mount_table.table() if entry.kind == FILESYSTEM_TYPE}
+    devices = {entry.device for entry in procfs.mounts() if procfs.is_ours(entry)}
     errors = mount_table.detach(devices, mount_syscalls.umount).errors
     if errors:
         raise MountpointError(

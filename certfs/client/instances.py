@@ -10,6 +10,7 @@ import socket
 import time
 from typing import Final
 
+from certfs import procfs
 from certfs.client.cleanup import end_leftovers
 from certfs.client.mount import canonical, failure_error
 from certfs.errors import (
@@ -18,9 +19,7 @@ from certfs.errors import (
     NotMountedError,
     PrivilegeError,
 )
-from certfs.linux import mount_table
 from certfs.linux.installation import interpreter
-from certfs.linux.mount_table import FILESYSTEM_TYPE
 from certfs.protocol import control, state_file
 from certfs.protocol.control import Reply, Verb
 from certfs.protocol.link import STALE_UNKNOWN
@@ -52,8 +51,8 @@ def find(mountpoint: str | None) -> str:
 
 
 def _not_found(where: str) -> NotMountedError:
-    top = mount_table.top_at(mount_table.table(), where)
-    if top is None or top.kind != FILESYSTEM_TYPE:
+    top = procfs.top_at(procfs.mounts(), where)
+    if top is None or not procfs.is_ours(top):
         return NotMountedError(
             f"certfs is not mounted at {where}", advice="certfs status lists what is"
         )

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from certfs import procfs
 from certfs.client.cleanup import end_leftovers
 from certfs.errors import (
     AlreadyRunningError,
@@ -25,7 +26,6 @@ from certfs.errors import (
     StoreError,
 )
 from certfs.linux import log_file, mount_table
-from certfs.linux.mount_table import FILESYSTEM_TYPE
 from certfs.linux.processes import in_child, start
 from certfs.protocol import state_file
 from certfs.protocol.launch_spec import SERVER_MODULE, Order, command, execute, inbox
@@ -78,7 +78,7 @@ def canonical(path: str) -> str:
     """Return ``path`` absolute and without symlinks, without looking at a mount that may be ours and dead."""
     parent, name = os.path.split(os.path.abspath(path))
     direct = os.path.join(os.path.realpath(parent), name)
-    if mount_table.top_at(mount_table.table(), direct):
+    if procfs.top_at(procfs.mounts(), direct):
         return direct
     return os.path.realpath(path)
 
@@ -226,8 +226,8 @@ def _open_tree(place: Place) -> Tree:
             f"cannot open the store {place.store}: {error.strerror}",
             advice="create the directory, or name another with --store",
         ) from error
-    above = mount_table.mount_of(fd)
-    if above and above.kind == FILESYSTEM_TYPE:
+    above = procfs.mount_of(fd)
+    if above and above.is_certfs:
         raise _served(place.store, f"at {above.point}")
     if not os.access(place.store, os.R_OK | os.X_OK, effective_ids=True):
         raise StoreError(
@@ -250,10 +250,10 @@ def _check_nesting(place: Place) -> None:
 
 def _check_target(place: Place) -> None:
     path = place.target
-    top = mount_table.top_at(mount_table.table(), path)
-    if top and top.kind == FILESYSTEM_TYPE:
+    top = procfs.top_at(procfs.mounts(), path)
+    if top and procfs.is_ours(top):
         _remove_stale(path, top.device)
-        top = mount_table.top_at(mount_table.table(), path)
+        top = procfs.top_at(procfs.mounts(), path)
     if top and place.target != place.store and not is_bound(place.store, place.target):
         raise MountpointError(
             f"something is already mounted at {path} ({top.kind})",

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from certfs.linux import mount_table
+from certfs import procfs
 from certfs.protocol import state_file
 from certfs.protocol.owned_mounts import devices_of
 from certfs.protocol.state_file import Phase, State
@@ -86,9 +86,7 @@ def ask_mount(mountpoint: str) -> Answer | None:
 def _ask_hidden_mounts(directory: str) -> Answer | None:
     """Ask what is mounted in a runtime directory whose state could not be written, or was removed."""
     points = [
-        entry.point
-        for entry in mount_table.table()
-        if entry.point.startswith(f"{directory}/mount-")
+        entry.point for entry in procfs.mounts() if entry.point.startswith(f"{directory}/mount-")
     ]
     answers = (ask_mount(point) for point in reversed(points))
     return next((answer for answer in answers if answer), None)

@@ -29,6 +29,7 @@ from certfs.fuse.handed_back import HandedBack
 from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, permissions_of
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
+from certfs.procfs import command_of
 from certfs.store.backing import FileId, file_id
 from certfs.store.live import Actor, LiveBundle
 from certfs.store.roles import Roots
@@ -126,13 +127,7 @@ class FilesystemBase(pyfuse3.Operations):
 
     def actor(self, ctx: pyfuse3.RequestContext) -> Actor:
         """Return who made a request; the name of the command is read only for changes that matter."""
-        command = "?"
-        with suppress(OSError):
-            comm = os.open(f"/proc/{ctx.pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                command = os.read(comm, 64).strip().decode("utf-8", "backslashreplace")
-            finally:
-                os.close(comm)
+        command = command_of(ctx.pid).decode("utf-8", "backslashreplace") or "?"
         return Actor(ctx.uid, ctx.pid, command)
 
     def node(self, number: int) -> Inode:

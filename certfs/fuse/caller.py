@@ -20,10 +20,12 @@ import os
 import platform
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
 import pyfuse3
+
+from certfs.procfs import Credentials, credentials_of
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -64,16 +66,6 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 for _function in (_libc.setfsuid, _libc.setfsgid):
     _function.argtypes = (ctypes.c_uint32,)
     _function.restype = ctypes.c_uint32
-
-
-@dataclass(frozen=True, slots=True)
-class _Credentials:
-    """What /proc says of a process; ``capabilities`` counts only in our own user namespace."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    capabilities: int
 
 
 def as_caller(ctx: pyfuse3.RequestContext, call: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -167,32 +159,22 @@ def is_privileged(ctx: pyfuse3.RequestContext) -> bool:
         return False
 
 
-def _credentials(ctx: pyfuse3.RequestContext) -> _Credentials:
+def _credentials(ctx: pyfuse3.RequestContext) -> Credentials:
     """Return the credentials of the caller, who waits for the answer; EACCES where it is gone.
 
+    Its capabilities are those that count in our own user namespace.
     The ids are compared with those that came with the request: a process that has its number by now is another one.
     """
     if ctx.pid == 0:
         raise _denied()
-    fields: dict[bytes, list[bytes]] = {}
-    try:
-        with open(f"/proc/{ctx.pid}/status", "rb") as status:
-            for line in status:
-                key, _, value = line.partition(b":")
-                if key in {b"Uid", b"Gid", b"Groups", b"CapEff"}:
-                    fields[key] = value.split()
-        foreign = os.stat(f"/proc/{ctx.pid}/ns/user").st_ino != _user_namespace()
-        found = _Credentials(
-            int(fields[b"Uid"][3]),
-            int(fields[b"Gid"][3]),
-            tuple(map(int, fields[b"Groups"])),
-            0 if foreign else int(fields[b"CapEff"][0], 16),
-        )
-    except (OSError, LookupError, ValueError):
-        raise _denied() from None
-    if (found.uid, found.gid) != (ctx.uid, ctx.gid):
+    found = credentials_of(ctx.pid)
+    if found is None or (found.uid, found.gid) != (ctx.uid, ctx.gid):
         raise _denied()
-    return found
+    try:
+        foreign = os.stat(f"/proc/{ctx.pid}/ns/user").st_ino != _user_namespace()
+    except OSError:
+        raise _denied() from None
+    return replace(found, capabilities=0) if foreign else found
 
 
 @functools.cache

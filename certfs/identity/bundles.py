@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from certfs import procfs
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.catalog import Catalog, Source
 from certfs.core.certificate import Certificate, parse_source
@@ -24,14 +25,13 @@ from certfs.identity.paths import (
     open_directory,
     read_file,
 )
+from certfs.procfs import is_ours
 from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
 from certfs.store.links import PathWalker
 from certfs.store.scan import SourceReader, source_names
 
-_FILESYSTEM_TYPE = "fuse.certfs"
-_MOUNT_TABLE = Path("/proc/self/mountinfo")
 _BACKUP_SUFFIX = b".bk"
 _BUNDLE_LIMIT = 256 << 20
 """Bytes of a plain bundle: more than 100,000 certificates."""
@@ -171,17 +171,13 @@ def is_made_by_a_mount(place: BundlePlace) -> bool:
 
 
 def _is_on_a_mount(directory: Path) -> bool:
-    """Tell whether ``directory`` is on a live mount of certfs (proc(5), mountinfo)."""
+    """Tell whether ``directory`` is on a mount of certfs that root or this user has made."""
     try:
-        device = directory.stat().st_dev
+        with open_directory(directory) as fd:
+            mount = procfs.mount_of(fd)
     except FileNotFoundError:
         return False
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in _MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == number and rest.partition(" ")[0] == _FILESYSTEM_TYPE:
-            return True
-    return False
+    return mount is not None and is_ours(mount)
 
 
 def _content(source: Path) -> bytes:

@@ -17,14 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-_PROGRAM = "stunnel"
+from certfs.procfs import command_of, listening_sockets
+
+_PROGRAM = b"stunnel"
 """What the name of the process begins with; Debian's is stunnel4."""
 _SERVER_NAME = "pool"
 _HANDSHAKE_SECONDS = 2.0
 _AT_ONCE = 16
-_LISTEN = "0A"  # TCP_LISTEN of <net/tcp_states.h>
-_WORD = 8  # hexadecimal digits of 32 bits, in the byte order of the host
-_STATE, _INODE = 3, 9  # fields of /proc/net/tcp
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +77,8 @@ def _stunnels() -> Iterator[int]:
             continue
         # A process may end at any moment, and another user's namespaces cannot be looked at.
         with contextlib.suppress(OSError):
-            with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as file:
-                if not file.read().startswith(_PROGRAM):
-                    continue
+            if not command_of(int(entry)).startswith(_PROGRAM):
+                continue
             with contextlib.suppress(PermissionError):
                 if os.stat(f"/proc/{entry}/ns/net").st_ino != own_network:
                     continue
@@ -93,19 +91,14 @@ def _listeners(process: int) -> Iterator[_Listener]:
     for descriptor in os.listdir(descriptors):
         with contextlib.suppress(FileNotFoundError):
             sockets.add(os.readlink(f"{descriptors}/{descriptor}"))
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            with open(f"/proc/{process}/net/{table}", encoding="ascii") as file:
-                rows = [line.split() for line in file.readlines()[1:]]
-            for row in rows:
-                if row[_STATE] == _LISTEN and f"socket:[{row[_INODE]}]" in sockets:
-                    address, _, port = row[1].partition(":")
-                    yield _Listener(process, _reachable(address), int(port, 16))
+    for found in listening_sockets(process):
+        if f"socket:[{found.inode}]" in sockets:
+            yield _Listener(process, _reachable(found.address), found.port)
 
 
-def _reachable(text: str) -> IPv4Address | IPv6Address:
-    """Return the address that reaches a socket bound to ``text``, which is in the kernel's hexadecimal form."""
-    words = [int(text[at : at + _WORD], 16) for at in range(0, len(text), _WORD)]
+def _reachable(packed: bytes) -> IPv4Address | IPv6Address:
+    """Return the address that reaches a socket bound to ``packed``, which is in the kernel's words."""
+    words = struct.unpack(f">{len(packed) // 4}I", packed)
     address = ip_address(struct.pack(f"={len(words)}I", *words))
     if address.is_unspecified:
         return ip_address("127.0.0.1" if address.version == 4 else "::1")  # noqa: PLR2004

@@ -6,6 +6,7 @@ I20: no DNS; it would also hold up a mount for seconds on a host whose resolver 
 
 import contextlib
 import fcntl
+import os
 import re
 import socket
 import struct
@@ -14,21 +15,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from certfs.identity.generate import ServerNames
+from certfs.procfs import ipv6_addresses
 
 INVENTORY = Path("/etc/xensource-inventory")
 """The platform's file of ``KEY='value'`` lines, written by its installer."""
 
 _HOSTS = Path("/etc/hosts")
-_IPV6_TABLE = Path("/proc/net/if_inet6")
 _DNS_NAME_LIMIT = 253  # RFC 1035, section 2.3.4, without the final dot
-_IPV6_FIELDS = 6
 _LINE = re.compile(r"^([A-Z0-9_]+)='(.*)'\s*$")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 _SIOCGIFADDR = 0x8915  # <linux/sockios.h>; netdevice(7)
 _IFA_F_TEMPORARY = 0x01  # <linux/if_addr.h>: gone tomorrow (RFC 8981), of no use in a certificate
-_GLOBAL_SCOPE = (
-    "00"  # /proc/net/if_inet6: IPV6_ADDR_ANY of <net/ipv6.h>, neither loopback nor link nor site
-)
+_GLOBAL_SCOPE = 0  # IPV6_ADDR_ANY of <net/ipv6.h>, neither loopback nor link nor site
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def read_inventory(path: Path = INVENTORY) -> Inventory:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return Inventory()
-    values = {match[1]: match[2] for line in text.splitlines() if (match := _LINE.match(line))}
+    values = {match[1]: match[2] for line in text.split("\n") if (match := _LINE.match(line))}
     return Inventory(
         host_uuid=values.get("INSTALLATION_UUID", ""),
         management_interface=values.get("MANAGEMENT_INTERFACE", ""),
@@ -74,7 +72,7 @@ def _dns_names() -> list[str]:
     own = socket.gethostname().strip()
     names = {own: None}
     with contextlib.suppress(OSError):
-        for line in _HOSTS.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in _HOSTS.read_text(encoding="utf-8", errors="replace").split("\n"):
             _, *aliases = line.partition("#")[0].split() or [""]
             if own in aliases:
                 names.update(dict.fromkeys(aliases))
@@ -112,7 +110,7 @@ def _ipv4_addresses(interfaces: list[str]) -> list[IPv4Address]:
     addresses = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         for name in interfaces:
-            request = struct.pack("16s24x", name.encode())
+            request = struct.pack("16s24x", os.fsencode(name))
             # EADDRNOTAVAIL: the interface has no IPv4 address.
             with contextlib.suppress(OSError):
                 addresses.append(IPv4Address(fcntl.ioctl(asker, _SIOCGIFADDR, request)[20:24]))
@@ -120,15 +118,10 @@ def _ipv4_addresses(interfaces: list[str]) -> list[IPv4Address]:
 
 
 def _ipv6_addresses(interfaces: list[str]) -> list[IPv6Address]:
-    try:
-        rows = [line.split() for line in _IPV6_TABLE.read_text(encoding="ascii").splitlines()]
-    except OSError:
-        return []
     return [
-        IPv6Address(bytes.fromhex(row[0]))
-        for row in rows
-        if len(row) == _IPV6_FIELDS
-        and row[3] == _GLOBAL_SCOPE
-        and row[5] in interfaces
-        and not int(row[4], 16) & _IFA_F_TEMPORARY
+        IPv6Address(found.address)
+        for found in ipv6_addresses()
+        if found.scope == _GLOBAL_SCOPE
+        and found.interface in interfaces
+        and not found.flags & _IFA_F_TEMPORARY
     ]

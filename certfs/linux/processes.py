@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
 from certfs.linux.installation import flags, interpreter
+from certfs.procfs import Stat, stat_of
 
 _NOTHING_RUN: Final = 127
 _PAUSE_SECONDS: Final = 0.001
@@ -86,14 +87,12 @@ class ProcessId:
             time.sleep(_PAUSE_SECONDS)
 
 
-def _status(pid: int) -> tuple[str, int, int]:
-    """Return state, start time and exit status (fields 3, 22 and 52 of /proc/PID/stat); ProcessLookupError."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            fields = stream.read().rpartition(b")")[2].split()
-    except FileNotFoundError:
-        raise ProcessLookupError(pid) from None
-    return fields[0].decode(), int(fields[19]), int(fields[49])
+def _status(pid: int) -> Stat:
+    """Return what the kernel says of a process; ProcessLookupError if there is none, or it may not be seen."""
+    found = stat_of(pid)
+    if found is None:
+        raise ProcessLookupError(pid)
+    return found
 
 
 def urgent(pid: int) -> None:

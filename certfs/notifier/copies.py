@@ -9,7 +9,7 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from certfs.linux.mount_table import FILESYSTEM_TYPE, mount_of
+from certfs import procfs
 from certfs.notifier.targets import RefusedError
 
 _MODE: Final = 0o644
@@ -63,8 +63,8 @@ def _open(path: str) -> int:
 
 
 def _check_outside(fd: int, shown: str) -> None:
-    mount = mount_of(fd)
-    if mount is not None and mount.kind == FILESYSTEM_TYPE:
+    mount = procfs.mount_of(fd)
+    if mount is not None and mount.is_certfs:
         raise RefusedError(f"{shown} is inside of a certfs mount: name a place outside")
 
 

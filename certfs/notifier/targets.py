@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from certfs.procfs import command_of
 from certfs.protocol.notify_spec import NotifySpec
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -162,7 +163,7 @@ def _send(pid: int, spec: NotifySpec) -> bool:
         # Held while the name is compared: the number cannot become another process's in between (Linux 5.3).
         pidfd = os.pidfd_open(pid)
     try:
-        if _name_of(pid) != os.fsencode(spec.process)[:_COMM_LENGTH]:
+        if command_of(pid) != os.fsencode(spec.process)[:_COMM_LENGTH]:
             raise NotRunning
         if pidfd is not None:
             signal.pidfd_send_signal(pidfd, number)
@@ -176,14 +177,6 @@ def _send(pid: int, spec: NotifySpec) -> bool:
         if pidfd is not None:
             os.close(pidfd)
     return True
-
-
-def _name_of(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return file.read(_PID_FILE_BYTES).removesuffix(b"\n")
-    except (FileNotFoundError, ProcessLookupError):
-        raise NotRunning from None
 
 
 def user_exists(name: str) -> bool:

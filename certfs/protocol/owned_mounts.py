@@ -3,8 +3,7 @@
 Owns the judgement what of the mount table still belongs to an instance whose supervisor may be dead.
 """
 
-from certfs.linux import mount_table
-from certfs.linux.mount_table import FILESYSTEM_TYPE
+from certfs import procfs
 from certfs.protocol.state_file import State
 
 
@@ -17,7 +16,7 @@ def devices_of(directory: str, state: State | None) -> set[str]:
     known, targets = (state.devices, state.targets) if state else ((), ())
     return {
         entry.device
-        for entry in mount_table.table()
-        if (entry.kind == FILESYSTEM_TYPE and entry.point.startswith(f"{directory}/mount-"))
+        for entry in procfs.mounts()
+        if (procfs.is_ours(entry) and entry.point.startswith(f"{directory}/mount-"))
         or (entry.device in known and entry.point in targets)
     }

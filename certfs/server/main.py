@@ -20,6 +20,7 @@ from contextlib import suppress
 import pyfuse3
 import trio
 
+from certfs import procfs
 from certfs.config import Config
 from certfs.errors import CertfsError, FuseError, StoreError
 from certfs.fuse import session
@@ -28,7 +29,6 @@ from certfs.fuse.inodes import InodeTable
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
-from certfs.linux import mount_table
 from certfs.protocol import link as messages
 from certfs.protocol.link import Failure, InCharge, Job, failure_message
 from certfs.safe_open import LinkRefusedError
@@ -144,7 +144,7 @@ class Server:
                 advice="check /dev/fuse and fusermount3; the log has their own words",
             ) from None
         self.operations.traffic.descriptor = next(iter(_fuse_descriptors() - before))
-        top = mount_table.top_at(mount_table.table(), self._job.mountpoint)
+        top = procfs.top_at(procfs.mounts(), self._job.mountpoint)
         self.trust.walker.device = top.device if top else None
 
     def _options(self) -> set[str]:

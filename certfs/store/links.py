@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from certfs import procfs
+from certfs.procfs import mount_id
 from certfs.store.backing import O_PATH_NOFOLLOW
 
 _MAX_LINKS = 40
@@ -86,20 +88,10 @@ class PathWalker:
 
     def _inside_own_mount(self, before: int, after: int) -> bytes | None:
         """Return the path within our mount if the step from ``before`` to ``after`` led onto it, else None."""
-        mount_id = _mount_id(after)
-        if self.device is None or mount_id == _mount_id(before):
+        if self.device is None or mount_id(after) == mount_id(before):
             return None
-        with open("/proc/self/mountinfo", "rb") as mounts:
-            for line in mounts:
-                fields = line.split(b" ", 4)
-                if fields[0] == mount_id:
-                    device, rest = fields[2], fields[3:]
-                    return (
-                        _unescape(b" ".join(rest).split(b" ", 1)[0])
-                        if device == self.device.encode()
-                        else None
-                    )
-        return None
+        mount = procfs.mount_of(after)
+        return os.fsencode(mount.root) if mount and mount.device == self.device else None
 
 
 def _components(path: bytes) -> list[bytes]:
@@ -118,24 +110,3 @@ def _link_target(fd: int) -> bytes | None:
         if e.errno in {errno.ENOENT, errno.EINVAL}:
             return None
         raise
-
-
-def _mount_id(fd: int) -> bytes:
-    """Return the id of the mount that a descriptor was opened through (proc(5), fdinfo); asks no filesystem."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
-        for line in info:
-            if line.startswith(b"mnt_id:"):
-                return line.split()[1]
-    return b""
-
-
-def _unescape(path: bytes) -> bytes:
-    r"""Undo the octal escapes of mountinfo: space, tab, newline, backslash (proc(5))."""
-    for escape, plain in (
-        (b"\\040", b" "),
-        (b"\\011", b"\t"),
-        (b"\\012", b"\n"),
-        (b"\\134", b"\\"),
-    ):
-        path = path.replace(escape, plain)
-    return path

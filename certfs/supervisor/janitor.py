@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
-from certfs.linux.mount_table import FILESYSTEM_TYPE
+from certfs import procfs
 from certfs.linux.processes import ProcessId, reap, start
 from certfs.supervisor.event_loop import Reactor
 
@@ -207,7 +207,7 @@ def leave_behind(devices: Collection[str]) -> None:
 
 def _watch(devices: Collection[str], servers: Collection[ProcessId]) -> str:
     pids = ",".join(str(server.pid) for server in servers) or "0"
-    return f"watch {FILESYSTEM_TYPE} {pids} {' '.join(devices)}\n"
+    return f"watch {procfs.FILESYSTEM_TYPE} {pids} {' '.join(devices)}\n"
 
 
 def _start(life_fd: int, stdin: int, *, output: int | None = None) -> ProcessId:

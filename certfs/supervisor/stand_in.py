@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from certfs.linux import mount_syscalls, mount_table
-from certfs.linux.mount_table import FILESYSTEM_TYPE
+from certfs import procfs
+from certfs.linux import mount_syscalls
 from certfs.linux.processes import in_child
 from certfs.protocol.link import Mount, Tree
 
@@ -61,8 +61,8 @@ def link(store: str, target: str) -> None:
 
 def is_bound(store: str, target: str) -> bool:
     """Whether what is mounted at ``target`` is the store. Asks the file systems of both."""
-    top = mount_table.top_at(mount_table.table(), target)
-    return top is not None and top.kind != FILESYSTEM_TYPE and os.path.samefile(store, target)
+    top = procfs.top_at(procfs.mounts(), target)
+    return top is not None and not top.is_certfs and os.path.samefile(store, target)
 
 
 def _apart(mount: Mount) -> tuple[Tree, ...]:
@@ -79,7 +79,7 @@ def _put(tree: Tree) -> None:
 def _remove(store: str, target: str) -> None:
     if is_bound(store, target):
         mount_syscalls.umount(target)
-    if mount_table.top_at(mount_table.table(), target) is None:
+    if procfs.top_at(procfs.mounts(), target) is None:
         fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         _unlink(store, fd)
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from typing import Final
 
+from certfs import procfs
 from certfs.linux import log_file, mount_table
 from certfs.linux.processes import reap, reap_strangers, urgent
 from certfs.linux.sd_notify import notify
@@ -76,7 +77,7 @@ class Supervisor:
         elif not self._adopt(self._order.adopt):
             return 0
         self._requests.listen(self._mount.runtime, self._reactor)
-        table = os.open(mount_table.MOUNTINFO, os.O_RDONLY)
+        table = os.open(procfs.MOUNTINFO, os.O_RDONLY)
         self._reactor.watch(table, self._table_changed, TABLE_CHANGED)
         while self._exit_code is None:
             self._reactor.step(self._held_up)

@@ -7,8 +7,7 @@ Owns the device numbers of an instance's mounts. The supervisor says which serve
 from collections.abc import Callable
 from typing import Final
 
-from certfs.linux import mount_table
-from certfs.linux.mount_table import FILESYSTEM_TYPE
+from certfs import procfs
 from certfs.protocol.link import Failure, Job, Mount
 from certfs.protocol.owned_mounts import devices_of
 from certfs.protocol.state_file import State
@@ -62,7 +61,7 @@ class Stage:
 
     def covered(self) -> tuple[str, ...]:
         """Return the places where mounts of this instance are beneath somebody else's."""
-        table = mount_table.table()
+        table = procfs.mounts()
         points = dict.fromkeys(entry.point for entry in table if entry.device in self.devices)
         return tuple(point for point in points if self._is_covered(table, point))
 
@@ -91,8 +90,8 @@ class Stage:
 
         An ordinary user's servers have one place: until the next one has its turn, the mount there is not its own.
         """
-        top = mount_table.top_at(mount_table.table(), server.mountpoint)
-        if top is None or top.kind != FILESYSTEM_TYPE or (beside and beside.device == top.device):
+        top = procfs.top_at(procfs.mounts(), server.mountpoint)
+        if top is None or not procfs.is_ours(top) or (beside and beside.device == top.device):
             return False
         server.device = top.device
         self.devices = (*self.devices, top.device)
@@ -120,9 +119,9 @@ class Stage:
 
         A view that a target propagates to (mount_namespaces(7)) is there already; a second would go back to it.
         """
-        table = mount_table.table()
+        table = procfs.mounts()
         self._waiting.pop(view.point, None)
-        top = mount_table.top_at(table, view.point)
+        top = procfs.top_at(table, view.point)
         if top is not None and top.device == server.device:
             return None
         if not self._is_covered(table, view.point):
@@ -131,9 +130,9 @@ class Stage:
             self._waiting[view.point] = view
         return None
 
-    def _is_covered(self, table: tuple[mount_table.Entry, ...], point: str) -> bool:
+    def _is_covered(self, table: tuple[procfs.Entry, ...], point: str) -> bool:
         """Whether a mount of this instance is at ``point``, beneath somebody else's."""
-        top = mount_table.top_at(table, point)
+        top = procfs.top_at(table, point)
         here = {entry.device for entry in table if entry.point == point}
         return (
             top is not None and top.device not in self.devices and not here.isdisjoint(self.devices)
@@ -170,14 +169,14 @@ class Stage:
 
     def shows(self, server: Server) -> bool:
         """Whether every target has a mount of ``server``, or waits for it beneath somebody else's."""
-        table = mount_table.table()
+        table = procfs.mounts()
         seen = {entry.point for entry in table if entry.device == server.device}
         ours = {entry.point for entry in table if entry.device in self.devices}
         return self._targets - seen <= self._waiting.keys() & ours
 
     def mounted(self, server: Server) -> bool:
         """Whether any mount of ``server`` is in the table."""
-        return any(entry.device == server.device for entry in mount_table.table())
+        return any(entry.device == server.device for entry in procfs.mounts())
 
     def tidy(self, *alive: Server | None) -> bool:
         """Detach what belongs to none of the servers ``alive``, forget what is gone; whether anything changed.
@@ -185,7 +184,7 @@ class Stage:
         A dead mount that lay beneath somebody else's comes into view when that one goes.
         """
         before = self.devices
-        entries = [entry for entry in mount_table.table() if entry.kind == FILESYSTEM_TYPE]
+        entries = [entry for entry in procfs.mounts() if procfs.is_ours(entry)]
         there = {entry.device for entry in entries}
         self.devices = tuple(dict.fromkeys(device for device in before if device in there))
         # Where nothing of ours is left somebody has unmounted ours as well: it does not come back.
@@ -209,7 +208,7 @@ class Stage:
         ours = {server.mountpoint, *self._targets}
         found = tuple(
             views.View(entry.root, entry.point)
-            for entry in mount_table.table()
+            for entry in procfs.mounts()
             if entry.device == server.device and entry.point not in ours
         )
         if self.shows(server):

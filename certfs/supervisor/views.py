@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
+from certfs import procfs
 from certfs.linux import mount_syscalls, mount_table
 from certfs.linux.mount_table import Detachment
 from certfs.linux.processes import in_child
@@ -95,7 +96,7 @@ class BoundViews:
         # below one of them would appear in the hidden one too, and keep the server alive.
         mount_syscalls.make_private(mountpoint)
         source = mountpoint + view.root.rstrip("/")
-        top = mount_table.top_at(mount_table.table(), view.point)
+        top = procfs.top_at(procfs.mounts(), view.point)
         if top is None or top.device != previous:
             self._attach(source, view.point)
         elif not (self.beneath and self._slide_under(source, view.point)):

@@ -8,40 +8,22 @@ import time
 
 import pytest
 
+from certfs import procfs
 from certfs.linux import mount_table, processes
 from certfs.linux.processes import ProcessId
 
-
-def test_the_mount_table_is_read() -> None:
-    """Device, root, place (with its escapes) and type come out of /proc/self/mountinfo (proc(5))."""
-    entries = tuple(mount_table._parse(TABLE))
-    assert [entry.device for entry in entries] == ["0:21", "254:0", "0:40", "0:40", "0:41", "0:40"]
-    assert entries[-1].point == "/srv/a b\\\t\n#"
-    assert entries[-1].root == "/stunnel/certs"
-    assert entries[2].kind == "fuse.certfs"
-
-
 TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-30 27 0:40 / /run/certfs/dom0/mount-1 rw - fuse.certfs certfs rw
-31 27 0:40 /stunnel /etc/stunnel rw shared:2 - fuse.certfs certfs rw
-32 31 0:41 /stunnel /etc/stunnel rw - fuse.certfs certfs rw
-33 27 0:40 /stunnel/certs /srv/a\040b\134\011\012\043 rw - fuse.certfs certfs rw
+30 27 0:40 / /run/certfs/dom0/mount-1 rw - fuse.certfs certfs rw,user_id=0,group_id=0
+31 27 0:40 /stunnel /etc/stunnel rw shared:2 - fuse.certfs certfs rw,user_id=0,group_id=0
+32 31 0:41 /stunnel /etc/stunnel rw - fuse.certfs certfs rw,user_id=0,group_id=0
+33 27 0:40 /stunnel/certs /srv/a\040b\134\011\012\043 rw - fuse.certfs certfs rw,user_id=0,group_id=0
 """
-
-
-def test_the_mount_in_view_is_the_one_on_top() -> None:
-    """Of several mounts at a place, the one that no other covers is in view."""
-    entries = tuple(mount_table._parse(TABLE))
-    top = mount_table.top_at(entries, "/etc/stunnel")
-    assert top is not None
-    assert top.device == "0:41"
-    assert mount_table.top_at(entries, "/etc") is None
 
 
 def test_what_is_beneath_another_mount_is_not_detached() -> None:
     """Detaching a device leaves alone what lies beneath another file system: umount would take that one."""
-    entries = tuple(mount_table._parse(TABLE))
+    entries = procfs.parse_mounts(TABLE)
     assert {entry.point for entry in mount_table._outermost(entries, {"0:40"})} == {
         "/run/certfs/dom0/mount-1",
         "/srv/a b\\\t\n#",

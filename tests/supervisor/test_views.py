@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.namespace]
 
 SCRIPT = """
 import os, sys, threading
+from certfs import procfs
 from certfs.linux import mount_table
 from certfs.linux import mount_syscalls
 from certfs.protocol.link import Mount, Tree
@@ -34,7 +35,7 @@ def serve(number):
     os.mkdir(f"{place}/sub")
     with open(f"{place}/sub/file", "w") as content:
         content.write(str(number))
-    return place, mount_table.top_at(mount_table.table(), place).device
+    return place, procfs.top_at(procfs.mounts(), place).device
 
 seen, stop = set(), threading.Event()
 
@@ -55,7 +56,7 @@ for number in range(50):
     else:
         mount_syscalls.umount(old)
     old, previous = place, device
-    at = [entry for entry in mount_table.table() if entry.point == target]
+    at = [entry for entry in procfs.mounts() if entry.point == target]
     assert len(at) == 1, at
 stop.set()
 reader.join()
