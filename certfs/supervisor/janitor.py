@@ -26,7 +26,9 @@ from certfs.supervisor.event_loop import Reactor
 _SCRIPT: Final = r"""
 trap '' HUP INT TERM
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
-unmount=$1 life=$2
+# Names in the tables of the kernel are bytes, of no encoding.
+export LC_ALL=C
+unmount=$1 life=$2 user=$3
 
 # Whether another mount lies upon the mount $1, at the same place $2.
 covered() {
@@ -38,6 +40,13 @@ END
     return 1
 }
 
+# Whether the end $1 of a line of the mount table is that of a mount of certfs, made by this user or by root. The maker
+# stands in the last field, which is the kernel's; the others hold what their user has chosen.
+ours() {
+    case $1 in *" - $kind "*) ;; *) return 1 ;; esac
+    case ,${1##* }, in *",user_id=$user,"* | *,user_id=0,*) ;; *) return 1 ;; esac
+}
+
 # Detach what is ours and in view; with "dead", only what does not answer: the kernel gives the number of a mount that
 # is gone to the next one, somebody else's. Sets hidden if something is covered.
 sweep() {
@@ -47,7 +56,7 @@ sweep() {
         mounts=$(cat /proc/self/mountinfo)
         while read -r id _ device _ point rest; do
             case " $devices " in *" $device "*) ;; *) continue ;; esac
-            case $rest in *" - $kind "*) ;; *) continue ;; esac
+            ours " $rest" || continue
             if covered "$id" "$point"; then hidden=yes && continue; fi
             point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
             point=$(printf '%b.' "$point")
@@ -74,14 +83,22 @@ while [ ! "$finish" ] && read -r word first second rest; do
     esac
 done
 
+# Print the state of the process $1 that was started at $2; nothing if there is none. Its name, in parentheses, may hold
+# parentheses and line feeds.
+state_of() {
+    started=$2
+    stat=$(cat "/proc/$1/stat" 2>/dev/null)
+    set -- ${stat##*) }
+    [ "${20}" = "$started" ] && printf '%s' "$1"
+}
+
 # Whether a server can still start a supervisor: one that runs, or one that was stopped only a moment ago.
 hope() {
     running= stopped=
     for server in $(printf '%s' "$servers" | tr , ' '); do
-        read -r stat 2>/dev/null <"/proc/$server/stat" || continue
-        case $stat in
-            *') Z '* | *') X '*) ;;
-            *') T '* | *') t '*) stopped="$stopped $server" ;;
+        case $(state_of "${server%:*}" "${server#*:}") in
+            '' | Z | X) ;;
+            T | t) stopped="$stopped ${server%:*}" ;;
             *) running=yes ;;
         esac
     done
@@ -206,11 +223,12 @@ def leave_behind(devices: Collection[str]) -> None:
 
 
 def _watch(devices: Collection[str], servers: Collection[ProcessId]) -> str:
-    pids = ",".join(str(server.pid) for server in servers) or "0"
-    return f"watch {procfs.FILESYSTEM_TYPE} {pids} {' '.join(devices)}\n"
+    named = ",".join(f"{server.pid}:{server.started}" for server in servers) or "0:0"
+    return f"watch {procfs.FILESYSTEM_TYPE} {named} {' '.join(devices)}\n"
 
 
 def _start(life_fd: int, stdin: int, *, output: int | None = None) -> ProcessId:
-    unmount = _AS_ROOT if os.geteuid() == 0 else _AS_USER
-    command = ("/bin/sh", "-c", _SCRIPT.strip(), "janitor", unmount, str(life_fd))
+    user = os.geteuid()
+    unmount = _AS_ROOT if user == 0 else _AS_USER
+    command = ("/bin/sh", "-c", _SCRIPT.strip(), "janitor", unmount, str(life_fd), str(user))
     return ProcessId.of(start(command, keep=(life_fd,), stdin=stdin, output=output))
