@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from certfs.procfs import mount_table
 from scripts.benchmark.pem import Template
 from scripts.benchmark.timing import wait_until
 
@@ -166,8 +167,7 @@ def _processes(file: str, entry: str) -> list[int]:
 
 def _mountpoints() -> list[Path]:
     """Return every mountpoint, innermost last."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        return [Path(line.split()[4]) for line in table]
+    return [Path(entry.point) for entry in mount_table()]
 
 
 class Grounds:

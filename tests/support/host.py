@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from certfs.procfs import parse_mounts
 from tests.support import mounts, pki
 from tests.support.mounts import wait_until
 from tests.support.tree import Tree
@@ -87,6 +89,13 @@ class Host:
             timeout=seconds,
             env=self.environment,
         )
+
+    def let_users_mount(self) -> None:
+        """Make /dev/fuse what it is on most machines: everybody's."""
+        node = self.directory / "fuse"
+        os.mknod(node, stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
+        node.chmod(0o666)
+        assert self.run("mount", "--bind", node, "/dev/fuse").returncode == 0
 
     def start(self, *command: str | Path) -> subprocess.Popen[str]:
         """Start a command on the host."""
@@ -168,8 +177,8 @@ class Host:
 
     def certfs_mounts(self) -> list[str]:
         """Return the places of the host where certfs is mounted, live or dead."""
-        table = Path(f"/proc/{self.holder.pid}/mountinfo").read_text(errors="surrogateescape")
-        return [line.split()[4] for line in table.splitlines() if " - fuse.certfs " in line]
+        table = Path(f"/proc/{self.holder.pid}/mountinfo").read_bytes()
+        return [entry.point for entry in parse_mounts(table) if entry.is_certfs]
 
     def in_view(self) -> bool:
         """Whether any of the two trees shows certfs, live or dead."""

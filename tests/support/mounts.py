@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from certfs.procfs import mount_table
 from tests.support.tree import Tree
 
 _PREFIX = "certfs-test-"
@@ -119,11 +120,7 @@ def scratch_directory() -> Path:
 
 def mountpoints() -> list[str]:
     """Give every mountpoint of this process's mount namespace, innermost last."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        return [
-            re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4])
-            for line in table
-        ]
+    return [entry.point for entry in mount_table()]
 
 
 def sweep_stale_mounts() -> None:
