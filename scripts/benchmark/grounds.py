@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from certfs.procfs import mount_table
+from certfs.procfs import mounts
 from scripts.benchmark.pem import Template
 from scripts.benchmark.timing import wait_until
 
@@ -167,7 +167,7 @@ def _processes(file: str, entry: str) -> list[int]:
 
 def _mountpoints() -> list[Path]:
     """Return every mountpoint, innermost last."""
-    return [Path(entry.point) for entry in mount_table()]
+    return [Path(entry.point) for entry in mounts()]
 
 
 class Grounds:

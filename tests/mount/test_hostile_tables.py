@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support import pki
-from tests.support.host import Host, host, kill_together
+from tests.support.host import Host, host, kill
 from tests.support.mounts import wait_until
 from tests.support.stranger import strange_mounts
 
@@ -41,10 +41,10 @@ def test_nobody_ends_the_supervisor_by_a_name(dom0: Host) -> None:
         for subtype in (b"\xff", b"certfs", b"a\rb"):
             stack.enter_context(strange_mounts(dom0, *NAMES, subtype=subtype))
         began = time.monotonic()
-        kill_together(server)
+        kill(server)
         dom0.live_again(began, not_pid=server)
         assert dom0.supervisor() == supervisor
-        kill_together(supervisor)
+        kill(supervisor)
         wait_until(lambda: dom0.supervisor() != supervisor, what="the next supervisor")
         wait_until(lambda: dom0.state()["events"][-1]["kind"] == "adopted", what="its first note")
         (dom0.tree.certs_pool / "more.pem").write_bytes(pki.issue("more").pem)

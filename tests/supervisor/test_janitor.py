@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from certfs.supervisor.janitor import _SCRIPT
 from certfs.procfs import Entry, parse_mounts
+from certfs.supervisor.janitor import _SCRIPT
 
 SHELLS = [
     pytest.param(

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from certfs.procfs import mount_table
+from certfs import procfs
 from tests.support.tree import Tree
 
 _PREFIX = "certfs-test-"
@@ -120,7 +120,7 @@ def scratch_directory() -> Path:
 
 def mountpoints() -> list[str]:
     """Give every mountpoint of this process's mount namespace, innermost last."""
-    return [entry.point for entry in mount_table()]
+    return [entry.point for entry in procfs.mounts()]
 
 
 def sweep_stale_mounts() -> None:
