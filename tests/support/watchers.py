@@ -1,0 +1,207 @@
+"""Programs that watch files, as people use them: each prints a line for what it takes for a change.
+
+Owns how each is started. ``{file}`` and ``{directory}`` stand for what is to be watched.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_WATCHDOG = """
+import sys, time
+from watchdog.events import FileSystemEventHandler
+from watchdog.observers.inotify import InotifyObserver
+
+class Handler(FileSystemEventHandler):
+    def on_any_event(self, event):
+        if sys.argv[2] in (event.src_path, event.dest_path) and event.event_type in (
+            "created", "moved", "modified", "deleted"):
+            print(event.event_type, flush=True)
+
+observer = InotifyObserver()
+observer.schedule(Handler(), sys.argv[1])
+observer.start()
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+_WATCHFILES = """
+import sys
+from watchfiles import watch
+
+print("ready", flush=True)
+for changes in watch(sys.argv[1], recursive=False, force_polling=False, rust_timeout=500, debounce=50,
+                     yield_on_timeout=False):
+    if any(path == sys.argv[2] for _, path in changes):
+        print("change", flush=True)
+"""
+_NODE = """
+const fs = require('fs'), path = require('path');
+const [directory, file] = process.argv.slice(1);
+fs.watch(directory, (event, name) => { if (name === path.basename(file)) console.log(event); });
+console.log('ready');
+"""
+_CHOKIDAR = """
+const chokidar = require(process.argv[1]);
+const file = process.argv[3];
+const watcher = chokidar.watch(file, { ignoreInitial: true });
+watcher.on('all', (event) => console.log(event)).on('ready', () => console.log('ready'));
+"""
+_GO = """package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+func main() {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		panic(err)
+	}
+	if err := watcher.Add(os.Args[1]); err != nil {
+		panic(err)
+	}
+	fmt.Println("ready")
+	for event := range watcher.Events {
+		if event.Name == os.Args[2] {
+			fmt.Println(event.Op)
+		}
+	}
+}
+"""
+_JAVA = """
+import java.nio.file.*;
+
+class Watch {
+    public static void main(String[] words) throws Exception {
+        Path directory = Paths.get(words[0]), name = Paths.get(words[1]).getFileName();
+        WatchService service = FileSystems.getDefault().newWatchService();
+        directory.register(service, StandardWatchEventKinds.ENTRY_CREATE,
+            StandardWatchEventKinds.ENTRY_MODIFY, StandardWatchEventKinds.ENTRY_DELETE);
+        System.out.println("ready");
+        while (true) {
+            WatchKey key = service.take();
+            for (WatchEvent<?> event : key.pollEvents())
+                if (name.equals(event.context())) System.out.println(event.kind());
+            key.reset();
+        }
+    }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way of watching: its ``command``, and what it needs beside it."""
+
+    name: str
+    command: tuple[str, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    """Programs to be written into the directory that `Watcher.start` is given, ``{work}``, by name."""
+    says_ready: bool = True
+    stdin: str = ""
+
+
+def _python(name: str, program: str) -> Kind:
+    return Kind(name, (sys.executable, "-c", program, "{directory}", "{file}"))
+
+
+DEBIAN_AND_PYPI = (
+    Kind(
+        "inotifywait -m FILE",
+        ("inotifywait", "-m", "-e", "attrib,delete_self,move_self,modify,close_write", "{file}"),
+    ),
+    Kind(
+        "inotifywait -m DIRECTORY",
+        (
+            "inotifywait",
+            "-m",
+            "--include",
+            "{name}$",
+            "-e",
+            "moved_to,create,close_write,delete",
+            "{directory}",
+        ),
+    ),
+    Kind("entr", ("entr", "-n", "echo", "change"), says_ready=False, stdin="{file}\n"),
+    _python("watchdog", _WATCHDOG),
+    _python("watchfiles", _WATCHFILES),
+)
+"""What the suite runs."""
+
+OTHERS = (
+    Kind("fs.watch", ("node", "-e", _NODE, "{directory}", "{file}")),
+    Kind("chokidar 3", ("node", "-e", _CHOKIDAR, "chokidar3", "{directory}", "{file}")),
+    Kind("chokidar 4", ("node", "-e", _CHOKIDAR, "chokidar4", "{directory}", "{file}")),
+    Kind("Go fsnotify", ("{work}/watch", "{directory}", "{file}"), {"watch.go": _GO}),
+    Kind(
+        "Java WatchService",
+        ("java", "{work}/Watch.java", "{directory}", "{file}"),
+        {"Watch.java": _JAVA},
+    ),
+)
+"""What the nightly run adds: node with chokidar3 and chokidar4 in NODE_PATH, go, a JDK."""
+
+
+class Watcher:
+    """A program that watches one file."""
+
+    def __init__(self, kind: Kind, file: Path, work: Path) -> None:
+        self.kind = kind
+        words = {
+            "file": str(file),
+            "directory": str(file.parent),
+            "name": file.name,
+            "work": str(work),
+        }
+        for name, text in kind.files.items():
+            (work / name).write_text(text, encoding="utf-8")
+        self.process = subprocess.Popen(
+            [_filled(word, words) for word in kind.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        if kind.stdin:
+            self.process.stdin.write(_filled(kind.stdin, words).encode())
+        self.process.stdin.close()
+        self.said = b""
+
+    def listen(self) -> bytes:
+        """Return all that it has said so far."""
+        assert self.process.stdout is not None
+        while select.select([self.process.stdout], [], [], 0)[0]:
+            data = os.read(self.process.stdout.fileno(), 65536)
+            if not data:
+                break
+            self.said += data
+        return self.said
+
+    def has_started(self) -> bool:
+        """Whether it says that it watches, if it is one that says so."""
+        said = self.listen()
+        return not self.kind.says_ready or b"ready" in said or b"established" in said
+
+    def close(self) -> None:
+        """End it."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def _filled(text: str, words: dict[str, str]) -> str:
+    for name, word in words.items():
+        text = text.replace("{" + name + "}", word)
+    return text
