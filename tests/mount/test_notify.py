@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -240,3 +241,84 @@ def test_a_running_stunnel_server_accepts_a_client_after_its_reload(scene: Scene
         wait_until(lambda: configured(log) == 2, seconds=60, what="the reload")
         assert accepts(scene, port, client)
         assert pid_file.read_text() == before
+
+
+@contextmanager
+def nginx(scene: Scene, bundle: Path) -> Iterator[tuple[int, Path]]:
+    """Run an nginx that asks clients for a certificate; yield its port and its configuration file."""
+    need_program("nginx")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    own, configuration = scene.root / "server.pem", scene.root / "nginx.conf"
+    own.write_bytes(pki.issue("server", host_names=("localhost",)).host_pem)
+    temporary = "\n".join(
+        f"{name}_temp_path {scene.root}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    configuration.write_text(
+        f"daemon off; pid {scene.root}/nginx.pid; error_log {scene.root}/nginx.log notice;\n"
+        f"events {{}}\nhttp {{ access_log off; {temporary}\n"
+        f"server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {own}; ssl_certificate_key {own};\n"
+        f"ssl_client_certificate {bundle}; ssl_verify_client on; return 200 welcome; }} }}\n"
+    )
+    process = subprocess.Popen(
+        ["/usr/sbin/nginx", "-c", configuration],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until((scene.root / "nginx.pid").exists, seconds=60, what="nginx")
+        yield port, configuration
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def welcomes(scene: Scene, port: int, client: pki.Identity) -> bool:
+    """Whether the web server lets a client with this certificate in."""
+    own = scene.root / "client.pem"
+    own.write_bytes(client.host_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(own)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=30)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def test_a_running_nginx_accepts_a_client_after_its_reload(scene: Scene) -> None:
+    """A client that was refused is welcomed, and one whose CA was removed is refused."""
+    program = f'["/usr/sbin/nginx", "-c", "{scene.root}/nginx.conf", "-s", "reload"]'
+    text = f"[[notify]]\ncommand = {program}\n{QUICK}"
+    with (
+        scene.mounted(text) as mount,
+        nginx(scene, mount.tree.root / "ca.pem") as (port, _configuration),
+    ):
+        client, source = (
+            pki.issue("client", issuer=SECOND),
+            mount.tree.root / "trusted" / "second.pem",
+        )
+        assert not welcomes(scene, port, client)
+        source.write_bytes(SECOND.pem)
+        wait_until(lambda: welcomes(scene, port, client), seconds=60, what="a welcome")
+        source.unlink()
+        wait_until(lambda: not welcomes(scene, port, client), seconds=60, what="a refusal")
+
+
+def test_a_new_host_certificate_is_told(scene: Scene) -> None:
+    """Whoever shows it to clients has to be told, by which way ever it came."""
+    hook = scene.noting().replace("[[notify]]", '[[notify]]\non = "host-certificate"')
+    scene.config.write_text(hook)
+    with mounts.mounted("--config", str(scene.config)) as mount:
+        wait_until(lambda: len(_notifiers(mount)) == 1, seconds=60, what="the notifier")
+        subprocess.run(
+            [certfs_program(), "reset-server-certificate", "--store", mount.tree.root],
+            check=True, env=mount.environment, timeout=60, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+        assert scene.told()[0][2] == str(mount.tree.root / "xensource" / "xapi-ssl.pem")
