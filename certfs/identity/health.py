@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certfs.core.text import printable
+from certfs.identity.backup import find_backup
 from certfs.identity.bundles import bundle_places, is_stale
 from certfs.identity.describe import name_text
 from certfs.identity.expiry import Alert, alert
@@ -96,6 +97,7 @@ def judge(paths: HostPaths, *, now: datetime | None = None) -> tuple[Finding, ..
         *_open_keys(host),
         *_validity(host),
         *find_leftovers(paths, host_uuid=host.uuid or None),
+        *find_backup(paths),
     ]
     return tuple(sorted(findings, key=lambda finding: -finding.severity))
 
