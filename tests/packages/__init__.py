@@ -1,0 +1,1 @@
+"""What `scripts/package` has built, installed and used; `scripts/nightly packages` builds and runs them."""

@@ -1,0 +1,387 @@
+"""Each package installed, used, upgraded under readers and removed, in a root directory of its own.
+
+The name keeps these out of the ordinary suite: they need packages of two releases, in the directory that
+CERTFS_TEST_PACKAGES names (`scripts/nightly packages` builds them), and root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from certfs import __version__
+from scripts.packaging.chroot import populate
+from tests.support import mounts, pki
+
+PACKAGES = Path(os.environ.get("CERTFS_TEST_PACKAGES", "dist"))
+CONFIG = '[[bundle]]\nsource = "certs"\nbundle = "ca.pem"\n'
+_SETUP = """
+set -e
+mount -t tmpfs none "$1/run"
+mount --rbind /proc "$1/proc"
+mount --rbind /dev "$1/dev"
+echo ready
+exec sleep infinity
+"""
+
+
+@dataclass(slots=True)
+class Root:
+    """A root directory in a mount namespace of its own."""
+
+    directory: Path
+    holder: subprocess.Popen[bytes]
+
+    def run(self, *command: str | Path, expect: int = 0) -> str:
+        """Run a command of this machine in the namespace."""
+        result = subprocess.run(
+            ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--", *command],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        said = result.stdout + result.stderr
+        assert result.returncode == expect, said
+        return said
+
+    def inside(self, *command: str, expect: int = 0) -> str:
+        """Run a command of the root directory in it."""
+        return self.run("chroot", self.directory, *command, expect=expect)
+
+    def rpm(self, *arguments: str | Path, expect: int = 0) -> str:
+        """Run rpm on the root directory."""
+        return self.run("rpm", "--root", self.directory, *arguments, expect=expect)
+
+    def path(self, name: str) -> Path:
+        """Return a path of the root directory, as it is seen in the namespace."""
+        return Path(f"/proc/{self.holder.pid}/root{self.directory}{name}")
+
+    def mount(self) -> None:
+        """Serve a store with one certificate at /store."""
+        self.path("/store/certs").mkdir(parents=True)
+        self.path("/certfs.toml").write_text(CONFIG)
+        self.path("/store/certs/one.pem").write_bytes(pki.issue("one").pem)
+        self.inside(
+            "/usr/bin/certfs", "mount", "--store", "/store", "/store", "--config", "/certfs.toml"
+        )
+        assert b"BEGIN" in self.path("/store/ca.pem").read_bytes()
+
+    def mounted(self) -> bool:
+        """Whether certfs is mounted in the namespace."""
+        return " - fuse.certfs " in Path(f"/proc/{self.holder.pid}/mountinfo").read_text()
+
+    def programs(self) -> set[str]:
+        """Return the interpreters of the servers and supervisors that run in the root directory."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                ours = os.readlink(entry / "root") == str(self.directory)
+                if ours and any(word.startswith(b"certfs.s") for word in command):
+                    found.add(command[0].decode())
+        return found
+
+    def listing(self) -> set[str]:
+        """Return every path in the root directory but what is the kernel's, the package database's and certfs's log."""
+        found = set()
+        for directory, names, files in os.walk(self.directory):
+            here = os.path.relpath(directory, self.directory)
+            if here == ".":
+                names[:] = [
+                    name for name in names if name not in {"proc", "dev", "run", "var", "tmp"}
+                ]
+            found |= {os.path.normpath(os.path.join(here, name)) for name in (*names, *files)}
+        return found
+
+
+@contextlib.contextmanager
+def namespace(directory: Path) -> Iterator[Root]:
+    """Make a mount namespace around a root directory; end what runs in it afterwards."""
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SETUP, "sh", directory],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    root = Root(directory, holder)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        yield root
+    finally:
+        if root.mounted():
+            root.inside("/usr/bin/certfs", "unmount", "--all")
+        holder.kill()
+        holder.wait()
+
+
+@pytest.fixture
+def empty() -> Iterator[Root]:
+    """A root directory with busybox and nothing else."""
+    mounts.need_root()
+    mounts.need_fuse()
+    directory = mounts.scratch_directory()
+    populate(directory)
+    with namespace(directory) as root:
+        yield root
+    shutil.rmtree(directory)
+
+
+def package(pattern: str) -> Path:
+    """Return one package."""
+    (found,) = PACKAGES.glob(pattern)
+    return found.resolve()
+
+
+def rpm(release: int) -> Path:
+    """Return the .rpm of a release."""
+    return package(f"certfs-{__version__}-{release}.x86_64.rpm")
+
+
+class Readers:
+    """Readers that open and read a file without pause, each in a thread."""
+
+    def __init__(self, path: Path, count: int = 4) -> None:
+        self._path = path
+        self._over = threading.Event()
+        self.opened = 0
+        self.failures: list[str] = []
+        self._threads = [threading.Thread(target=self._read) for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        """Begin to read."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until the last one is done."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self) -> None:
+        while not self._over.is_set():
+            try:
+                content = self._path.read_bytes()
+            except OSError as error:
+                self.failures.append(str(error))
+            else:
+                self.opened += 1
+                if not content.endswith(b"-----END CERTIFICATE-----\n"):
+                    self.failures.append(repr(content))
+            time.sleep(0.001)
+
+
+def test_the_rpm_needs_nothing(tmp_path: Path) -> None:
+    """It is installed into a root directory in which there is nothing at all, and certfs runs there."""
+    mounts.need_root()
+    subprocess.run(["rpm", "--root", tmp_path, "-i", rpm(1)], check=True)
+    said = subprocess.run(
+        ["chroot", tmp_path, "/usr/bin/certfs", "--version"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert __version__ in said
+    required = subprocess.run(
+        ["rpm", "-qp", "--requires", rpm(1)], check=True, capture_output=True, text=True
+    ).stdout
+    assert {line.split("(")[0] for line in required.splitlines()} <= {"rpmlib", "config"}, required
+
+
+def test_an_rpm_is_upgraded_under_readers(empty: Root) -> None:
+    """I17: rpm -U while mounted: no open fails, and what serves afterwards is the new version."""
+    empty.rpm("-i", rpm(1))
+    empty.mount()
+    with Readers(empty.path("/store/ca.pem")) as readers:
+        time.sleep(0.5)
+        empty.rpm("-U", rpm(2))
+        time.sleep(0.5)
+    assert readers.failures == []
+    assert readers.opened > 100
+    print(f"{readers.opened} opens, 0 failed")
+    assert empty.programs() == {f"/opt/certfs/{__version__}-2/bin/python3"}
+    assert not empty.path(f"/opt/certfs/{__version__}-1").exists()
+
+
+def test_a_removed_rpm_leaves_an_ordinary_host(empty: Root) -> None:
+    """I12: rpm -e while mounted: the plain files are in view, and nothing of certfs is left."""
+    before = empty.listing()
+    empty.path("/usr/lib/systemd/system").mkdir(parents=True)
+    empty.rpm("-i", rpm(1))
+    assert empty.path("/usr/lib/systemd/system/certfs.service").exists()
+    empty.mount()
+    served = empty.path("/store/ca.pem").read_bytes()
+    empty.rpm("-e", "certfs")
+    assert not empty.mounted()
+    assert empty.programs() == set()
+    assert empty.path("/store/ca.pem").read_bytes() == served
+    left = {
+        name for name in empty.listing() - before if not name.startswith(("store", "certfs.toml"))
+    }
+    assert left <= {
+        "usr/lib",
+        "usr/lib/systemd",
+        "usr/lib/systemd/system",
+        "usr/lib/modules-load.d",
+    }
+
+
+def test_the_archive_installs_upgrades_and_uninstalls(empty: Root) -> None:
+    """`install` of a second release takes over what is mounted; `lifecycle uninstall` leaves nothing."""
+    before = empty.listing()
+    for release in (1, 2):
+        name = f"certfs-{__version__}-{release}-x86_64"
+        subprocess.run(
+            ["tar", "-xJf", package(f"{name}.tar.xz"), "-C", empty.directory / "tmp"], check=True
+        )
+        with contextlib.ExitStack() as stack:
+            readers = (
+                stack.enter_context(Readers(empty.path("/store/ca.pem"))) if release == 2 else None
+            )
+            empty.inside(f"/tmp/{name}/install")
+        if readers is None:
+            empty.mount()
+        else:
+            assert readers.failures == []
+    assert empty.programs() == {f"/opt/certfs/{__version__}-2/bin/python3"}
+    assert empty.path(f"/opt/certfs/{__version__}-1").exists()
+    empty.inside("/opt/certfs/current/libexec/lifecycle", "uninstall")
+    assert not empty.mounted()
+    left = {
+        name for name in empty.listing() - before if not name.startswith(("store", "certfs.toml"))
+    }
+    assert left <= {"opt"}
+
+
+def test_the_archive_prepares_another_root(empty: Root) -> None:
+    """`install --root` changes nothing of the running system."""
+    name = f"certfs-{__version__}-1-x86_64"
+    subprocess.run(
+        ["tar", "-xJf", package(f"{name}.tar.xz"), "-C", empty.directory / "tmp"], check=True
+    )
+    empty.run(empty.directory / "tmp" / name / "install", "--root", empty.directory)
+    assert __version__ in empty.inside("/usr/bin/certfs", "--version")
+
+
+# --- Debian
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh Debian 12 with what the package depends on, no compiler."""
+    mounts.need_root()
+    mounts.need_program("debootstrap")
+    directory = tmp_path_factory.mktemp("debian")
+    subprocess.run(
+        [
+            "debootstrap", "--variant=minbase", "--include=ca-certificates,fuse3,python3,python3-venv",
+            "bookworm", directory, *_mirror(),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return directory
+
+
+def _mirror() -> list[str]:
+    """Return where this machine's apt has Debian from."""
+    told = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [line.split()[0] for line in told.splitlines() if line.endswith(" bookworm")][:1]
+
+
+def test_the_deb_installs_upgrades_and_goes(debian: Path) -> None:
+    """Unpacking a second release while mounted fails no open (I17); removal leaves the plain files."""
+    with namespace(debian) as root:
+        for release in (1, 2):
+            name = f"certfs_{__version__}-{release}_amd64.deb"
+            shutil.copy(package(name), debian / "tmp" / name)
+        root.inside("dpkg", "-i", f"/tmp/certfs_{__version__}-1_amd64.deb")
+        root.mount()
+        with Readers(root.path("/store/ca.pem")) as readers:
+            root.inside("dpkg", "-i", f"/tmp/certfs_{__version__}-2_amd64.deb")
+        assert readers.failures == []
+        assert readers.opened > 100
+        assert root.programs() == {f"/opt/certfs/{__version__}-2/bin/python3"}
+        served = root.path("/store/ca.pem").read_bytes()
+        root.inside("dpkg", "-r", "certfs")
+        assert not root.mounted()
+        assert root.path("/store/ca.pem").read_bytes() == served
+        assert not root.path("/opt/certfs").exists()
+        assert not root.path("/usr/bin/certfs").is_symlink()
+
+
+# --- wheels
+
+
+def test_the_wheels_need_no_compiler(tmp_path: Path) -> None:
+    """Installed by pip with --find-links into a virtualenv, with no program to compile with, certfs mounts."""
+    environment = {**os.environ, "PATH": str(tmp_path / "venv/bin"), "CC": "/bin/false"}
+    subprocess.run(["/usr/bin/python3", "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    wheels = PACKAGES.resolve() / "wheels"
+    subprocess.run(
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--only-binary=:all:",
+            "--find-links",
+            wheels,
+            "certfs",
+        ],
+        check=True,
+        env=environment,
+    )
+    use([python, "-m", "certfs"], tmp_path)
+
+
+def test_the_wheel_for_python_3_13(tmp_path: Path) -> None:
+    """The interpreter of Debian 13 that the wheel was compiled with runs certfs with it."""
+    interpreter = Path("build/packaging/wheels/python3.13/bin/python3.13").resolve()
+    wheels = PACKAGES.resolve() / "wheels"
+    subprocess.run(
+        [
+            sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path / "site",
+            "--python-version=3.13", "--only-binary=:all:", "--find-links", wheels, "certfs",
+        ],
+        check=True,
+    )  # fmt: skip
+    use([interpreter, "-m", "certfs"], tmp_path, PYTHONPATH=str(tmp_path / "site"))
+
+
+def use(certfs: list[str | Path], directory: Path, **variables: str) -> None:
+    """Mount a store, read a bundle, restart, and unmount."""
+    (directory / "store/certs").mkdir(parents=True)
+    (directory / "store/certs/one.pem").write_bytes(pki.issue("one").pem)
+    (directory / "certfs.toml").write_text(CONFIG)
+    environment = {**os.environ, **variables, "CERTFS_RUNTIME_DIR": str(directory / "runtime")}
+    store = directory / "store"
+    commands: tuple[list[str | Path], ...] = (
+        ["mount", "--store", store, store, "--config", directory / "certfs.toml"],
+        ["restart", store],
+        ["unmount", store],
+    )
+    for command in commands:
+        subprocess.run([*certfs, *command], check=True, env=environment, stdin=subprocess.DEVNULL)
+        assert b"BEGIN" in (store / "ca.pem").read_bytes()
