@@ -102,7 +102,15 @@ class LazyGroup(click.Group):
     "  certfs status                               what is mounted, and how it is\n"
     "  certfs unmount ~/mnt",
 )
-@click.version_option(__version__, message="certfs %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, wanted: _show_version(ctx) if wanted else None,
+    help="Show the version and exit; with --verbose also of all that it consists of.",
+)
+@click.option("--verbose", is_flag=True, hidden=True, expose_value=False)
 @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
 @click.pass_context
 def group(ctx: click.Context, *, debug: bool) -> None:
@@ -114,6 +122,14 @@ def group(ctx: click.Context, *, debug: bool) -> None:
     if "" in _own_arguments() and ctx.invoked_subcommand != "detached":
         # An unset variable of a script: the operating system would take it for the current directory.
         raise click.UsageError("an empty argument names nothing")
+
+
+def _show_version(ctx: click.Context) -> NoReturn:
+    click.echo(f"certfs {__version__}")
+    if "--verbose" in _own_arguments():
+        for name, version in import_module("certfs.cli.version").components():
+            click.echo(f"  {name} {version}")
+    ctx.exit()
 
 
 def main() -> NoReturn:
