@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from certfs import __version__
-from scripts.packaging import archives, bom, chroot, tree
+from scripts.packaging import archives, bom, chroot, suite, tree
 from scripts.packaging.debian import Debian, sha256
 from scripts.packaging.shell import BuildError, run, say
 from scripts.packaging.tree import OWN_GLIBC, PYTHON, Release
@@ -52,6 +52,12 @@ class Build:
             say(f"making {part}")
             made += steps[part]()
         return made
+
+    def test(self, arguments: list[str]) -> int:
+        """Run the tests against the tree; return pytest's exit status."""
+        self._workshop.build()
+        self._make_own_tree()
+        return suite.run_suite(ROOT, self._own_tree, self._release, self._scratch, arguments)
 
     def _wheels(self) -> list[Path]:
         directory = self._output / "wheels"
@@ -124,6 +130,12 @@ def main() -> int:
     parser.add_argument("--release", default="1", help="the packages' release number")
     parser.add_argument("--output", default=ROOT / "dist", type=Path)
     parser.add_argument("--lock", action="store_true", help="pin Debian's present versions")
+    parser.add_argument(
+        "--test",
+        nargs=argparse.REMAINDER,
+        metavar="ARGUMENT",
+        help="run the test suite against the tree instead, with these arguments for pytest",
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
@@ -139,6 +151,8 @@ def main() -> int:
         if arguments.lock:
             build.lock()
             return 0
+        if arguments.test is not None:
+            return build.test(arguments.test)
         made = build.run(tuple(arguments.parts) or PARTS)
     except BuildError as error:
         say(f"FAILED: {error}")
