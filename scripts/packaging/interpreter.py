@@ -1,8 +1,8 @@
 """A Python of its own: Debian's interpreter with its C library and libraries, in one directory, nothing of the host's.
 
 The kernel finds the dynamic loader by the absolute path in the program, so that such a directory is made for one
-place; the loader finds the libraries by the program's run path. DT_RPATH is what also holds for the libraries'
-libraries and goes before LD_LIBRARY_PATH (ld.so(8)).
+place. The loader finds the libraries by the program's run path, absolute as well: $ORIGIN would need /proc. DT_RPATH is
+what also holds for the libraries' libraries, and it goes before LD_LIBRARY_PATH (ld.so(8)).
 """
 
 import os
@@ -52,7 +52,7 @@ def install(packages: Path, target: Path, place: str, version: str, patchelf: Pa
             f"{place}/lib/{LOADER}",
             "--force-rpath",
             "--set-rpath",
-            "$ORIGIN/../lib",
+            f"{place}/lib",
             program,
         ]
     )

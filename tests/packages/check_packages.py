@@ -28,6 +28,7 @@ PACKAGES = Path(os.environ.get("CERTFS_TEST_PACKAGES", "dist"))
 CONFIG = '[[bundle]]\nsource = "certs"\nbundle = "ca.pem"\n'
 _SETUP = """
 set -e
+awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo | while read -r point; do umount -l "$point"; done
 mount -t tmpfs none "$1/run"
 mount --rbind /proc "$1/proc"
 mount --rbind /dev "$1/dev"
@@ -80,8 +81,12 @@ class Root:
         assert b"BEGIN" in self.path("/store/ca.pem").read_bytes()
 
     def mounted(self) -> bool:
-        """Whether certfs is mounted in the namespace."""
-        return " - fuse.certfs " in Path(f"/proc/{self.holder.pid}/mountinfo").read_text()
+        """Whether certfs is mounted in the root directory."""
+        table = Path(f"/proc/{self.holder.pid}/mountinfo").read_text()
+        return any(
+            " - fuse.certfs " in line and line.split()[4].startswith(f"{self.directory}/")
+            for line in table.splitlines()
+        )
 
     def programs(self) -> set[str]:
         """Return the interpreters of the servers and supervisors that run in the root directory."""
@@ -125,6 +130,8 @@ def namespace(directory: Path) -> Iterator[Root]:
             root.inside("/usr/bin/certfs", "unmount", "--all")
         holder.kill()
         holder.wait()
+        if holder.stdout:
+            holder.stdout.close()
 
 
 @pytest.fixture
