@@ -1,0 +1,58 @@
+"""What mount(8) and mount.fuse(8) call certfs with, and what certfs makes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from certfs.cli.mount_helper import translated
+
+HELPER = "/sbin/mount.fuse.certfs"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        [HELPER, "/s", "/m", "-o", "rw,config=/c"],
+        [HELPER, "/s", "/m", "-n", "-v", "-o", "rw,config=/c", "-t", "fuse.certfs"],
+        [HELPER, "-nvo", "rw,config=/c", "/s", "/m"],
+        [HELPER, "/s", "/m", "-o", "rw", "-o", "config=/c", "-N", "/proc/1/ns/mnt"],
+        ["certfs", "/s", "/m", "-o", "rw,config=/c"],
+    ],
+)
+def test_the_calls_of_mount(call: list[str]) -> None:
+    """Two places and options, in whatever order, are a mount of a store."""
+    assert translated(call) == ["mount", "--store", "/s", "-o", "rw,config=/c", "--", "/m"]
+
+
+def test_a_fake_and_sloppy_mount() -> None:
+    """-f tries without mounting, -s forgives options that are not known (mount(8))."""
+    expected = ["mount", "--store", "s", "--sloppy", "--fake", "--", "/m"]
+    assert translated([HELPER, "s", "/m", "-sf"]) == expected
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["certfs"],
+        ["/usr/bin/certfs", "status", "/m"],
+        ["certfs", "unmount", "/m", "-o"],
+        ["certfs", "/only-one"],
+        ["certfs", "--help"],
+    ],
+)
+def test_any_other_call_is_a_command(call: list[str]) -> None:
+    """The command line is what it always was."""
+    assert translated(call) is None
+
+
+def test_a_place_that_is_missing_is_left_to_the_command() -> None:
+    """The helper is always a mount; what it lacks is said by `certfs mount`."""
+    assert translated([HELPER, "/s"]) == ["mount", "--"]
+    assert translated([HELPER, "/s", "/m", "more", "-o"]) == [
+        "mount",
+        "--store",
+        "/s",
+        "--",
+        "/m",
+        "more",
+    ]
