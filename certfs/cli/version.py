@@ -13,7 +13,7 @@ from typing import Final
 
 from cryptography.hazmat.backends.openssl import backend
 
-from certfs.fuse.library import libfuse
+from certfs.fuse.libfuse import libfuse
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 """A distribution's name, with which a requirement begins (PEP 508)."""
