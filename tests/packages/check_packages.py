@@ -120,9 +120,9 @@ def namespace(directory: Path) -> Iterator[Root]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
+    assert holder.stdout is not None
     root = Root(directory, holder)
     try:
-        assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
         yield root
     finally:
@@ -130,8 +130,7 @@ def namespace(directory: Path) -> Iterator[Root]:
             root.inside("/usr/bin/certfs", "unmount", "--all")
         holder.kill()
         holder.wait()
-        if holder.stdout:
-            holder.stdout.close()
+        holder.stdout.close()
 
 
 @pytest.fixture
