@@ -4,18 +4,16 @@ Owns the options that these commands share and the two forms of an answer. Must 
 commands do.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import is_dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import click
 from cryptography import x509
 
+from certfs.cli.json_forms import Certificate as CertificateForm
 from certfs.cli.places import host_paths
 from certfs.core.text import printable
 from certfs.errors import StoreError
@@ -83,25 +81,22 @@ def json_option(function: Callable[P, None]) -> Callable[P, None]:
     )
 
 
-def to_json(value: object) -> str:
-    """Return ``value`` as JSON: certificates described, times in ISO 8601, paths as text."""
-    return json.dumps(_plain(value), indent=2)
-
-
-def _plain(value: Any) -> object:  # noqa: ANN401, PLR0911 - one return for each kind of value
-    if isinstance(value, x509.Certificate):
-        return _plain(describe(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain({name: getattr(value, name) for name in value.__dataclass_fields__})
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
-    if isinstance(value, datetime):
-        return iso(value)
-    if isinstance(value, Path):
-        return str(value)
-    return value
+def certificate_form(certificate: x509.Certificate) -> CertificateForm:
+    """Return what a program is told of a certificate."""
+    said = describe(certificate)
+    return CertificateForm(
+        subject=said.subject,
+        issuer=said.issuer,
+        serial_number=said.serial_number,
+        not_before=iso(said.not_before),
+        not_after=iso(said.not_after),
+        key=said.key,
+        signature=said.signature,
+        names=said.names,
+        is_ca=said.is_ca,
+        sha256=said.sha256,
+        sha1=said.sha1,
+    )
 
 
 def certificate_lines(certificate: x509.Certificate) -> str:

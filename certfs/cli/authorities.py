@@ -8,6 +8,7 @@ from click.shell_completion import CompletionItem
 
 from certfs.cli.answers import (
     InputFile,
+    certificate_form,
     certificate_lines,
     description_lines,
     dry_run_option,
@@ -15,8 +16,16 @@ from certfs.cli.answers import (
     read_document,
     say,
     store_option,
-    to_json,
     warn,
+)
+from certfs.cli.json_forms import (
+    AuthorityChanged,
+    InstalledFile,
+    InstalledFiles,
+    Shown,
+    TrustedThrough,
+    answer,
+    file_form,
 )
 from certfs.identity.authorities import AuthorityChange, install_authority, uninstall_authority
 from certfs.identity.describe import describe, fingerprint, name_text
@@ -91,7 +100,7 @@ def pool_certificate_list(*, paths: HostPaths, as_json: bool) -> None:
     """
     files = list(installed(paths))
     if as_json:
-        click.echo(to_json({"certificates": [_row(file) for file in files]}))
+        answer(InstalledFiles(certificates=tuple(map(_installed_form, files))))
         return
     for file in files:
         say(f"{file.path}  ({file.kind})")
@@ -120,7 +129,8 @@ def certificate_show(*, file: Path, as_json: bool) -> None:
             advice="certificates are shown in PEM form; openssl x509 -in FILE converts others",
         )
     if as_json:
-        click.echo(to_json({"path": document.path, "certificates": certificates}))
+        path = "-" if str(file) == "-" else file_form(os.path.abspath(file))
+        answer(Shown(path=path, certificates=tuple(map(certificate_form, certificates))))
         return
     say("\n\n".join(description_lines(describe(one)) for one in certificates))
 
@@ -156,14 +166,8 @@ def _tell(
 ) -> None:
     warnings = (*change.warnings, *still)
     if as_json:
-        answer = {
-            "path": change.path,
-            "changed": change.changed and not dry_run,
-            "certificates": change.certificates,
-            "trusted": change.trusted,
-            "warnings": warnings,
-        }
-        click.echo(to_json(answer))
+        changed = change.changed and not dry_run
+        answer(_changed_form(change, changed=changed, warnings=warnings))
         return
     if not change.changed:
         say(f"{change.path} does not exist: nothing to do")
@@ -187,11 +191,32 @@ def _conclusion(change: AuthorityChange, said: str, *, dry_run: bool) -> str:
     return "; trusted" if fingerprints <= held else ""
 
 
-def _row(file: Installed) -> dict[str, object]:
-    return {
-        "type": file.kind,
-        "name": file.path.name,
-        "path": file.path,
-        "defect": file.defect,
-        "certificates": file.certificates,
-    }
+def _changed_form(
+    change: AuthorityChange, *, changed: bool, warnings: tuple[str, ...]
+) -> AuthorityChanged:
+    return AuthorityChanged(
+        path=file_form(change.path),
+        changed=changed,
+        certificates=tuple(map(certificate_form, change.certificates)),
+        trusted=tuple(
+            TrustedThrough(
+                sha256=found.sha256,
+                bundle=file_form(found.bundle),
+                source=file_form(found.source),
+                files=tuple(map(file_form, found.files)),
+                is_same=found.is_same,
+            )
+            for found in change.trusted
+        ),
+        warnings=warnings,
+    )
+
+
+def _installed_form(file: Installed) -> InstalledFile:
+    return InstalledFile(
+        type=file.kind.value,
+        name=file_form(file.path.name),
+        path=file_form(file.path),
+        defect=file.defect,
+        certificates=tuple(map(certificate_form, file.certificates)),
+    )

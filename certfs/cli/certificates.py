@@ -12,20 +12,21 @@ import click
 
 from certfs.cli.answers import (
     InputFile,
+    certificate_form,
     certificate_lines,
     dry_run_option,
     json_option,
     read_document,
     say,
     store_option,
-    to_json,
     warn,
 )
-from certfs.errors import CertfsError
+from certfs.cli.json_forms import Refreshed, Replaced, ServerCertificate, answer, file_form
+from certfs.errors import CertfsError, PrivilegeError
 from certfs.identity import refresh, replace
 from certfs.identity.errors import CertificateLibraryCorruptError
 from certfs.identity.hostpem import public_pem
-from certfs.identity.listing import Kind, installed, need_host_uuid
+from certfs.identity.listing import Access, Kind, installed, need_host_uuid
 from certfs.identity.paths import HostPaths
 from certfs.identity.refresh import RefreshReport, Stage
 from certfs.identity.replace import RELOAD_HINT, Replacement
@@ -51,6 +52,10 @@ def host_get_server_certificate(*, pool: bool, paths: HostPaths, as_json: bool) 
     """Print the host's certificate in PEM form, and nothing private."""
     kind = Kind.HOST_INTERNAL if pool else Kind.HOST
     file = next(file for file in installed(paths) if file.kind is kind)
+    if file.access is Access.DENIED:
+        raise PrivilegeError(
+            f"{file.path} {file.defect}", advice="run this as the owner of the file, usually root"
+        )
     if not file.certificates:
         raise CertificateLibraryCorruptError(
             f"{file.path} {file.defect}", advice="certfs repair mends what it can"
@@ -58,8 +63,13 @@ def host_get_server_certificate(*, pool: bool, paths: HostPaths, as_json: bool) 
     leaf = file.certificates[0]
     pem = public_pem(leaf).decode("ascii")
     if as_json:
-        pem = to_json({"path": file.path, "certificate": leaf, "pem": pem}) + "\n"
-    click.echo(pem, nl=False)
+        answer(
+            ServerCertificate(
+                path=file_form(file.path), certificate=certificate_form(leaf), pem=pem
+            )
+        )
+    else:
+        click.echo(pem, nl=False)
 
 
 @click.command(
@@ -196,14 +206,15 @@ _AFTER_RELOAD = (
 
 def _tell_replacement(done: Replacement, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        answer = {
-            "path": done.path,
-            "changed": not dry_run,
-            "certificate": done.certificate,
-            "warnings": done.warnings,
-            "next": "" if dry_run else RELOAD_HINT,
-        }
-        click.echo(to_json(answer))
+        answer(
+            Replaced(
+                path=file_form(done.path),
+                changed=not dry_run,
+                certificate=certificate_form(done.certificate),
+                warnings=done.warnings,
+                next="" if dry_run else RELOAD_HINT,
+            )
+        )
         return
     said = "would be replaced by" if dry_run else "replaced by"
     say(f"{done.path}: {said}\n{certificate_lines(done.certificate)}")
@@ -216,14 +227,16 @@ def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json
     said, following = _refresh_sentences(report, finish=finish, dry_run=dry_run)
     warnings = report.warnings
     if as_json:
-        answer = {
-            "stage": report.stage,
-            "changed": report.changed,
-            "certificate": report.certificate,
-            "warnings": warnings,
-            "next": following,
-        }
-        click.echo(to_json(answer))
+        newest = report.certificate
+        answer(
+            Refreshed(
+                stage=report.stage.value,
+                changed=report.changed,
+                certificate=certificate_form(newest) if newest is not None else None,
+                warnings=warnings,
+                next=following,
+            )
+        )
         return
     say(said)
     if report.certificate is not None:

@@ -3,7 +3,6 @@
 Owns the judgement of bundles; that of a host's own files is `certfs.identity.health`. Together they are one answer.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,23 +10,33 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from certfs.cli.places import find_place, items_of, opened, with_place
+from certfs.cli.json_forms import (
+    EXIT_CODES,
+    SEVERITIES,
+    Checked,
+    CheckStatus,
+    answer,
+    file_form,
+)
+from certfs.cli.json_forms import Finding as FindingForm
+from certfs.cli.places import Place, find_place, items_of, opened, with_place
 from certfs.core.certificate import Severity
 from certfs.core.text import printable
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
+from certfs.identity.validate import iso
 from certfs.store.inspection import Item
 
 _WARNING_DAYS = 30
 _INSTALLED = {(b"stunnel", b"certs"), (b"stunnel", b"certs-pool")}
-_STATUS = {0: "ok", 1: "warning", 2: "critical"}
+_STATUS: tuple[CheckStatus, ...] = ("ok", "warning", "critical")
 
 
 @dataclass(frozen=True, slots=True)
 class _Judgement:
     """One thing that is not as it should be; ``severity`` is the exit code that it asks for."""
 
-    severity: int
+    severity: Grade
     name: str
     file: str
     what: str
@@ -55,7 +64,7 @@ def check(
             # The validity of what a host has installed is judged with the host's own files, as the platform alerts it.
             judges_validity = place.paths is None or bundle.spec.source not in _INSTALLED
             judgements.extend(
-                _judge_bundle(items_of(place, bundle), now if judges_validity else None)
+                _judge_bundle(place, items_of(place, bundle), now if judges_validity else None)
             )
             problem = trust.problem_of_place(bundle)
             if problem:
@@ -63,7 +72,7 @@ def check(
                     _Judgement(
                         Grade.CRITICAL,
                         "BUNDLE_NOT_PRESENTED",
-                        printable(b"/".join(bundle.spec.bundle)),
+                        file_form(place.path(bundle.spec.bundle)),
                         f"is not presented: {printable(problem)}",
                         "make it a directory; its source directory may be a link",
                     )
@@ -71,31 +80,30 @@ def check(
     host = place.host
     if host is not None:
         judgements.extend(
-            _Judgement(
-                int(found.severity), found.name, printable(str(found.file)), found.what, found.mend
-            )
+            _Judgement(found.severity, found.name, file_form(found.file), found.what, found.mend)
             for found in judge(host, now=now)
         )
     worst = max((judgement.severity for judgement in judgements), default=0)
     if as_json:
-        answer = {
-            "status": _STATUS[worst],
-            "exit_code": worst,
-            "findings": [
-                {
-                    "severity": _STATUS[each.severity] if each.severity else "note",
-                    "name": each.name,
-                    "file": each.file,
-                    "what": each.what,
-                    "mend": each.mend,
-                }
-                for each in judgements
-            ],
-        }
-        click.echo(json.dumps(answer, indent=2))
+        answer(
+            Checked(
+                status=_STATUS[worst],
+                exit_code=EXIT_CODES[worst],
+                findings=tuple(
+                    FindingForm(
+                        severity=SEVERITIES[each.severity],
+                        name=each.name,
+                        file=each.file,
+                        what=each.what,
+                        mend=each.mend,
+                    )
+                    for each in judgements
+                ),
+            )
+        )
     else:
         for each in sorted(judgements, key=lambda judgement: -judgement.severity):
-            label = _STATUS[each.severity].upper() if each.severity else "NOTE"
+            label = SEVERITIES[each.severity].upper()
             click.echo(f"{label}: {each.file} {each.what}")
             if each.mend:
                 click.echo(f"  {each.mend}")
@@ -104,10 +112,10 @@ def check(
     sys.exit(worst)
 
 
-def _judge_bundle(items: list[Item], now: datetime | None) -> Iterator[_Judgement]:
+def _judge_bundle(place: Place, items: list[Item], now: datetime | None) -> Iterator[_Judgement]:
     """Yield what is wrong with one bundle; without ``now`` validity is not judged."""
     for item in items:
-        source = printable(item.source)
+        source = _absolute(place, item.source)
         if item.certificate is None and item.severity > Severity.NOTE:
             where = f" at line {item.line}" if item.line else ""
             yield _Judgement(
@@ -123,10 +131,14 @@ def _judge_bundle(items: list[Item], now: datetime | None) -> Iterator[_Judgemen
         yield _Judgement(
             Grade.CRITICAL,
             "BUNDLE_EMPTY",
-            printable(items[0].bundle),
+            _absolute(place, items[0].bundle),
             "is empty although it has sources",
             "certfs list shows why each of them was left out",
         )
+
+
+def _absolute(place: Place, path: bytes) -> str:
+    return file_form(place.path(tuple(path.split(b"/"))))
 
 
 def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgement]:
@@ -138,11 +150,11 @@ def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgeme
         what = f"holds {subject}, whose end of validity cannot be read"
         yield _Judgement(Grade.WARNING, "VALIDITY_UNKNOWN", source, what, "replace it")
     elif end < now:
-        what = f"holds {subject}, which expired at {end:%Y-%m-%dT%H:%M:%SZ}"
+        what = f"holds {subject}, which expired at {iso(end)}"
         yield _Judgement(Grade.CRITICAL, "EXPIRED", source, what, "renew or remove it")
     elif end - now < timedelta(days=_WARNING_DAYS):
         what = f"holds {subject}, which expires in {(end - now).days} days"
         yield _Judgement(Grade.WARNING, "EXPIRING", source, what, "renew it")
     if begin is not None and begin > now:
-        what = f"holds {subject}, which is not valid before {begin:%Y-%m-%dT%H:%M:%SZ}"
+        what = f"holds {subject}, which is not valid before {iso(begin)}"
         yield _Judgement(Grade.WARNING, "NOT_VALID_YET", source, what, "check this host's clock")

@@ -15,7 +15,9 @@ from typing import Final
 
 import click
 
-from certfs.cli.answers import json_option, say, to_json, warn
+from certfs.cli.answers import json_option, say, warn
+from certfs.cli.json_forms import Exported, ExportFormat, answer, file_form
+from certfs.cli.json_forms import LeftOut as LeftOutForm
 from certfs.core.formats import LeftOut, certificates_of, hash_directory, java_truststore
 from certfs.core.pem import render
 from certfs.errors import StoreError
@@ -38,7 +40,7 @@ class Export:
 
     bundle: Path
     output: Path
-    format: str
+    format: ExportFormat
     certificates: int
     changed: bool
     left_out: tuple[LeftOut, ...] = ()
@@ -75,7 +77,9 @@ class Export:
     "exported before. Without this it is an error.",
 )
 @json_option
-def export(*, bundle: Path, form: str, output: Path, remove_empty: bool, as_json: bool) -> None:
+def export(
+    *, bundle: Path, form: ExportFormat, output: Path, remove_empty: bool, as_json: bool
+) -> None:
     """Write the certificates of BUNDLE in another form, for a reader that cannot use the bundle itself.
 
     The output is replaced atomically, and only if it changes; its mode is 0644. Run it again after
@@ -86,7 +90,18 @@ def export(*, bundle: Path, form: str, output: Path, remove_empty: bool, as_json
     changed, left_out = _write(form, certificates, output)
     done = Export(bundle, output, form, len(certificates) - len(left_out), changed, left_out)
     if as_json:
-        click.echo(to_json(done))
+        answer(
+            Exported(
+                bundle=file_form(done.bundle),
+                output=file_form(done.output),
+                format=done.format,
+                certificates=done.certificates,
+                changed=done.changed,
+                left_out=tuple(
+                    LeftOutForm(sha256=one.sha256, reason=one.reason) for one in done.left_out
+                ),
+            )
+        )
     else:
         say(_sentence(done))
         warn(*(f"left out {one.sha256}: {one.reason}" for one in left_out))

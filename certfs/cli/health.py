@@ -2,7 +2,8 @@
 
 import click
 
-from certfs.cli.answers import dry_run_option, json_option, say, store_option, to_json
+from certfs.cli.answers import dry_run_option, json_option, say, store_option
+from certfs.cli.json_forms import SEVERITIES, Mended, Repaired, answer, file_form
 from certfs.identity import repair as repairs
 from certfs.identity.finding import Finding
 from certfs.identity.paths import HostPaths
@@ -22,12 +23,13 @@ def repair(*, paths: HostPaths, dry_run: bool, as_json: bool) -> None:
     """
     report = repairs.repair(paths, dry_run=dry_run)
     if as_json:
-        answer = {
-            "dry_run": dry_run,
-            "mended": [_finding_object(finding) for finding in report.mended],
-            "left": [_finding_object(finding) for finding in report.left],
-        }
-        click.echo(to_json(answer))
+        answer(
+            Repaired(
+                dry_run=dry_run,
+                mended=tuple(map(_form, report.mended)),
+                left=tuple(map(_form, report.left)),
+            )
+        )
     else:
         for finding in report.mended:
             said = "would" if dry_run else "did"
@@ -39,12 +41,12 @@ def repair(*, paths: HostPaths, dry_run: bool, as_json: bool) -> None:
     raise SystemExit(max((finding.severity for finding in report.left), default=0))
 
 
-def _finding_object(finding: Finding) -> dict[str, object]:
-    return {
-        "severity": finding.severity.name.lower(),
-        "name": finding.name,
-        "file": finding.file,
-        "what": finding.what,
-        "mend": finding.mend,
-        "remedy": str(finding.remedy) if finding.remedy is not None else "",
-    }
+def _form(finding: Finding) -> Mended:
+    return Mended(
+        severity=SEVERITIES[finding.severity],
+        name=finding.name,
+        file=file_form(finding.file),
+        what=finding.what,
+        mend=finding.mend,
+        remedy=str(finding.remedy) if finding.remedy is not None else "",
+    )

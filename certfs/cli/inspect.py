@@ -1,37 +1,51 @@
 """``certfs list``: every certificate of every bundle, and what was left out with the reason (promise I9)."""
 
-import json
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Final
 
 import click
 
-from certfs.cli.places import find_place, items_of, opened, with_place
+from certfs.cli.json_forms import ListItem, ListSeverity, answer, file_form
+from certfs.cli.places import Place, find_place, items_of, opened, with_place
 from certfs.core.certificate import Severity
 from certfs.core.text import printable
+from certfs.identity.validate import iso
 from certfs.store.inspection import Item
 
+_SEVERITIES: Final[dict[Severity, ListSeverity]] = {
+    Severity.NOTE: "note",
+    Severity.WARNING: "warning",
+    Severity.DEFECT: "defect",
+}
 
-def _object(item: Item, now: datetime) -> dict[str, Any]:
+
+def _form(place: Place, item: Item, now: datetime) -> ListItem:
     details = item.details
-    not_before = details.not_before if details else None
-    not_after = details.not_after if details else None
-    return {
-        "bundle": printable(item.bundle),
-        "source": printable(item.source),
-        "line": item.line,
-        "subject": details.subject if details else None,
-        "issuer": details.issuer if details else None,
-        "sha256": item.certificate.fingerprint.hex() if item.certificate else None,
-        "not_before": not_before.isoformat() if not_before else None,
-        "not_after": not_after.isoformat() if not_after else None,
-        "days_left": (not_after - now).days if not_after else None,
-        "included": item.included,
-        "severity": item.severity.name.lower(),
-        "reason": _reason(item) or None,
-        "duplicate_of": printable(item.duplicate_of) or None,
-    }
+
+    def absolute(path: bytes) -> str:
+        return file_form(place.path(tuple(path.split(b"/"))))
+
+    return ListItem(
+        bundle=absolute(item.bundle),
+        source=absolute(item.source),
+        line=item.line,
+        subject=details.subject if details else None,
+        issuer=details.issuer if details else None,
+        sha256=item.certificate.fingerprint.hex() if item.certificate else None,
+        not_before=iso(details.not_before) if details and details.not_before else None,
+        not_after=iso(details.not_after) if details and details.not_after else None,
+        days_left=_days_left(item, now),
+        included=item.included,
+        severity=_SEVERITIES[item.severity],
+        reason=_reason(item) or None,
+        duplicate_of=absolute(item.duplicate_of) if item.duplicate_of else None,
+    )
+
+
+def _days_left(item: Item, now: datetime) -> int | None:
+    end = item.details.not_after if item.details else None
+    return (end - now).days if end is not None else None
 
 
 def _reason(item: Item) -> str:
@@ -57,7 +71,7 @@ def list_(
     with opened(place) as trust:
         items = [item for bundle in trust.bundles for item in items_of(place, bundle)]
     if as_json:
-        click.echo(json.dumps([_object(item, now) for item in items], indent=2))
+        answer(tuple(_form(place, item, now) for item in items))
     else:
         _show(items, now)
 
@@ -100,14 +114,14 @@ def _show(items: list[Item], now: datetime) -> None:
 
 
 def _row(item: Item, now: datetime) -> tuple[str, str, str, str, str, str]:
-    fields = _object(item, now)
     where = f"line {item.line}: " if item.line else ""
+    days = _days_left(item, now)
     return (
-        fields["bundle"],
-        fields["source"],
-        fields["subject"] or "",
-        "" if fields["days_left"] is None else str(fields["days_left"]),
-        fields["sha256"] or "",
+        printable(item.bundle),
+        printable(item.source),
+        (item.details.subject or "") if item.details else "",
+        "" if days is None else str(days),
+        item.certificate.fingerprint.hex() if item.certificate else "",
         where + _reason(item) if not item.included else "",
     )
 

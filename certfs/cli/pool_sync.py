@@ -4,27 +4,19 @@ Owns the options and what is said; the work is done in ``certfs.identity.certifi
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from certfs.cli.answers import json_option, say, store_option, to_json, warn
+from certfs.cli.answers import json_option, say, store_option, warn
+from certfs.cli.json_forms import Objection as ObjectionForm
+from certfs.cli.json_forms import Pool as PoolForm
+from certfs.cli.json_forms import PoolHost, Synchronised, answer
 from certfs.identity import certificate_sync
 from certfs.identity.certificate_sync import Objection, Pool, SyncRefusedError
 from certfs.identity.listing import installed, need_host_uuid
 from certfs.identity.paths import HostPaths
 from certfs.identity.xapi import SOCKET, Session
-
-
-@dataclass(frozen=True, slots=True)
-class Sync:
-    """What was, or with a dry run would be, done."""
-
-    synchronised: bool
-    covers: str
-    pool: Pool
-    objections: tuple[Objection, ...]
 
 
 @click.command(
@@ -76,11 +68,32 @@ def pool_certificate_sync(  # noqa: PLR0913 - one argument for each option
         if not dry_run:
             certificate_sync.run(session, seconds=timeout, progress=_Progress(quiet=as_json))
     if as_json:
-        click.echo(to_json(Sync(not dry_run, covers, pool, objections)))
+        answer(_form(pool, objections, synchronised=not dry_run, covers=covers))
     elif dry_run:
         say("nothing was changed" + ("; it would be refused" if refusing and not force else ""))
     else:
         say(f"synchronised {len(pool.hosts)} hosts with the coordinator {pool.coordinator}")
+
+
+def _form(
+    pool: Pool, objections: tuple[Objection, ...], *, synchronised: bool, covers: str
+) -> Synchronised:
+    return Synchronised(
+        synchronised=synchronised,
+        covers=covers,
+        pool=PoolForm(
+            coordinator=pool.coordinator,
+            release=pool.release,
+            hosts=tuple(
+                PoolHost(uuid=host.uuid, name=host.name, live=host.live, sha256=host.sha256)
+                for host in pool.hosts
+            ),
+        ),
+        objections=tuple(
+            ObjectionForm(code=one.code, sentence=one.sentence, refuses=one.refuses)
+            for one in objections
+        ),
+    )
 
 
 class _Progress:

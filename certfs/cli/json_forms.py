@@ -1,0 +1,306 @@
+"""What each command answers with ``--json``: a type for each answer, from which its JSON Schema is made.
+
+Owns the keys and the form of each kind of value: times are UTC (RFC 3339), fingerprints bare lower-case hexadecimal,
+paths of files absolute. A key keeps its meaning for good; new ones may come. ``FORMS`` has the answer of every command;
+``certfs/cli/schemas`` holds what ``schema`` gives for it, and a test keeps the two together.
+"""
+
+import json
+from typing import Annotated, Any, Final, Literal
+
+import click
+import msgspec
+
+from certfs.core.text import printable
+
+Time = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        description="UTC, RFC 3339, to the second",
+    ),
+]
+Sha256 = Annotated[
+    str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the certificate's DER")
+]
+Sha1 = Annotated[
+    str, msgspec.Meta(pattern="^[0-9a-f]{40}$", description="SHA-1 of the certificate's DER")
+]
+File = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(/|-$)",
+        description="an absolute path, what is not printable escaped; - for standard input",
+    ),
+]
+SerialNumber = Annotated[
+    str,
+    msgspec.Meta(
+        pattern="^-?([0-9A-F]{2})+$",
+        description="pairs of hexadecimal digits, as openssl prints it",
+    ),
+]
+Severity = Literal["note", "warning", "critical"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("note", "warning", "critical")
+"""By how bad it is."""
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An object that a command answers with."""
+
+
+class Error(Form, frozen=True):
+    """Instead of any answer: what is wrong, and what to do. ``error`` is a stable name for programs."""
+
+    error: str
+    exit_code: int
+    message: str
+    advice: str
+
+
+class Certificate(Form, frozen=True):
+    """What can be said of one certificate; names are RFC 4514, ``names`` the alternative ones by their type."""
+
+    subject: str
+    issuer: str
+    serial_number: SerialNumber
+    not_before: Time
+    not_after: Time
+    key: str
+    signature: str
+    names: tuple[str, ...]
+    is_ca: bool
+    sha256: Sha256
+    sha1: Sha1
+
+
+class Shown(Form, frozen=True):
+    """``certfs certificate-show``."""
+
+    path: File
+    certificates: tuple[Certificate, ...]
+
+
+class ServerCertificate(Form, frozen=True):
+    """``certfs host-get-server-certificate``."""
+
+    path: File
+    certificate: Certificate
+    pem: str
+
+
+class Replaced(Form, frozen=True):
+    """A host's certificate that was replaced. ``next`` says what is left to do, or is empty."""
+
+    path: File
+    changed: bool
+    certificate: Certificate
+    warnings: tuple[str, ...]
+    next: str
+
+
+class Refreshed(Form, frozen=True):
+    """``certfs host-refresh-server-certificate``: how far the refresh is."""
+
+    stage: Literal["idle", "prepared", "switched"]
+    changed: bool
+    certificate: Certificate | None
+    warnings: tuple[str, ...]
+    next: str
+
+
+class TrustedThrough(Form, frozen=True):
+    """A bundle that has a certificate, or another one with its name and key (``is_same`` is false)."""
+
+    sha256: Sha256
+    bundle: File
+    source: File
+    files: tuple[File, ...]
+    is_same: bool
+
+
+class AuthorityChanged(Form, frozen=True):
+    """A file of CA certificates that came or went; ``trusted`` is through what they are trusted afterwards."""
+
+    path: File
+    changed: bool
+    certificates: tuple[Certificate, ...]
+    trusted: tuple[TrustedThrough, ...]
+    warnings: tuple[str, ...]
+
+
+class InstalledFile(Form, frozen=True):
+    """A file with certificates; ``defect`` is what is wrong with it, or empty."""
+
+    type: Literal["host", "host_internal", "ca", "pool"]
+    name: str
+    path: File
+    defect: str
+    certificates: tuple[Certificate, ...]
+
+
+class InstalledFiles(Form, frozen=True):
+    """``certfs pool-certificate-list``."""
+
+    certificates: tuple[InstalledFile, ...]
+
+
+ListSeverity = Literal["note", "warning", "defect"]
+
+
+class ListItem(Form, frozen=True):
+    """An entry of ``certfs list``: a certificate of a source, or something that was left out of it."""
+
+    bundle: File
+    source: File
+    line: Annotated[int, msgspec.Meta(ge=0)]
+    subject: str | None
+    issuer: str | None
+    sha256: Sha256 | None
+    not_before: Time | None
+    not_after: Time | None
+    days_left: int | None
+    included: bool
+    severity: ListSeverity
+    reason: str | None
+    duplicate_of: File | None
+
+
+class Finding(Form, frozen=True):
+    """Something that is not as it should be: ``name`` is for programs, ``mend`` is what to do, or empty."""
+
+    severity: Severity
+    name: str
+    file: File
+    what: str
+    mend: str
+
+
+CheckStatus = Literal["ok", "warning", "critical"]
+CheckCode = Literal[0, 1, 2]
+EXIT_CODES: Final[tuple[CheckCode, ...]] = (0, 1, 2)
+"""By how bad the worst finding is."""
+
+
+class Checked(Form, frozen=True):
+    """``certfs check``."""
+
+    status: CheckStatus
+    exit_code: CheckCode
+    findings: tuple[Finding, ...]
+
+
+class Mended(Form, frozen=True):
+    """A finding, with what ``certfs repair`` does about it, or nothing."""
+
+    severity: Severity
+    name: str
+    file: File
+    what: str
+    mend: str
+    remedy: str
+
+
+class Repaired(Form, frozen=True):
+    """``certfs repair``: what was mended (with a dry run: would be), and what is left to the admin."""
+
+    dry_run: bool
+    mended: tuple[Mended, ...]
+    left: tuple[Mended, ...]
+
+
+ExportFormat = Literal["pem", "pkcs12", "hash-directory"]
+
+
+class LeftOut(Form, frozen=True):
+    """A certificate that the form of an export cannot hold."""
+
+    sha256: Sha256
+    reason: str
+
+
+class Exported(Form, frozen=True):
+    """``certfs export``; ``changed`` is false where the output held the same already."""
+
+    bundle: File
+    output: File
+    format: ExportFormat
+    certificates: Annotated[int, msgspec.Meta(ge=0)]
+    changed: bool
+    left_out: tuple[LeftOut, ...]
+
+
+class PoolHost(Form, frozen=True):
+    """A host as XAPI's database has it; ``sha256`` is its pool certificate's, null where that is not recorded."""
+
+    uuid: str
+    name: str
+    live: bool
+    sha256: Sha256 | None
+
+
+class Pool(Form, frozen=True):
+    """A pool as XAPI's database has it; ``release`` is the coordinator's XAPI."""
+
+    coordinator: str
+    release: tuple[int, int] | None
+    hosts: tuple[PoolHost, ...]
+
+
+class Objection(Form, frozen=True):
+    """Why not to synchronise now; one that does not ``refuse`` is only said."""
+
+    code: str
+    sentence: str
+    refuses: bool
+
+
+class Synchronised(Form, frozen=True):
+    """``certfs pool-certificate-sync``; ``covers`` says what the release's sync covers."""
+
+    synchronised: bool
+    covers: str
+    pool: Pool
+    objections: tuple[Objection, ...]
+
+
+FORMS: Final[dict[str, Any]] = {
+    "certificate-show": Shown,
+    "check": Checked,
+    "export": Exported,
+    "host-get-server-certificate": ServerCertificate,
+    "host-refresh-server-certificate": Refreshed,
+    "host-server-certificate-install": Replaced,
+    "list": tuple[ListItem, ...],
+    "pool-certificate-list": InstalledFiles,
+    "pool-certificate-sync": Synchronised,
+    "pool-install-ca-certificate": AuthorityChanged,
+    "pool-uninstall-ca-certificate": AuthorityChanged,
+    "repair": Repaired,
+    "reset-server-certificate": Replaced,
+    "error": Error,
+}
+"""The answer of every command that has ``--json``, and of any of them that fails."""
+
+
+def answer(form: object) -> None:
+    """Write an answer to standard output."""
+    click.echo(json.dumps(msgspec.to_builtins(form), indent=2))
+
+
+def file_form(path: object) -> str:
+    """Return how a program is told of a file."""
+    return printable(str(path))
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema of a command's answer."""
+    made = _open(msgspec.json.schema(FORMS[name]))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _open(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
+    """Return a schema without its promise that no key will ever be added."""
+    if isinstance(schema, dict):
+        return {key: _open(value) for key, value in schema.items() if key != "additionalProperties"}
+    return [_open(one) for one in schema] if isinstance(schema, list) else schema
