@@ -5,6 +5,7 @@ that says what to do. An exit code, once given, keeps its meaning for good; ``do
 Knows nothing of what raises them.
 """
 
+import errno
 from typing import ClassVar
 
 
@@ -14,7 +15,8 @@ class CertfsError(Exception):
     ``message`` says what is wrong and names the file; ``advice`` says what to do, or is empty.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 70
+    """Of an error that is of no kind: then nobody thought of it."""
     name: ClassVar[str] = ""
     """What programs know the error by, where that is not the name of its class."""
 
@@ -82,3 +84,52 @@ class PrivilegeError(CertfsError):
     """The command needs rights that its caller does not have."""
 
     exit_code = 10
+
+
+class ReadOnlyError(CertfsError):
+    """A file system that would have to be written is read-only."""
+
+    exit_code = 11
+
+
+class NoSpaceError(CertfsError):
+    """A disk or a quota is full."""
+
+    exit_code = 12
+
+
+class MachineError(CertfsError):
+    """The machine failed: an input or output error, or it is out of files or memory."""
+
+    exit_code = 13
+
+
+class SystemdError(CertfsError):
+    """systemd refused a request, or is not there."""
+
+    exit_code = 14
+
+
+class BugError(CertfsError):
+    """A bug in certfs."""
+
+    exit_code = 70
+
+
+def from_os_error(where: str, error: OSError, *, advice: str = "") -> CertfsError:
+    """Return what people are told of an ``OSError`` about the file ``where``: its kind decides the exit code."""
+    message = f"{where}: {error.strerror or error}"
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            mend = "run this as the owner of the files, usually root"
+            return PrivilegeError(message, advice=advice or mend)
+        case errno.EROFS:
+            return ReadOnlyError(message, advice=advice or "make the file system writable")
+        case errno.ENOSPC | errno.EDQUOT:
+            return NoSpaceError(message, advice=advice or "make room; nothing was changed")
+        case errno.EIO | errno.EMFILE | errno.ENFILE | errno.ENOMEM:
+            return MachineError(message, advice=advice or "the kernel's log (dmesg) says more")
+        case errno.ENOENT:
+            return StoreError(message, advice=advice or "check the path")
+        case _:
+            return StoreError(message, advice=advice or "look at what it is with ls -l")

@@ -4,12 +4,8 @@ A command's module is imported when the command is used, so that ``certfs mount`
 certificates; the short help is therefore kept here.
 """
 
-import errno
-import json
 import os
 import sys
-import tempfile
-import traceback
 import warnings
 from importlib import import_module
 from typing import Final, NamedTuple, NoReturn
@@ -17,10 +13,8 @@ from typing import Final, NamedTuple, NoReturn
 import click
 
 from certfs import __version__
-from certfs.errors import CertfsError
-
-_SHORTAGES: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-"""Errors that are the machine's, wherever they come up."""
+from certfs.cli.failures import own_arguments, run
+from certfs.errors import from_os_error
 
 
 class _Entry(NamedTuple):
@@ -58,6 +52,7 @@ COMMANDS: Final = {
     "repair": _Entry("certfs.cli.health", "Mend what can be mended without a decision."),
     "reset-server-certificate": _Entry(_CERTIFICATES, "Make a new self-signed host certificate."),
     "restart": _Entry(_MOUNT, "Replace the server without one failed open."),
+    "schema": _Entry("certfs.cli.schemas", "Print the JSON Schema of a command's answer."),
     "status": _Entry("certfs.cli.status", "Show what is mounted, and how it is."),
     "unmount": _Entry(_MOUNT, "End a mount; the host is an ordinary one again."),
 }
@@ -119,7 +114,7 @@ def group(ctx: click.Context, *, debug: bool) -> None:
     Copy a PEM in, and the next TLS connection trusts it; remove it, and the next one does not.
     """
     ctx.obj = debug
-    if "" in _own_arguments() and ctx.invoked_subcommand != "detached":
+    if "" in own_arguments(sys.argv[1:]) and ctx.invoked_subcommand != "detached":
         # An unset variable of a script: the operating system would take it for the current directory.
         raise click.UsageError("an empty argument names nothing")
 
@@ -142,42 +137,19 @@ def main() -> NoReturn:
         # A library's warning about an odd certificate is for whoever calls it, and that is us.
         warnings.simplefilter("ignore")
     try:
-        _run()
-    except Exception as error:  # noqa: BLE001  the last resort: say that it is a bug, not how Python sees it
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        else:
-            click.echo(f"certfs: {_condition(error) or _bug(error)}", err=True)
-        sys.exit(1)
-    sys.exit(0)
+        code = run(group)
+        sys.stdout.flush()
+    except OSError as error:  # of what was to be said
+        code = from_os_error("standard output", error).exit_code
+        _drop_output()
+    sys.exit(code)
 
 
-def _run() -> None:
-    try:
-        group(prog_name="certfs")
-    except CertfsError as error:
-        if "--json" in _own_arguments():
-            click.echo(json.dumps(error.to_json(), indent=2))
-        else:
-            click.echo(f"certfs: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
-def _condition(error: Exception) -> str:
-    """Return what is wrong with the machine, empty if it is not that."""
-    if isinstance(error, FileNotFoundError) and error.filename is None:
-        return "the current directory does not exist any more: change to another"  # getcwd(2)
-    if isinstance(error, OSError) and error.errno in _SHORTAGES:
-        where = os.fsdecode(error.filename) if error.filename else "standard output"
-        return f"{where}: {error.strerror}"
-    return ""
-
-
-def _bug(error: Exception) -> str:
-    return (
-        f"a bug in certfs, please report it: {type(error).__name__}: {error}"
-        f" (traceback in {_keep_traceback()}; --debug shows it)"
-    )
+def _drop_output() -> None:
+    """Have nothing more to say, or the interpreter complains at its end of what could not be written."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
 
 
 def _open_standard_streams() -> None:
@@ -187,20 +159,3 @@ def _open_standard_streams() -> None:
             os.fstat(stream)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-
-
-def _own_arguments() -> list[str]:
-    """Return the words that are for us: what follows ``--`` is another command's."""
-    words = sys.argv[1:]
-    return words[: words.index("--")] if "--" in words else words
-
-
-def _keep_traceback() -> str:
-    """Write the current traceback to a file of the caller's and return its path."""
-    try:
-        fd, path = tempfile.mkstemp(prefix="certfs-bug-", suffix=".txt")
-    except OSError:
-        return os.devnull
-    with open(fd, "w", encoding="utf-8", errors="backslashreplace") as stream:
-        traceback.print_exc(file=stream)
-    return path

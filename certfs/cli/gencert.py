@@ -12,6 +12,7 @@ import click
 
 from certfs.cli.answers import certificate_lines, say
 from certfs.identity.boot import NO_GROUP, Presented, generate_if_missing
+from certfs.identity.paths import file_errors
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,10}")
 _LAST_GROUP = 2**32 - 2
@@ -34,8 +35,12 @@ def gencert(*, path: Path, group_and_name: tuple[str, ...]) -> None:
     GID is the number of the group that may read it; a negative number stands for no group. A file
     that is there stays as it is, whatever the other arguments are.
     """
+    if str(path).startswith("-"):
+        raise click.UsageError(f"No such option {str(path)!r}.")
     group, name = _group_and_name(group_and_name)
-    if path.exists():
+    with file_errors(path):
+        is_there = path.exists()
+    if is_there:
         say(f"{path} is there: nothing to do")
         return
     made = generate_if_missing(path, _presented(name), group=_group(group))

@@ -176,6 +176,8 @@ def detached(*, mountpoint: str | None, if_mounted: bool, command: tuple[str, ..
     For root the mount stays: COMMAND runs in a mount namespace of its own, in which certfs is not mounted. For other
     users it is unmounted, and mounted again when COMMAND has ended. Changes that COMMAND makes are picked up.
     """
+    if command[0].startswith("-"):
+        raise click.UsageError(f"No such option {command[0]!r}.")
     try:
         status = run_detached(mountpoint, command, if_mounted=if_mounted, warn=_warn)
     except OSError as error:

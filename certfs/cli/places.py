@@ -22,7 +22,7 @@ from certfs.config import DEFAULT_FILE, Config, load_config
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import Severity, parse_source
 from certfs.core.text import printable
-from certfs.errors import ConfigError, NotMountedError, StoreError
+from certfs.errors import ConfigError, NotMountedError, StoreError, from_os_error
 from certfs.identity.bundles import expand_bundles
 from certfs.identity.paths import DOM0, HostPaths
 from certfs.protocol import state_file
@@ -251,10 +251,9 @@ def opened(place: Place) -> Iterator[Trust]:
                 stack.callback(os.close, fd)
                 os.listdir(path)
             except OSError as e:
-                raise StoreError(
-                    f"{path}: {e.strerror}", advice="name a directory that you may read"
-                ) from None
+                raise from_os_error(path, e) from None
             directories[name] = fd
+        _refuse_unreachable(place)
         trust = Trust(
             Roots(directories),
             place.specs,
@@ -268,6 +267,18 @@ def opened(place: Place) -> Iterator[Trust]:
         yield trust
 
 
+def _refuse_unreachable(place: Place) -> None:
+    """Refuse to look for sources in a directory that this user may not search."""
+    for spec in place.specs:
+        path = place.path(spec.source[:-1] or spec.source)
+        try:
+            os.stat(os.path.join(path, os.curdir))
+        except PermissionError as e:
+            raise from_os_error(printable(path), e) from None
+        except OSError:
+            continue  # then there are no sources
+
+
 def _refuse_unreadable(trust: Trust, place: Place) -> None:
     """Refuse to call a directory empty that may not be read."""
     for bundle in trust.bundles:
@@ -275,11 +286,7 @@ def _refuse_unreadable(trust: Trust, place: Place) -> None:
             try:
                 os.listdir(f"/proc/self/fd/{bundle.directory}")
             except OSError as e:
-                root = next(iter(place.roots.values())) if b"" in place.roots else "/etc"
-                source = printable(b"/".join(bundle.spec.source))
-                raise StoreError(
-                    f"{root}/{source}: {e.strerror}", advice="run this as root"
-                ) from None
+                raise from_os_error(printable(place.path(bundle.spec.source)), e) from None
 
 
 _place_options = (

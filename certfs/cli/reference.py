@@ -61,23 +61,33 @@ def collect(group: click.Group) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+_OF_NO_ERROR = (
+    ExitCode(0, "", "It worked."),
+    ExitCode(1, "", "`check` and `repair`: there are warnings, and nothing is critical."),
+    ExitCode(
+        2,
+        "",
+        "The command line is wrong. `check` and `repair` with findings on standard output: something is critical.",
+    ),
+    ExitCode(
+        127, "", "`detached`: the command cannot be run. Otherwise its exit code is the command's."
+    ),
+    ExitCode(130, "", "The command was interrupted (SIGINT)."),
+)
+
+
 def exit_codes() -> tuple[ExitCode, ...]:
-    """Return every exit code that an error has, in the modules that have been imported."""
-    codes = {
-        0: ExitCode(0, "", "It worked."),
-        1: ExitCode(
-            1,
-            "",
-            "A bug in certfs, or a full disk and the like; for `check`, `repair`: only warnings.",
-        ),
-        2: ExitCode(
-            2, "", "The command line is wrong; for `check` and `repair`: something critical."
-        ),
-    }
+    """Return every exit code of the modules that are imported; ``ValueError`` if one has two meanings."""
+    codes = {code.code: code for code in _OF_NO_ERROR}
+    owners: dict[int, type[CertfsError]] = {}
     for kind in _kinds(CertfsError):
-        if kind.exit_code not in codes:
-            meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-            codes[kind.exit_code] = ExitCode(kind.exit_code, getattr(kind, "name", ""), meaning)
+        if "exit_code" not in vars(kind):
+            continue  # it shares the meaning of what it is derived from
+        if kind.exit_code in codes:
+            raise ValueError(f"{kind} has the exit code of {owners.get(kind.exit_code)}")
+        owners[kind.exit_code] = kind
+        meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        codes[kind.exit_code] = ExitCode(kind.exit_code, vars(kind).get("name", ""), meaning)
     return tuple(codes[code] for code in sorted(codes))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography import x509
 
 from certfs.core.certificate import Severity, SourceContent, parse_source
-from certfs.errors import CertfsError, PrivilegeError
+from certfs.errors import CertfsError, from_os_error
 from certfs.identity.bundles import update_plain_bundle
 from certfs.identity.errors import (
     CertificateAlreadyExistsError,
@@ -146,13 +146,11 @@ def _library(paths: HostPaths, *, create: bool) -> Iterator[int | None]:
 
 
 def _unusable(path: Path, error: OSError) -> CertfsError:
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return PrivilegeError(
-            f"{path}: {error.strerror}", advice="run this as the owner of the files, usually root"
+    if error.errno == errno.ENOTDIR:
+        return CertificateLibraryCorruptError(
+            f"{path}: {error.strerror}", advice="move it away; certfs repair makes the directory"
         )
-    return CertificateLibraryCorruptError(
-        f"{path}: {error.strerror}", advice="make it a directory; certfs repair does what it can"
-    )
+    return from_os_error(str(path), error)
 
 
 def _already_exists(path: Path) -> CertificateAlreadyExistsError:
@@ -180,11 +178,11 @@ def _remove(certs: int, path: Path) -> None:
         os.unlink(path.name, dir_fd=certs)
         os.fsync(certs)
     except OSError as error:
-        if error.errno in {errno.EACCES, errno.EPERM} and not path.is_dir():
+        if not path.is_dir():
             raise _unusable(path, error) from error
-        # The platform's name for a file that it cannot remove.
+        # The platform's name for what it cannot remove.
         raise CertificateCorruptError(
-            f"{path} cannot be removed: {error.strerror}", advice="look at what it is with ls -l"
+            f"{path} cannot be removed: it is a directory", advice=f"rm -r {path} removes it"
         ) from error
 
 

@@ -18,7 +18,7 @@ from certfs.core.certificate import Severity, parse_source
 from certfs.errors import StoreError
 from certfs.identity.ensure import HOST_UUID, STATE, common_name, parse_uuid
 from certfs.identity.hostpem import HostPemDefect, parse_certificates, parse_host_pem
-from certfs.identity.paths import POOL_PEM, SERVER_PEM, HostPaths, read_file
+from certfs.identity.paths import POOL_PEM, SERVER_PEM, HostPaths, file_errors, read_file
 from certfs.identity.subject import read_inventory
 
 
@@ -81,6 +81,10 @@ def need_host_uuid(paths: HostPaths) -> str:
     """Return the host's UUID, or raise ``StoreError`` for people."""
     known = find_host_uuid(paths)
     if known is None:
+        pool_pem = paths.xensource / os.fsdecode(POOL_PEM)
+        # A user who may not look cannot conclude that there is nothing.
+        with file_errors(pool_pem), contextlib.suppress(FileNotFoundError):
+            read_file(pool_pem)
         raise StoreError(
             f"{paths.xensource}: nothing here tells the UUID of this host",
             advice="a store gets one when it is mounted for the first time; on a host of the "

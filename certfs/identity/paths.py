@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certfs.core.text import printable
-from certfs.errors import PrivilegeError, StoreError
+from certfs.errors import StoreError, from_os_error
 from certfs.safe_open import open_trusted
 
 SERVER_PEM = b"xapi-ssl.pem"
@@ -191,22 +191,10 @@ def file_errors(path: Path, *, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in {errno.EACCES, errno.EPERM}:
-            raise PrivilegeError(
-                f"{path}: {reason}",
-                advice=advice or "run this as the owner of the files, usually root",
-            ) from error
-        raise StoreError(f"{path}: {reason}", advice=advice or _advice(error.errno)) from error
+        raise from_os_error(str(path), error, advice=advice or _advice(error.errno)) from error
 
 
 def _advice(code: int | None) -> str:
-    match code:
-        case errno.ENOENT:
-            return "check the path; for a store or a mount, name it with --store"
-        case errno.ENOSPC | errno.EDQUOT:
-            return "make room and run the command again; nothing was changed"
-        case errno.EROFS:
-            return "make the filesystem writable and run the command again"
-        case _:
-            return "mend this and run the command again"
+    if code == errno.ENOENT:
+        return "check the path; for a store or a mount, name it with --store"
+    return ""

@@ -422,7 +422,7 @@ def test_a_directory_that_may_not_be_read_is_no_empty_bundle() -> None:
         )
     finally:
         shutil.rmtree(directory)
-    assert ended.returncode == 4
+    assert ended.returncode == 10
     assert ended.stderr.startswith(f"certfs: {place.certs}: Permission denied")
 
 

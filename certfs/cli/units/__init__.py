@@ -14,7 +14,7 @@ import click
 
 from certfs.cli.units import render
 from certfs.cli.units.render import Standalone
-from certfs.errors import CertfsError, PrivilegeError
+from certfs.errors import SystemdError, from_os_error
 from certfs.linux import installation
 
 UNIT: Final = "certfs.service"
@@ -142,14 +142,8 @@ def _write(path: str, text: str) -> None:
             stream.write(text)
         os.chmod(f"{path}.new", 0o644)
         os.rename(f"{path}.new", path)
-    except PermissionError as error:
-        raise PrivilegeError(
-            f"cannot write {path}: {error.strerror}", advice="become root"
-        ) from error
     except OSError as error:
-        raise CertfsError(
-            f"cannot write {path}: {error.strerror}", advice="name another --directory"
-        ) from error
+        raise from_os_error(f"cannot write {path}", error) from error
 
 
 def _program() -> str:
@@ -166,9 +160,11 @@ def _systemctl(*arguments: str) -> None:
             ("systemctl", *arguments), check=False, capture_output=True, text=True
         )
     except FileNotFoundError as error:
-        raise CertfsError("systemctl is not installed", advice="enable the unit by hand") from error
+        raise SystemdError(
+            "systemctl is not installed", advice="enable the unit by hand"
+        ) from error
     if result.returncode != 0:
-        raise CertfsError(
+        raise SystemdError(
             f"systemctl {' '.join(arguments)} failed: {result.stderr.strip()}",
             advice="see systemctl status certfs",
         )
