@@ -6,6 +6,7 @@ paths of files absolute. A key keeps its meaning for good; new ones may come. ``
 """
 
 import json
+import os
 from typing import Annotated, Any, Final, Literal
 
 import click
@@ -288,9 +289,9 @@ def answer(form: object) -> None:
     click.echo(json.dumps(msgspec.to_builtins(form), indent=2))
 
 
-def file_form(path: object) -> str:
+def file_form(path: os.PathLike[str] | str) -> str:
     """Return how a program is told of a file."""
-    return printable(str(path))
+    return printable(os.fsencode(path))
 
 
 def schema(name: str) -> dict[str, Any]:

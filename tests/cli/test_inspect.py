@@ -71,7 +71,13 @@ class Place:
         ended = self.run("list", "--json")
         assert (ended.returncode, ended.stderr) == (0, "")
         answer: list[dict[str, Any]] = json.loads(ended.stdout)
-        return answer
+        return [self._below(each) for each in answer]
+
+    def _below(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Give an object with its absolute paths as seen from the store."""
+        keys = [key for key in ("bundle", "source", "duplicate_of", "file") if answer.get(key)]
+        assert all(answer[key].startswith(f"{self.store}/") for key in keys)
+        return answer | {key: answer[key].removeprefix(f"{self.store}/") for key in keys}
 
     def check(self) -> tuple[int, list[dict[str, Any]]]:
         """Give exit code and findings of ``certfs check``."""
@@ -80,7 +86,7 @@ class Place:
         assert ended.stderr == ""
         assert answer["exit_code"] == ended.returncode
         assert answer["status"] == ("ok", "warning", "critical")[ended.returncode]
-        return ended.returncode, answer["findings"]
+        return ended.returncode, [self._below(each) for each in answer["findings"]]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -316,7 +322,7 @@ def test_the_worst_decides(place: Place) -> None:
     assert code == 2
     assert {each["name"] for each in findings} == {"EXPIRED", "EXPIRING", "LEFT_OUT"}
     said = place.run("check").stdout.splitlines()
-    assert said[0].startswith("CRITICAL: certs/2.pem ")
+    assert said[0].startswith(f"CRITICAL: {place.certs}/2.pem ")
 
 
 def test_an_empty_directory_is_fine(place: Place) -> None:
@@ -438,7 +444,7 @@ def test_a_mount_and_its_store_say_the_same(certfs_mount: mounts.CertfsMount) ->
     on_mount = run("list", "--json", str(tree.root))
     on_store = run("list", "--json", "--store", str(tree.store))
     assert on_mount.returncode == on_store.returncode == 0
-    assert json.loads(on_mount.stdout) == json.loads(on_store.stdout)
+    assert on_mount.stdout.replace(str(tree.root), str(tree.store)) == on_store.stdout
     included = [each["sha256"] for each in json.loads(on_mount.stdout) if each["included"]]
     in_bundles = [
         each
@@ -472,7 +478,7 @@ def test_an_output_that_is_full_is_no_bug(tmp_path: Path, command: str, options:
             env={**os.environ, "CERTFS_RUNTIME_DIR": str(tmp_path / "run")},
         )
     silent = command == "status" and not options
-    assert result.returncode in ({7} if silent else {0, 1})
+    assert result.returncode in ({7} if silent else {0, 12})
     assert "bug" not in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") <= 1
