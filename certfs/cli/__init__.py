@@ -121,7 +121,7 @@ def group(ctx: click.Context, *, debug: bool) -> None:
 
 def _show_version(ctx: click.Context) -> NoReturn:
     click.echo(f"certfs {__version__}")
-    if "--verbose" in _own_arguments():
+    if "--verbose" in own_arguments(sys.argv[1:]):
         for name, version in import_module("certfs.cli.version").components():
             click.echo(f"  {name} {version}")
     ctx.exit()
