@@ -19,6 +19,8 @@ from tests.support.identity import UUID, run_certfs
 from tests.support.mounts import certfs_program, need_root
 from tests.support.openssl import OpenSsl, Pair
 
+pytestmark = pytest.mark.counted
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -16,6 +16,8 @@ from tests.support import pki
 from tests.support.identity import run_certfs
 from tests.support.mounts import need_program
 
+pytestmark = pytest.mark.counted
+
 ONE, TWO = pki.authority("export one"), pki.authority("export two")
 SAME = [pki.authority("same name", key=pki.ec_key(number)) for number in range(3)]
 

@@ -18,6 +18,8 @@ from tests.support import mounts, pki, pki_forms
 from tests.support.mounts import certfs_program
 from tests.support.tree import Tree
 
+pytestmark = pytest.mark.counted
+
 ONE, TWO = (pki.authority(f"inspect {number}") for number in range(2))
 
 _CONFIG = '[[bundle]]\nsource = "certs"\nbundle = "bundle.pem"\n'

@@ -12,7 +12,7 @@ from tests.support import pki
 from tests.support.host import Host, kill
 from tests.support.mounts import wait_until
 
-pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
 
 POOL = ["0.pem", "1.pem"]
 GONE_SECONDS = 1.0

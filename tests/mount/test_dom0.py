@@ -15,7 +15,7 @@ from tests.support import pki
 from tests.support.host import Host, host, kill
 from tests.support.mounts import wait_until
 
-pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
 
 
 def certificates(path: Path) -> int:

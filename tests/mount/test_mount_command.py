@@ -24,7 +24,7 @@ from tests.support import mounts, pki
 from tests.support.host import kill
 from tests.support.mounts import wait_until
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.counted]
 
 BUNDLE = "stunnel/xapi-stunnel-ca-bundle.pem"
 

@@ -19,7 +19,7 @@ from tests.support import load, mounts, pki
 from tests.support.host import Host, host, kill
 from tests.support.mounts import wait_until
 
-pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
 
 NOBODY = 65534
 

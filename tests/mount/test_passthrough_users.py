@@ -16,7 +16,7 @@ from tests.support import mounts, peer
 from tests.support.mounts import CertfsMount
 from tests.support.peer import Peer, User
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.counted]
 
 
 @pytest.fixture(scope="module")

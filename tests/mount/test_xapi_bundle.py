@@ -16,7 +16,7 @@ from tests.support.peer import Peer
 from tests.support.syscalls import Rename, renameat2
 from tests.support.tree import Tree
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.counted]
 
 _TEXT = pki.authority("in the bundle").pem
 _OTHER = pki.authority("other").pem
