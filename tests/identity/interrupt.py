@@ -23,9 +23,13 @@ _CHANGING = (
     "chmod,fchmod,fchmodat,chown,fchown,fchownat,lchown,write,pwrite64,fsync,fdatasync,"
     "truncate,ftruncate"
 )
+_WITHOUT_A_TRACE = {"fsync", "fdatasync"}
+"""Calls after which a kill leaves what it would have left before them."""
+_EVERY = int(os.environ.get("CERTFS_TEST_EVERY", "4"))
+"""A test tries every so manieth call of a command; the nightly run tries every one."""
 _CREATING = "openat"
 """Counted apart, and only in the host's directories: Python opens more or fewer files as it starts."""
-_CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)")
+_CALL = re.compile(r"^(\w+)\((.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,24 @@ class Step:
 def steps(words: Sequence[str | Path], trace: Path) -> Iterator[Step]:
     """Run a command undisturbed, and give the calls by which it changes files."""
     yield from _steps(words, trace, _CHANGING, ())
+
+
+def kills(words: Sequence[str | Path], trace: Path) -> list[Step]:
+    """Give the calls before which a kill leaves a state of its own, of many of them only some."""
+    found = [*steps(words, trace)]
+    before = [None, *found]
+    states = [
+        step
+        for step, previous in zip(found, before, strict=False)
+        if (previous is None or previous.name not in _WITHOUT_A_TRACE)
+        and not (step.name == "write" and "<pipe:" in step.arguments)  # what it says to its caller
+    ]
+    return some(states)
+
+
+def some(found: Sequence[Step]) -> list[Step]:
+    """Give every so manieth step and the last one, which is where a command becomes visible or has left something."""
+    return [*found[:-1:_EVERY], *found[-1:]]
 
 
 def creations(words: Sequence[str | Path], trace: Path, paths: Sequence[Path]) -> Iterator[Step]:
@@ -102,7 +124,8 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     return subprocess.run(
-        ["strace", "-f", "-qq", *options, certfs_program(), *arguments],
+        # Not the programs that it starts: how often these write depends on what else runs here.
+        ["strace", "-qq", *options, certfs_program(), *arguments],
         check=False,
         capture_output=True,
         text=True,

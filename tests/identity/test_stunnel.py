@@ -21,7 +21,7 @@ import pytest
 from certfs.identity.bundles import update_plain_bundle
 from certfs.identity.ensure import ensure_identity, host_uuid
 from certfs.identity.paths import CERTS, CERTS_POOL, HostPaths
-from tests.identity.interrupt import kill_at, steps
+from tests.identity.interrupt import kill_at, kills
 from tests.support import mounts, pki, stunnel
 from tests.support.identity import run_certfs
 from tests.support.openssl import OpenSsl, Pair
@@ -285,7 +285,7 @@ def test_stunnel_works_after_a_kill_at_any_point_on_a_mount(tree: Tree, tmp_path
     command: list[str | Path] = [*words, "--store", tree.root]
     # Once, so that the files that a refresh leaves are there in every trial.
     assert run_certfs(*command).returncode == 0
-    for number, step in enumerate(list(steps(command, tmp_path / "trace"))):
+    for number, step in enumerate(kills(command, tmp_path / "trace")):
         kill_at(step, command)
         directory = tmp_path / f"{number}"
         directory.mkdir()
