@@ -18,7 +18,7 @@ from tests.support.tree import Tree
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
-CYCLES = int(os.environ.get("CERTFS_TEST_CYCLES", "3000"))
+CYCLES = int(os.environ.get("CERTFS_TEST_CYCLES", "1200"))
 """Rounds of some eight operations for the test of growth; the nightly run does 125,000."""
 
 
@@ -56,7 +56,8 @@ def test_a_frozen_store_holds_up_only_who_writes(
     tree = mount.tree
     identity = pki.authority()
     (tree.certs / "a.pem").write_bytes(identity.pem)
-    (tree.xensource / "file").write_bytes(b"to be read")
+    # In another directory than the writers': whoever creates a file there holds up lookups, on any file system.
+    (tree.stunnel / "file").write_bytes(b"to be read")
     assert other_process.call(peer.read_or_none, str(tree.user_bundle)) == identity.pem
     with peer.peers(30) as writers:
         for writer in writers:
@@ -68,7 +69,7 @@ def test_a_frozen_store_holds_up_only_who_writes(
             for turn in range(100):
                 begin = time.monotonic()
                 assert other_process.call(peer.read_or_none, str(tree.user_bundle))
-                assert other_process.call(peer.read_file, str(tree.xensource / "file"))
+                assert other_process.call(peer.read_file, str(tree.stunnel / "file"))
                 other_process.call(os.listdir, str(tree.certs))
                 durations.append(time.monotonic() - begin)
                 time.sleep(0.01 if turn < 50 else 0)

@@ -12,6 +12,7 @@ import importlib
 import mmap
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
@@ -97,6 +98,10 @@ class Peer:
         if isinstance(result, Failed):
             raise OSError(result.errno, os.strerror(result.errno))
         return result
+
+    def has_answered(self) -> bool:
+        """Whether a result is there that `receive` would give at once."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def call(self, function: Callable[..., T], *arguments: object) -> T:
         """Run a module's function in the helper and give its result."""
