@@ -7,11 +7,17 @@ import textwrap
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support import mounts
 from tests.support.host import Host, serving_host
 from tests.support.peer import Peer
 from tests.support.tree import Tree
+
+# No time limit for an example: the machine is shared. `--hypothesis-profile` chooses the other profile.
+settings.register_profile("certfs", deadline=None, print_blob=True)
+settings.register_profile("nightly", settings.get_profile("certfs"), max_examples=3_000)
+settings.load_profile("certfs")
 
 
 def pytest_sessionstart() -> None:
@@ -33,15 +39,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(textwrap.indent(text.rstrip(), "    "))
 
 
-@pytest.fixture(autouse=True)
-def coverage_of_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count lines in other processes for quick tests only.
+@pytest.fixture(scope="session", autouse=True)
+def coverage_settings() -> dict[str, str]:
+    """Take what makes other processes count their lines out of the environment, and give it."""
+    names = [name for name in os.environ if name.startswith("COVERAGE_")]
+    return {name: os.environ.pop(name) for name in names}
 
-    The slow ones are about load and time, and go through the same lines again, many times more slowly when counted.
+
+@pytest.fixture(scope="module", autouse=True)
+def coverage_of_children(
+    request: pytest.FixtureRequest, coverage_settings: dict[str, str]
+) -> Iterator[None]:
+    """Count lines in the processes that tests start only for modules marked `counted`.
+
+    It costs each Python process 100 ms of processor time, and so doubles what a mount costs.
     """
-    if request.node.get_closest_marker("slow"):
-        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-            monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as environment:
+        if request.node.get_closest_marker("counted"):
+            for name, value in coverage_settings.items():
+                environment.setenv(name, value)
+        yield
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import pytest
 from cryptography import x509
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import NameOID
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from certfs.core.fields import read_fields
 from certfs.core.name import Name, read_name
 from tests.support import mounts, pki
+from tests.support.examples import examples
 
 UTF8, PRINTABLE, T61 = _ASN1Type.UTF8String, _ASN1Type.PrintableString, _ASN1Type.T61String
 IA5, BMP, UNIVERSAL = _ASN1Type.IA5String, _ASN1Type.BMPString, _ASN1Type.UniversalString
@@ -133,7 +134,7 @@ def test_names_are_equal_where_openssl_holds_them_equal(family: str) -> None:
     other=st.text(st.sampled_from("aA bB\t\u00e4\u00c4"), max_size=5),
     kinds=st.tuples(*[st.sampled_from([UTF8, BMP, UNIVERSAL])] * 2),
 )
-@settings(max_examples=30)
+@examples(30)
 def test_any_two_names_compare_as_in_openssl(
     text: str, other: str, kinds: tuple[_ASN1Type, _ASN1Type]
 ) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from certfs.fuse.inodes import FIRST_SYNTHETIC, ROOT, Inode, InodeTable
+from tests.support.examples import examples
 from tests.support.mounts import scratch_directory
 
 
@@ -343,5 +343,5 @@ class InodeMachine(RuleBasedStateMachine):
                 assert self.tree.same(inode) == inode.id.inode
 
 
-InodeMachine.TestCase.settings = settings(max_examples=60, deadline=None)
+InodeMachine.TestCase.settings = examples(60)
 TestInodes = InodeMachine.TestCase

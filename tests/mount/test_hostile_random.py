@@ -15,7 +15,7 @@ from tests.support.peer import Peer
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
-FILES = int(os.environ.get("CERTFS_TEST_FUZZ", "2000"))
+FILES = int(os.environ.get("CERTFS_TEST_FUZZ", "800"))
 """How many damaged files are tried; the nightly run tries more."""
 BATCH = 100
 

@@ -30,7 +30,7 @@ from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
 
-OPERATIONS = int(os.environ.get("CERTFS_TEST_OPERATIONS", "12000"))
+OPERATIONS = int(os.environ.get("CERTFS_TEST_OPERATIONS", "6000"))
 """How many random operations are compared; the nightly run does millions."""
 SEED = int(os.environ.get("CERTFS_TEST_SEED", "1"))
 """The nightly run takes another one every time."""

@@ -1,4 +1,4 @@
-"""A hundred crashes and a hundred restarts under load, with the figures of I14 and I17."""
+"""Crashes and restarts under load, one after the other, with the figures of I14 and I17."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from tests.support.host import POOL, Host
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.slow]
 
-ROUNDS = 100
+ROUNDS = int(os.environ.get("CERTFS_TEST_RENEWALS", "8"))
+"""Crashes, and restarts, under load; the nightly run makes 100 of each."""
+OUTLIERS = max(1, ROUNDS // 20)
+"""So many may take longer than promised: this machine also runs the load and other tests."""
 
 
 def _ordinary() -> None:
@@ -129,8 +132,8 @@ def urgent() -> Iterator[None]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("urgent")
-def test_a_hundred_crashes_under_readers_and_writers(pool_of_16: Host) -> None:
-    """100 times SIGKILL: plain within 100 ms, live within 2 s, nothing torn, no acknowledged change lost (I14, I12)."""
+def test_crashes_under_readers_and_writers(pool_of_16: Host) -> None:
+    """Each time: plain within 100 ms, live within 2 s, nothing torn, no acknowledged change lost (I14, I12)."""
     with workers(pool_of_16, readers=2, writers=2) as busy:
         crashes = [crash(pool_of_16) for _ in range(ROUNDS)]
         notes = busy.finish()
@@ -143,12 +146,11 @@ def test_a_hundred_crashes_under_readers_and_writers(pool_of_16: Host) -> None:
     lost = sum(note.get("lost", 0) for note in notes)
     print(f"  acknowledged changes lost: {lost} ({acknowledged} files, {written} writes)")
     print(f"  longest trouble of one program: {max(note['longest'] for note in notes):.3f} s")
-    # Outliers are the test machine's, which also runs the load and other tests; the figures are printed above.
     plain = sorted(each.plain for each in crashes)
-    assert plain[-5] < 0.1
+    assert plain[-1 - OUTLIERS] < 0.1
     assert plain[-1] < 1.0
     live = sorted(each.live for each in crashes)
-    assert live[-5] < 2.0
+    assert live[-1 - OUTLIERS] < 2.0
     assert live[-1] < 5.0
     assert lost == 0
     assert acknowledged > 0
@@ -156,8 +158,8 @@ def test_a_hundred_crashes_under_readers_and_writers(pool_of_16: Host) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_hundred_restarts_under_readers(pool_of_16: Host) -> None:
-    """100 restarts under 8 readers: no failed open, read or listing, nothing torn, open files stay readable (I17)."""
+def test_restarts_under_readers(pool_of_16: Host) -> None:
+    """Restarts under 8 readers: no failed open, read or listing, nothing torn, open files stay readable (I17)."""
     took = []
     with workers(pool_of_16, readers=8, writers=0) as busy:
         for _ in range(ROUNDS):

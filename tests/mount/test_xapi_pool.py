@@ -25,9 +25,9 @@ from tests.support.xapi import Xapi
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
-DISTRIBUTIONS = int(os.environ.get("CERTFS_TEST_DISTRIBUTIONS", "5"))
+DISTRIBUTIONS = int(os.environ.get("CERTFS_TEST_DISTRIBUTIONS", "2"))
 """Erase_old distributions under the eyes of readers; the nightly run does 200."""
-ROUNDS = int(os.environ.get("CERTFS_TEST_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("CERTFS_TEST_ROUNDS", "4"))
 """Changes of the simulated pool under the eyes of stunnel clients; the nightly run does 50."""
 
 

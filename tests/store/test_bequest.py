@@ -20,6 +20,7 @@ from certfs.store.backing import FileId
 from certfs.store.bequest import Bequest, Swap, read_estate
 from tests.store.scenes import ACTOR, Store, store
 from tests.support import pki
+from tests.support.examples import examples
 
 ONE, TWO, THREE = (pki.authority(f"bequest {number}") for number in range(3))
 POOL = "stunnel/xapi-pool-ca-bundle.pem"
@@ -368,7 +369,7 @@ async def test_a_swap_ends_with_what_d_holds_then(host: Path, server: Servers) -
 async def test_a_bequest_of_any_names_comes_back(tmp_path: Path) -> None:
     """I3: names of files may hold any bytes."""
 
-    @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         kept=st.dictionaries(
             st.binary(min_size=1, max_size=40),

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from certfs.store.backing import FileId, file_id
 from certfs.store.links import PathWalker
 from tests.store.scenes import nowhere
+from tests.support.examples import examples
 
 Outcome = FileId | int
 """The identity of what a path leads to, or the errno that there is instead."""
@@ -88,7 +89,7 @@ _PARTS = st.sampled_from(_NAMES.split())
 
 
 @given(parts=st.lists(_PARTS, min_size=1, max_size=5), slash=st.sampled_from(["", "/", "/.", "//"]))
-@settings(max_examples=400)
+@examples(400)
 def test_any_path_leads_where_the_kernel_says(forest: Path, parts: list[str], slash: str) -> None:
     """path_resolution(7): the same file or the same error, relative and absolute."""
     start = os.open(forest, os.O_PATH)

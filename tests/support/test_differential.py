@@ -9,15 +9,15 @@ from tests.support.posix_plan import Planner
 
 
 def test_two_plain_directories_are_the_same() -> None:
-    """Twenty thousand operations on two ordinary directories show no difference."""
+    """Thousands of operations on two ordinary directories show no difference."""
     with (
         mounts.plain() as one,
         mounts.plain() as two,
         differential.comparison(one.root, two.root) as comparison,
     ):
-        counts = comparison.run(operations=20_000, seed=1)
-    assert counts.total() == 20_000
-    assert sum(times for what, times in counts.items() if what.endswith(" ok")) > 4_000
+        counts = comparison.run(operations=6_000, seed=1)
+    assert counts.total() == 6_000
+    assert sum(times for what, times in counts.items() if what.endswith(" ok")) > 1_200
 
 
 @pytest.mark.mount
@@ -43,7 +43,7 @@ def test_a_plan_is_a_function_of_its_seed() -> None:
 
 def test_no_path_leads_out_of_the_directory() -> None:
     """Neither a path nor a link target is absolute or climbs above where it begins."""
-    for op in Planner(seed=1).plan(20_000):
+    for op in Planner(seed=1).plan(5_000):
         for path in op.paths:
             parts = path.split(b"/")
             assert parts[0] != b".."
