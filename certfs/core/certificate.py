@@ -109,9 +109,12 @@ def parse_source(data: bytes) -> SourceContent:
     verifiable = 0
     for block in find_blocks(data):
         if isinstance(block, PemDefect):
-            severity = Severity.NOTE if block.commented else Severity.DEFECT
+            certificate = _read_unclosed(data, block)
+            is_note = block.commented or certificate is not None
+            severity = Severity.NOTE if is_note else Severity.DEFECT
             remarks.append(Remark(severity, block.line, block.reason))
         elif block.label not in CERTIFICATE_LABELS:
+            certificate = None
             remarks.append(_remark_on_other_block(block))
         elif len(certificates) == _MOST_CERTIFICATES:
             reason = f"more than {_MOST_CERTIFICATES} certificates: what follows is left out"
@@ -119,11 +122,11 @@ def parse_source(data: bytes) -> SourceContent:
             break
         else:
             certificate = _read_certificate(data, block, remarks)
-            if certificate is not None:
-                verifiable += certificate.is_verifiable
-                if verifiable > _MOST_VERIFIABLE:
-                    certificate = replace(certificate, is_verifiable=False)
-                certificates.append(certificate)
+        if certificate is not None:
+            verifiable += certificate.is_verifiable
+            if verifiable > _MOST_VERIFIABLE:
+                certificate = replace(certificate, is_verifiable=False)
+            certificates.append(certificate)
     if not certificates and not remarks:
         remarks.append(Remark(Severity.DEFECT, 0, _no_block_reason(data)))
     return SourceContent(tuple(certificates), _bounded(remarks))
@@ -167,6 +170,13 @@ def _no_block_reason(data: bytes) -> str:
     if data.startswith((b"\x30\x82", b"\x30\x83")):
         return "no PEM block; looks like DER: convert it with openssl x509 -inform der"
     return "no PEM block"
+
+
+def _read_unclosed(data: bytes, defect: PemDefect) -> Certificate | None:
+    """Return the certificate of a block that lost its END, if it is whole; OpenSSL reads it."""
+    if defect.block is None or defect.block.label not in CERTIFICATE_LABELS:
+        return None
+    return _read_certificate(data, defect.block, [])
 
 
 def _read_certificate(data: bytes, block: PemBlock, remarks: list[Remark]) -> Certificate | None:

@@ -78,7 +78,11 @@ def test_rendering_is_what_cryptography_writes() -> None:
     assert render(one.der) == one.pem
 
 
-@pytest.mark.parametrize("form", pki_forms.layouts() + pki_forms.nuls(), ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    "form",
+    pki_forms.layouts() + pki_forms.stripped() + pki_forms.nuls(),
+    ids=lambda form: form.name,
+)
 def test_every_sloppy_form_is_read(form: pki_forms.Form) -> None:
     """I4: CRLF, BOM, indentation and the rest are read at least as leniently as OpenSSL does."""
     blocks = list(find_blocks(form.data))

@@ -136,6 +136,12 @@ def loads(der: bytes) -> bool:
         return certificate is not None
 
 
+def normalized(der: bytes) -> bytes | None:
+    """Give a certificate as OpenSSL encodes it, which is not as it was where that was not DER; None if it is none."""
+    with _parsed(der) as certificate:
+        return None if certificate is None else _der(certificate)
+
+
 def printed_subject(der: bytes, flags: int) -> bytes:
     """Print the subject as X509_NAME_print_ex(3) does."""
     library = _library()

@@ -146,7 +146,6 @@ def broken() -> list[Form]:
         + two.pem,
         "DER cut short": block(b"CERTIFICATE", one.der[:-20]) + two.pem,
         "empty block": _BEGIN + _END + two.pem,
-        "no END": _BEGIN + body + two.pem,
         "END of another label": _BEGIN + body + b"-----END PUBLIC KEY-----\n" + two.pem,
         "NUL in the base64": _BEGIN + body[:70] + b"\0" + body[70:] + _END + two.pem,
         "trusted, server rejected": trusted(one, "-addreject", "serverAuth") + two.pem,
@@ -155,6 +154,54 @@ def broken() -> list[Form]:
     }
     return [
         Form(name=name, data=data, included=(two,), defect=True) for name, data in forms.items()
+    ]
+
+
+def stripped() -> list[Form]:
+    """Give the forms that OpenSSL reads because it strips what is no printable ASCII at the ends of lines."""
+    one, two = first(), second()
+    ends = {
+        "NBSP": b"\xc2\xa0",
+        "zero-width space": b"\xe2\x80\x8b",
+        "^Z": b"\x1a",
+        "VT": b"\v",
+        "Latin-1": b"\xa0\xff",
+        "control": b"\x01 \x1b\t",
+    }
+    forms = {
+        f"{name} at line ends": one.pem.replace(b"\n", end + b"\n") + two.pem
+        for name, end in ends.items()
+    }
+    bom = b"\xef\xbb\xbf"
+    narrow = b" " * 254  # a piece of a line, as OpenSSL reads it
+    return [
+        *(Form(name=name, data=data, included=(one, two)) for name, data in forms.items()),
+        Form(
+            name="BOMs of files joined", data=(bom + one.pem) + (bom + two.pem), included=(one, two)
+        ),
+        Form(name="NUL hides the rest", data=one.pem.replace(b"\n", b"\0-----\n"), included=(one,)),
+        Form(name="BEGIN in a long line", data=narrow + one.pem, included=(one,)),
+        Form(
+            name="hyphen after the body",
+            data=one.pem.replace(_END, b"-x\n" + _END),
+            included=(one,),
+        ),
+    ]
+
+
+def unclosed() -> list[Form]:
+    """Give the forms in which a whole certificate has no END of its own; OpenSSL reads it, and not the next one."""
+    one, two = first(), second()
+    body = body_of(one.pem)
+    forms = {
+        "no END": _BEGIN + body + two.pem,
+        "END misspelt": _BEGIN + body + b"-----EDN CERTIFICATE-----\n" + two.pem,
+        "END indented": _BEGIN + body + b"  " + _END + two.pem,
+        "another END within a line": _BEGIN + body + b"  -----END A-----\n" + _END + two.pem,
+    }
+    return [
+        Form(name=name, data=data, included=(one, two), openssl_reads=False)
+        for name, data in forms.items()
     ]
 
 
@@ -298,9 +345,23 @@ def other_blocks() -> list[Form]:
     ]
 
 
+def readable() -> list[Form]:
+    """Give the forms in which nothing is broken."""
+    return [*layouts(), *stripped(), *nuls()]
+
+
 def every() -> list[Form]:
     """Give all forms; their names are unique."""
-    return [*layouts(), *broken(), *hopeless(), *nuls(), *with_keys(), *other_blocks()]
+    return [
+        *layouts(),
+        *stripped(),
+        *unclosed(),
+        *broken(),
+        *hopeless(),
+        *nuls(),
+        *with_keys(),
+        *other_blocks(),
+    ]
 
 
 def openssl_reads(form: Form) -> list[str]:

@@ -53,7 +53,11 @@ def test_form_names_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("form", pki_forms.layouts() + pki_forms.nuls(), ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    "form",
+    pki_forms.layouts() + pki_forms.stripped() + pki_forms.nuls(),
+    ids=lambda form: form.name,
+)
 def test_a_layout_is_what_openssl_says(form: pki_forms.Form) -> None:
     """Every layout marked as readable gives OpenSSL those certificates, others do not."""
     try:

@@ -1,0 +1,59 @@
+"""What is left of a block in text that is in none: base64 without a BEGIN, and markers that are damaged (promise I9).
+
+Owns the recognition of both. Nothing is read from such text and nothing of it is repeated: it may be a key.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+_LINE = re.compile(
+    rb"(?:\A|(?<=[\r\n]))[ \t]*(?:(?P<base64>[A-Za-z0-9+/]{16,}={0,2})"
+    rb"|(?P<marker>[^\w\r\n]{0,20}(?:begin|end)[ \t_-]{1,3}(?:x509 |trusted )?certificate[^\w\r\n]{0,20}))"
+    rb"[ \t\v\f\0\x80-\xff]*(?=[\r\n]|\Z)",
+    re.IGNORECASE,
+)
+_HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]+")
+# A hyphen, and what word processors make of one, in UTF-8, Latin-1 and Windows-1252.
+_DASH = re.compile(
+    rb"[-_\xad\x96\x97]|\xe2\x80[\x90-\x95]|\xe2\x88\x92|\xef\xb9[\x98\xa3]|\xef\xbc\x8d"
+)
+_FEWEST_CHARACTERS = 100
+"""Of base64; no certificate is that short, and no checksum but in hexadecimal that long."""
+_MARKER = "BEGIN or END of a certificate is damaged: each has five hyphens on both sides and capital letters"
+_BASE64 = "base64 text outside of any block: its BEGIN and END lines are missing or damaged"
+
+
+def find_loose(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[int, str]]:
+    """Yield line and reason for all in ``data[start:end]``, which begins in that ``line``, that looks like a block.
+
+    A marker counts with the base64 beside it as one.
+    """
+    counted = start
+    length = first = run_end = 0
+    reported_end = -1  # of base64, to which a marker right behind it belongs
+    marker: int | None = None
+    for match in chain(_LINE.finditer(data, start, end), (None,)):
+        position = match.start() if match else end
+        line += data.count(b"\n", counted, position)
+        counted = position
+        is_base64 = match is not None and match["base64"] is not None
+        if length and not (is_base64 and data.count(b"\n", run_end, position) <= 1):
+            if length >= _FEWEST_CHARACTERS:
+                yield (first, _BASE64) if marker is None else (marker, _MARKER)
+                marker, reported_end = None, run_end
+            length = 0
+        if match is None:
+            break
+        if is_base64:
+            if not _HEXADECIMAL.fullmatch(match["base64"]):
+                first = first if length else line
+                length += len(match["base64"])
+                run_end = match.end()
+        elif _DASH.search(match["marker"]) and b"#" not in match["marker"]:
+            if marker is not None:
+                yield marker, _MARKER
+            belongs = reported_end >= 0 and not data[reported_end : match.start()].strip()
+            marker = None if belongs else line
+    if marker is not None:
+        yield marker, _MARKER
