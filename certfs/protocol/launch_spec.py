@@ -9,6 +9,7 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NoReturn, Self
 
+from certfs.linux.descriptors import memory_file
 from certfs.linux.processes import ProcessId, python
 from certfs.protocol.link import Mount, mount_from_json
 
@@ -76,12 +77,8 @@ class Order:
 
 
 def inbox(content: bytes) -> int:
-    """Return a descriptor, of a file in memory (memfd_create(2)), from which ``content`` can be read."""
-    fd = os.memfd_create("inbox")
-    with open(fd, "wb", closefd=False) as stream:
-        stream.write(content)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+    """Return a descriptor, of a file in memory, from which ``content`` can be read."""
+    return memory_file(content)
 
 
 def command(box: int) -> tuple[str, ...]:

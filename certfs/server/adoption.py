@@ -9,7 +9,8 @@ import socket
 import threading
 from dataclasses import replace
 
-from certfs.linux.processes import ProcessId
+from certfs.linux.descriptors import close_all_but
+from certfs.linux.processes import ProcessId, start
 from certfs.protocol.launch_spec import Adoption, Order, command, inbox
 from certfs.protocol.link import IN_CHARGE, LOADED, MESSAGE_BYTES, MOUNT, Job
 
@@ -37,8 +38,7 @@ def show_life(job: Job) -> Job:
 
 def _live(write_end: int, started: threading.Event) -> None:
     if ctypes.CDLL(None).unshare(_CLONE_FILES) == 0:
-        os.closerange(0, write_end)
-        os.closerange(write_end + 1, os.sysconf("SC_OPEN_MAX"))
+        close_all_but((write_end,))
     else:
         # Forbidden here: the write end, under another number, is closed with the process.
         os.dup(write_end)
@@ -100,9 +100,12 @@ def _start(order: Order) -> None:
         same = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (*order.inherited(), box)]
         silent = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         arguments = (*_ORPHAN, *command(box))
-        pid = os.posix_spawn(
-            arguments[0], arguments, os.environ, file_actions=[silent, *same], setsid=True
-        )
+        try:
+            pid = os.posix_spawn(
+                arguments[0], arguments, os.environ, file_actions=[silent, *same], setsid=True
+            )
+        except NotImplementedError:  # a Python that was built with glibc before 2.26
+            pid = start(arguments, keep=(*order.inherited(), box))
     finally:
         os.close(box)
     os.waitpid(pid, 0)

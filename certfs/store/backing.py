@@ -23,13 +23,37 @@ _STAMP = struct.Struct("=QQqqq")
 _TIME = struct.Struct("=q")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.renameat2.argtypes = (
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_uint,
-)
+_RENAMEAT2_NUMBERS = {"x86_64": 316, "aarch64": 276}
+_ENOSYS_NUMBER = -1
+"""A number that no system call has: the kernel answers ENOSYS."""
+
+
+class RenameAt2:
+    """renameat2(2), which the C library has since glibc 2.28; with an older one, or another, by syscall(2)."""
+
+    def __init__(self, libc: ctypes.CDLL, machine: str) -> None:
+        arguments = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+        self._first: tuple[int, ...] = ()
+        try:
+            self._function = libc.renameat2
+        except AttributeError:
+            self._first = (_RENAMEAT2_NUMBERS.get(machine, _ENOSYS_NUMBER),)
+            self._function = libc[
+                "syscall"
+            ]  # by item: an object of its own, with argtypes of its own
+            self._function.argtypes = (ctypes.c_long, *arguments)
+        else:
+            self._function.argtypes = arguments
+
+    def __call__(
+        self, old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int
+    ) -> int:
+        """Call it; 0, or -1 with the errno of the C library set."""
+        arguments = (old_directory, old, new_directory, new, flags)
+        return int(self._function(*self._first, *arguments))
+
+
+_renameat2 = RenameAt2(_libc, os.uname().machine)
 
 
 class _Timespec(ctypes.Structure):
@@ -80,7 +104,7 @@ def rename(old_directory: int, old: bytes, new_directory: int, new: bytes, flags
     """renameat2(2); OSError with its errno."""
     if flags == 0:
         os.rename(old, new, src_dir_fd=old_directory, dst_dir_fd=new_directory)
-    elif _libc.renameat2(old_directory, old, new_directory, new, flags) != 0:
+    elif _renameat2(old_directory, old, new_directory, new, flags) != 0:
         raise _error()
 
 

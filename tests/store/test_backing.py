@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -85,3 +87,29 @@ def test_an_error_is_told_without_the_path() -> None:
     assert backing.describe(error) == "Permission denied"
     assert backing.describe(OSError(errno.ELOOP, "x")) == "too many symbolic links"
     assert backing.describe(OSError("odd")) == "odd"
+
+
+class OldLibrary:
+    """A C library before glibc 2.28, which has no renameat2()."""
+
+    def __getitem__(self, name: str) -> object:
+        """Return a function of the real one."""
+        return ctypes.CDLL(None, use_errno=True)[name]
+
+
+@pytest.mark.parametrize("machine", [os.uname().machine, "unknown"])
+def test_renaming_with_an_old_c_library(tmp_path: Path, machine: str) -> None:
+    """The system call is made by its number; where that is not known, it is one that the kernel does not have."""
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    call = backing.RenameAt2(cast("ctypes.CDLL", OldLibrary()), machine)
+    directory = os.open(tmp_path, os.O_PATH)
+    result = call(directory, b"a", directory, b"b", backing.RENAME_NOREPLACE)
+    assert (result, ctypes.get_errno()) == (
+        -1,
+        errno.ENOSYS if machine == "unknown" else errno.EEXIST,
+    )
+    if machine != "unknown":
+        assert call(directory, b"a", directory, b"b", backing.RENAME_EXCHANGE) == 0
+        assert (tmp_path / "a").read_text() == "b"
+    os.close(directory)
