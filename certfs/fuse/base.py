@@ -27,16 +27,20 @@ from certfs.fuse.caller import as_creator
 from certfs.fuse.calls import Calls
 from certfs.fuse.handed_back import HandedBack
 from certfs.fuse.handles import HandleTable
-from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, permissions_of
+from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, Use, permissions_of
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
 from certfs.procfs import command_of
-from certfs.store.backing import FileId, file_id
+from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
+from certfs.store.cached import open_cached, status_cached, status_on_mount
 from certfs.store.live import Actor, LiveBundle
 from certfs.store.roles import Roots
 from certfs.store.trust import Trust
 
 _RELEASE_SECONDS = 0.25
 """How long an answer waits for the next RELEASE that may be on its way behind other requests."""
+
+_ATTEMPTS = 4
+"""How often an inode is reached for whose name others are changing."""
 
 _TEMPORARY_SUFFIX = b".tmp"
 
@@ -68,6 +72,15 @@ class Traffic:
         return not poll.poll(0)
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What the kernel remembers: files of the store, open files, and files of our own."""
+
+    inodes: InodeTable
+    handles: HandleTable
+    synthetic: SyntheticFiles
+
+
 class FilesystemBase(pyfuse3.Operations):
     """What every family of operations works on."""
 
@@ -79,19 +92,18 @@ class FilesystemBase(pyfuse3.Operations):
         self,
         roots: Roots,
         trust: Trust,
-        inodes: InodeTable,
-        handles: HandleTable,
-        synthetic: SyntheticFiles,
+        tables: Tables,
+        calls: Calls,
     ) -> None:
         super().__init__()
         self.roots = roots
         self.trust = trust
-        self.inodes = inodes
-        self.handles = handles
-        self.synthetic = synthetic
-        self.calls = Calls()
+        self.inodes = inodes = tables.inodes
+        self.handles = tables.handles
+        self.synthetic = tables.synthetic
+        self.calls = calls
         self.handed_back = HandedBack()
-        self.announcements = Announcements(synthetic)
+        self.announcements = Announcements(tables.synthetic)
         self.traffic = Traffic()
         self.owner = (os.geteuid(), os.getegid())
         self.started_ns = time.time_ns()
@@ -193,16 +205,16 @@ class FilesystemBase(pyfuse3.Operations):
         inode.told = permissions_of(status)
         return attributes.from_status(status, inode.number, entry_timeout=timeout)
 
-    async def check_permissions(self, inode: Inode, fd: int, ctx: pyfuse3.RequestContext) -> None:
+    def check_permissions(
+        self, inode: Inode, status: os.stat_result, ctx: pyfuse3.RequestContext
+    ) -> None:
         """Hand a request back to the kernel (ESTALE) if it was checked against permissions that are no longer those.
 
         They may have been changed in the store itself since the kernel was last told (docs/adr/0004).
         """
-        if ctx.uid != 0 and inode.told is not None:
-            status = await self.calls.read(os.stat, fd)
-            if permissions_of(status) != inode.told:
-                self.forget_attributes(inode)
-                raise error(errno.ESTALE)
+        if ctx.uid != 0 and inode.told not in {None, permissions_of(status)}:
+            self.forget_attributes(inode)
+            raise error(errno.ESTALE)
 
     @staticmethod
     def forget_attributes(inode: Inode) -> None:
@@ -232,18 +244,18 @@ class FilesystemBase(pyfuse3.Operations):
         inode = self.inodes.find(identity)
         return inode is not None and inode.dirty and inode.writers > 0
 
-    def mark_dirty(self, inode: Inode, file: int) -> None:
-        """Take note that an open file is changed; ``file`` is any descriptor of it."""
+    def mark_dirty(self, inode: Inode, status: os.stat_result) -> None:
+        """Take note that an open file is changed; ``status`` is what it was right before."""
         if not inode.dirty:
-            self.trust.write_begins(*self._place(inode), file)
+            self.trust.write_begins(*self._place(inode), status)
             inode.dirty = True
             self.await_release(inode)
 
-    def mark_clean(self, inode: Inode, file: int) -> None:
+    def mark_clean(self, inode: Inode, status: os.stat_result) -> None:
         """Take note that it was not changed after all."""
         inode.dirty = False
         self.unsettled.discard(inode)
-        self.trust.write_failed(*self._place(inode), file)
+        self.trust.write_failed(*self._place(inode), status)
 
     @staticmethod
     def _place(inode: Inode) -> tuple[FileId | None, bytes]:
@@ -275,20 +287,73 @@ class FilesystemBase(pyfuse3.Operations):
         create: Callable[[int], None],
     ) -> pyfuse3.EntryAttributes:
         """Let the caller ``create`` something of this ``mode``, with ``name``, in the directory that it is given."""
-        with self.inodes.using(parent) as directory:
+        with await self.using(parent) as directory:
             status = await self.calls.change(
                 as_creator, ctx, mode, make_in, directory, name, ctx.gid, create
             )
-        return self.entry(self.inodes.remember(parent, name, status), status)
+        return self.entry(self.inodes.remember(parent, name, status, local=parent.local), status)
+
+    async def using(self, inode: Inode) -> Use:
+        """Keep a descriptor of the inode open for the time of a call; ESTALE where it cannot be reached any more."""
+        if inode.fd < 0:
+            await self._reach(inode)
+        return self.inodes.using(inode)
+
+    async def _reach(self, inode: Inode) -> None:
+        if inode.local:
+            with suppress(BlockingIOError):
+                self.inodes.fd(inode, open_cached)
+                return
+        for _ in range(_ATTEMPTS):
+            parent, name = inode.parent, inode.name
+            if parent is None:
+                break
+            with await self.using(parent) as directory:
+                try:
+                    fd, status = await self.opening(
+                        self.calls.change, _open_with_status, directory, name
+                    )
+                except (FileNotFoundError, NotADirectoryError):
+                    fd = -1
+            # Meanwhile another request may have opened or renamed it.
+            if inode.fd >= 0:
+                if fd >= 0:
+                    self.calls.let_go(fd, local=inode.local)
+                return
+            if fd >= 0 and (inode.parent is parent and inode.name == name):
+                self.inodes.adopt(inode, fd, status)
+                return
+            if fd >= 0:
+                self.calls.let_go(fd, local=inode.local)
+        raise error(errno.ESTALE)
+
+    async def look(self, parent: Inode, name: bytes) -> tuple[os.stat_result, bool]:
+        """Return the status of ``name`` itself, and whether what it names is looked at without asking anybody else."""
+        with await self.using(parent) as directory:
+            if parent.local:
+                with suppress(BlockingIOError):
+                    return status_cached(directory, name), True
+            status, on_mount = await self.calls.change(status_on_mount, directory, name)
+        return status, parent.local and on_mount
+
+    async def before_removal(self, parent: Inode, name: bytes) -> Inode | None:
+        """Make sure that the inode of a name that is about to go can be reached without it; return the inode."""
+        try:
+            status, _local = await self.look(parent, name)
+        except FileNotFoundError:
+            return None
+        inode = self.inodes.before_removal(parent, name, status)
+        if inode is not None and inode.fd < 0:
+            await self._reach(inode)
+        return inode
 
     async def status(self, inode: Inode) -> os.stat_result:
         """Return the status of an inode, by its name where it has no descriptor; ESTALE where it is gone."""
         if inode.fd >= 0 or inode.parent is None:
-            with self.inodes.using(inode) as fd:
-                return await self.calls.read(os.stat, fd)
+            with await self.using(inode) as fd:
+                return await self.calls.look(inode.local, os.stat, fd)
         try:
-            with self.inodes.using(inode.parent) as directory:
-                status = await self.calls.read(status_of, directory, inode.name)
+            status, _local = await self.look(inode.parent, inode.name)
         except (FileNotFoundError, NotADirectoryError):
             raise error(errno.ESTALE) from None
         if file_id(status) != inode.id:
@@ -299,6 +364,15 @@ class FilesystemBase(pyfuse3.Operations):
 def script_temporaries(bundle: bytes) -> tuple[bytes, bytes]:
     """Return the names that regeneration scripts write a bundle to: x.pem.tmp, in older releases x.tmp, for x.pem."""
     return bundle + _TEMPORARY_SUFFIX, bundle.removesuffix(SOURCE_SUFFIX) + _TEMPORARY_SUFFIX
+
+
+def _open_with_status(directory: int, name: bytes) -> tuple[int, os.stat_result]:
+    fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=directory)
+    try:
+        return fd, os.stat(fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def status_of(directory: int, name: bytes) -> os.stat_result:

@@ -1,16 +1,17 @@
-"""Where a system call on the store is made: in a thread, and the event loop waits for it only a moment.
+"""Where a system call on the store is made: on the event loop or in a thread.
 
-Owns the threads that make the handlers' calls. The loop hands a call over and waits for the answer itself, because a
-call on a local filesystem is answered from memory: that costs 15 to 60 us, where a hop to a thread and back through
-the loop costs 80 to 200 us. A call that is not back after a moment is left to its thread, and the loop goes on serving
-everybody else: a store that is slow, frozen or gone delays those who ask it and nobody else.
+Owns the threads that make the handlers' calls. The loop itself makes only what needs no waiting: looking at an inode or
+a name that the kernel has in memory, on a local file system (``certfs.store.cached``). Everything else is made by a
+worker: whatever changes something may wait for a journal, a freeze or a lease, and whatever another file system answers
+may wait for ever.
 
-Calls that only read are made on the loop itself, because a local filesystem answers them from memory and neither a
-freeze nor a full journal keeps them waiting; once one of them was slow, they are handed over as well.
+The loop hands a call over and waits for the answer itself for a moment, because a call on a local file system is back
+in 15 to 60 us, where a way back through the loop costs 80 to 200 us. A call that is not back by then is left to its
+thread, and while there is such a call none is waited for: a store that is slow, frozen or gone delays those who ask it.
 """
 
+import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar, TypeVarTuple, cast
@@ -21,12 +22,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _MOMENT_SECONDS = 0.002
-_WARY_SECONDS = 1.0
-"""For how long after a slow call the loop makes none itself, and waits for none."""
-_PROVEN_SECONDS = 0.05
-"""For how long a change that came back at once vouches for the next ones."""
-_SLOW_SECONDS = 0.02
-"""A call on the loop that took longer was slow, and did not just wait for a busy processor."""
 _IDLE_WORKERS = 8
 """So many threads stay when they have nothing to do."""
 
@@ -106,52 +101,33 @@ class _Worker:
 
 
 class Calls:
-    """Makes calls on the store for the handlers; ``left`` counts those that the loop did not wait for."""
+    """Makes calls on the store for the handlers.
+
+    ``left`` counts the calls that the loop did not wait for, ``overdue`` those of them that are not back and do not
+    take long by their nature.
+    """
 
     def __init__(self) -> None:
         self._idle: list[_Worker] = []
-        self._wary_until = 0.0
-        self._stuck_until = 0.0
-        self._proven_until = 0.0
+        self._unwanted: list[int] = []
         self.left = 0
+        self.overdue = 0
 
-    async def read(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Return what ``function`` returns, which reads and hardly ever has to wait for it."""
-        if time.monotonic() < self._wary_until:
-            return await self.hand_over(function, *args)
-        return self._make(function, *args)
+    async def look(self, local: bool, function: Callable[[*Ts], T], *args: *Ts) -> T:  # noqa: FBT001
+        """Return what ``function`` returns, which looks at an inode that is in memory; ``local``: on a local store."""
+        return function(*args) if local else await self.change(function, *args)
 
     async def change(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Return what ``function`` returns, which changes something and may have to wait for a journal or a freeze.
-
-        A change that came back within the moment shows that neither is in the way; those right after it are made on
-        the loop, so that a program that makes many does not pay for each.
-        """
-        now = time.monotonic()
-        if self._wary_until <= now < self._proven_until:
-            return self._make(function, *args)
-        return await self.hand_over(function, *args)
-
-    def _make(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        started = time.monotonic()
-        try:
-            return function(*args)
-        finally:
-            if time.monotonic() - started > _SLOW_SECONDS:
-                self._wary_until = time.monotonic() + _WARY_SECONDS
-
-    async def hand_over(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Return what ``function`` returns, waiting for it a moment before others get their turn."""
+        """Return what ``function`` returns, which may wait; the loop waits a moment before others get their turn."""
         call = _Call(lambda: function(*args))
         worker = self._start(call)
-        started = time.monotonic()
-        if call.is_done(0 if started < self._stuck_until else _MOMENT_SECONDS):
-            self._proven_until = time.monotonic() + _PROVEN_SECONDS
-        else:
+        if not call.is_done(0 if self.overdue else _MOMENT_SECONDS):
             self.left += 1
-            await call.wait()
-            if time.monotonic() - started > _SLOW_SECONDS:
-                self._stuck_until = self._wary_until = time.monotonic() + _WARY_SECONDS
+            self.overdue += 1
+            try:
+                await call.wait()
+            finally:
+                self.overdue -= 1
         self._free(worker)
         return cast("T", call.result())
 
@@ -163,6 +139,27 @@ class Calls:
         await call.wait()
         self._free(worker)
         return cast("T", call.result())
+
+    def let_go(self, fd: int, *, local: bool) -> None:
+        """Close a descriptor that nobody needs any more, and do not wait for it.
+
+        The last one of a file without a name frees its blocks, which waits for a journal or a freeze.
+        """
+        if local and os.stat(fd).st_nlink:
+            os.close(fd)
+            return
+        self._unwanted.append(fd)
+        if len(self._unwanted) == 1:
+            try:
+                trio.lowlevel.spawn_system_task(self._close_unwanted)
+            except RuntimeError:
+                # There is no loop any more, or not yet.
+                _close_all(self._unwanted)
+                self._unwanted = []
+
+    async def _close_unwanted(self) -> None:
+        unwanted, self._unwanted = self._unwanted, []
+        await self.away(_close_all, unwanted)
 
     def _start(self, call: _Call) -> _Worker:
         worker = self._idle.pop() if self._idle else _Worker()
@@ -179,3 +176,8 @@ class Calls:
         """End the threads that have nothing to do."""
         while self._idle:
             self._idle.pop().start(None)
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)

@@ -5,18 +5,25 @@ that exist now put in and the store's plain copies of them left out.
 """
 
 import os
+from contextlib import suppress
 
 import pyfuse3
 
 from certfs.fuse import attributes
-from certfs.fuse.base import FilesystemBase, status_of
+from certfs.fuse.base import FilesystemBase
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import DirectoryHandle
 from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
 from certfs.store.backing import fd_path
+from certfs.store.cached import status_cached, status_on_mount
 
 _DOTS = (b".", b"..")
+_BATCH = 32
+"""How many names are looked at in one call; about as many fit into one answer."""
+
+Found = tuple[os.stat_result, bool]
+"""The status of a name, and whether that is on the same mount as its directory."""
 
 
 class DirectoryOperations(FilesystemBase):
@@ -28,9 +35,9 @@ class DirectoryOperations(FilesystemBase):
         if not self.is_virtual(inode):
             self.handles.require_room()
             node = self.inodes[inode]
-            with self.inodes.using(node) as fd:
-                await self.check_permissions(node, fd, ctx)
-            self.inodes.hold(node)
+            with await self.using(node) as fd:
+                self.check_permissions(node, await self.calls.look(node.local, os.stat, fd), ctx)
+                self.inodes.hold(node)
         return self.handles.add(DirectoryHandle(inode))
 
     @guarded
@@ -39,11 +46,22 @@ class DirectoryOperations(FilesystemBase):
         handle = self.handles.get(fh, DirectoryHandle)
         if handle.names is None or start_id == 0:
             handle.names = await self._names(handle.number)
-        for position in range(start_id, len(handle.names)):
-            if not await self._tell_entry(
-                handle.number, handle.names[position], position + 1, token
-            ):
-                break
+        told = start_id
+        while told < len(handle.names):
+            names = handle.names[told : told + _BATCH]
+            statuses = await self._statuses(handle.number, names)
+            for name, status in zip(names, statuses, strict=True):
+                if not await self._tell_entry(handle.number, name, status, told + 1, token):
+                    return
+                told += 1
+
+    async def _statuses(self, number: int, names: list[bytes]) -> list[Found | None]:
+        """Look at several names of a directory at once; None for those that are gone or not the store's."""
+        if self.is_virtual(number):
+            return [None] * len(names)
+        parent = self.inodes[number]
+        with await self.using(parent) as directory:
+            return await self.calls.change(_look_at, directory, names)
 
     async def _names(self, number: int) -> list[bytes]:
         if number == STATUS_DIRECTORY_NUMBER:
@@ -51,8 +69,8 @@ class DirectoryOperations(FilesystemBase):
         if self.is_virtual(number):
             return [*_DOTS, *self.trees]
         directory = self.inodes[number]
-        with self.inodes.using(directory) as fd:
-            names = await self.opening(self.calls.read, os.listdir, fd_path(fd).encode())
+        with await self.using(directory) as fd:
+            names = await self.opening(self.calls.change, os.listdir, fd_path(fd).encode())
         bundles = self.trust.bundles_in(directory.id)
         if bundles:
             for bundle in bundles.values():
@@ -68,7 +86,12 @@ class DirectoryOperations(FilesystemBase):
         return [*_DOTS, *names]
 
     async def _tell_entry(
-        self, number: int, name: bytes, next_id: int, token: pyfuse3.ReaddirToken
+        self,
+        number: int,
+        name: bytes,
+        status: Found | None,
+        next_id: int,
+        token: pyfuse3.ReaddirToken,
     ) -> bool:
         """Report one name; False if there is no room for it any more."""
         if name in _DOTS:
@@ -88,10 +111,15 @@ class DirectoryOperations(FilesystemBase):
             )
             inode.lookups -= 0 if told else 1
             return told
-        return await self._tell_store_entry(self.inodes[number], name, next_id, token)
+        return self._tell_store_entry(self.inodes[number], name, status, next_id, token)
 
-    async def _tell_store_entry(
-        self, parent: Inode, name: bytes, next_id: int, token: pyfuse3.ReaddirToken
+    def _tell_store_entry(
+        self,
+        parent: Inode,
+        name: bytes,
+        found: Found | None,
+        next_id: int,
+        token: pyfuse3.ReaddirToken,
     ) -> bool:
         bundle = self.trust.bundle_at(parent.id, name)
         if bundle is not None:
@@ -103,13 +131,11 @@ class DirectoryOperations(FilesystemBase):
                 return True
             self.synthetic.forget(content.number, 1)
             return False
-        try:
-            with self.inodes.using(parent) as directory:
-                status = await self.calls.read(status_of, directory, name)
-        except FileNotFoundError:
+        if found is None:
             # Gone since the listing began.
             return True
-        inode = self.inodes.remember(parent, name, status)
+        status, on_mount = found
+        inode = self.inodes.remember(parent, name, status, local=parent.local and on_mount)
         told = inode.told
         if pyfuse3.readdir_reply(token, name, self.entry(inode, status), next_id):
             return True
@@ -135,7 +161,7 @@ class DirectoryOperations(FilesystemBase):
         """Write a directory to the disk."""
         handle = self.handles.get(fh, DirectoryHandle)
         if not self.is_virtual(handle.number):
-            with self.inodes.using(self.inodes[handle.number]) as fd:
+            with await self.using(self.inodes[handle.number]) as fd:
                 await self.opening(self.calls.away, _fsync_directory, fd, datasync)
 
     @guarded
@@ -144,6 +170,22 @@ class DirectoryOperations(FilesystemBase):
         handle = self.handles.remove(fh)
         if isinstance(handle, DirectoryHandle) and not self.is_virtual(handle.number):
             self.inodes.release(self.inodes[handle.number])
+
+
+def _look_at(directory: int, names: list[bytes]) -> list[Found | None]:
+    found: list[Found | None] = []
+    for name in names:
+        try:
+            found.append(None if name in _DOTS else _look(directory, name))
+        except FileNotFoundError:
+            found.append(None)
+    return found
+
+
+def _look(directory: int, name: bytes) -> Found:
+    with suppress(BlockingIOError):
+        return status_cached(directory, name), True
+    return status_on_mount(directory, name)
 
 
 def _fsync_directory(fd: int, datasync: bool) -> None:  # noqa: FBT001

@@ -21,14 +21,13 @@ from certfs.fuse.inodes import Inode
 from certfs.fuse.setid import drop_set_id
 from certfs.fuse.synthetic import Content
 from certfs.store.backing import fd_path, status_at
+from certfs.store.cached import read_cached
 
 # What is handed on to the store. O_DIRECT is not: our buffers are not aligned, and the page cache in question is the
 # kernel's for this mount, which O_DIRECT has already passed by. O_APPEND is not: the kernel has found the end
 # already, and pages of a shared mapping come through the same handle with offsets that count (pwrite(2), BUGS).
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
-_SMALL_READ = 128 << 10
-_SMALL_WRITE = 32 << 10
 _PUSHED_SIZE = 1 << 20
 """How much of a new generation its first open puts into the kernel's page cache."""
 
@@ -49,12 +48,20 @@ class FileOperations(FilesystemBase):
         node = self.node(inode)
         self.handles.require_room()
         given = flags & _OPEN_FLAGS
-        way = self.calls.read if given == os.O_RDONLY else self.calls.change
-        with self.inodes.using(node) as fd:
-            await self.check_permissions(node, fd, ctx)
-            with self._truncating(node, fd) if flags & os.O_TRUNC else nullcontext():
-                file = await self._opening(way, _open, fd, given)
-                return self._opened(node, file, flags, ctx)
+        with await self.using(node) as fd:
+            status = await self.calls.look(node.local, os.stat, fd)
+            self.check_permissions(node, status, ctx)
+            with self._truncating(node, status) if flags & os.O_TRUNC else nullcontext():
+                if given == os.O_RDONLY and node.local:
+                    file = await self._opening(self._here, _open, fd, given, ctx)
+                else:
+                    file = await self._opening(self.calls.change, _open, fd, given, ctx)
+                return self._opened(node, file, status, flags, ctx)
+
+    @staticmethod
+    async def _here(call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Make a call on the loop: opening a file in memory for reading waits for nothing."""
+        return call(*args)
 
     async def _opening(
         self,
@@ -72,18 +79,18 @@ class FileOperations(FilesystemBase):
             return await self.opening(self.calls.away, call, *args, 0)
 
     @contextmanager
-    def _truncating(self, node: Inode, fd: int) -> Iterator[None]:
+    def _truncating(self, node: Inode, status: os.stat_result) -> Iterator[None]:
         """Hold a file for one that is being written from before it is emptied: its last content counts (I3)."""
         was_dirty = node.dirty
         node.writers += 1
-        self.mark_dirty(node, fd)
+        self.mark_dirty(node, status)
         try:
             yield
         finally:
             node.writers -= 1
             if not node.writers and not was_dirty:
                 # It could not be opened, so nothing was changed.
-                self.mark_clean(node, fd)
+                self.mark_clean(node, status)
 
     @staticmethod
     def _push(content: Content) -> None:
@@ -96,10 +103,11 @@ class FileOperations(FilesystemBase):
             with suppress(OSError):
                 pyfuse3.notify_store(content.number, 0, content.readable.read(0, _PUSHED_SIZE))
 
-    def _opened(
+    def _opened(  # noqa: PLR0913 - what the tables have to know
         self,
         node: Inode,
         file: int,
+        status: os.stat_result,
         flags: int,
         ctx: pyfuse3.RequestContext,
         *,
@@ -118,11 +126,9 @@ class FileOperations(FilesystemBase):
         self.inodes.hold(node)
         if writes:
             node.writers += 1
-        if truncates and not created:
-            drop_set_id(file, ctx)
         if truncates or created:
             # A new name is a change even if nothing is ever written.
-            self.mark_dirty(node, file)
+            self.mark_dirty(node, status)
         return pyfuse3.FileInfo(fh=self.handles.add(handle), keep_cache=False)
 
     @guarded
@@ -139,7 +145,7 @@ class FileOperations(FilesystemBase):
         self.refuse_bundle(parent, name)
         self.handles.require_room()
         request = (ctx.pid, parent_inode, name)
-        with self.inodes.using(parent) as directory:
+        with await self.using(parent) as directory:
             try:
                 file, status = await self._opening(
                     self.calls.change, _create, directory, name, mode, flags, ctx
@@ -153,13 +159,13 @@ class FileOperations(FilesystemBase):
                     self.calls.change, _open_existing, directory, name, mode, flags, ctx
                 )
                 node = self.inodes.remember(parent, name, status)
-                with self._truncating(node, file) if flags & os.O_TRUNC else nullcontext():
+                with self._truncating(node, status) if flags & os.O_TRUNC else nullcontext():
                     if flags & os.O_TRUNC:
                         await self.calls.change(os.ftruncate, file, 0)
-                    return self._opened(node, file, flags, ctx), self.entry(node, status)
-        node = self.inodes.remember(parent, name, status)
+                    return self._opened(node, file, status, flags, ctx), self.entry(node, status)
+        node = self.inodes.remember(parent, name, status, local=parent.local)
         entry = self.entry(node, status)
-        return self._opened(node, file, flags, ctx, created=True), entry
+        return self._opened(node, file, status, flags, ctx, created=True), entry
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -169,9 +175,11 @@ class FileOperations(FilesystemBase):
             handle = self.handles.find(fh)
             if isinstance(handle, ContentHandle):
                 return handle.content.readable.read(off, size)
-            # A large read may have to wait for the disk more than once.
-            run = self.calls.read if size <= _SMALL_READ else self.calls.hand_over
-            return await run(os.pread, self.handles.get(fh, FileHandle).fd, size, off)
+            file = self.handles.get(fh, FileHandle)
+            if file.inode.local:
+                with suppress(BlockingIOError):
+                    return read_cached(file.fd, size, off)
+            return await self.calls.change(os.pread, file.fd, size, off)
         finally:
             self.traffic.background -= 1
 
@@ -179,12 +187,11 @@ class FileOperations(FilesystemBase):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write to an open file; all or as much as the store takes."""
         handle = self.handles.get(fh, FileHandle)
-        self.mark_dirty(handle.inode, handle.fd)
-        if handle.synchronous:
-            run = self.calls.away
-        else:
-            # A large write may have to wait for others' pages to reach the disk.
-            run = self.calls.change if len(buf) <= _SMALL_WRITE else self.calls.hand_over
+        if not handle.inode.dirty:
+            self.mark_dirty(
+                handle.inode, await self.calls.look(handle.inode.local, os.fstat, handle.fd)
+            )
+        run = self.calls.away if handle.synchronous else self.calls.change
         return await run(os.pwrite, handle.fd, buf, off)
 
     async def flush(self, fh: int) -> None:
@@ -220,25 +227,27 @@ class FileOperations(FilesystemBase):
                     await self._commit_writes(handle, node)
         finally:
             # Closed after the source was read: as long as it is open its inode is there to be read.
-            if handle.writes:
-                await self.calls.change(os.close, handle.fd)
-            else:
-                os.close(handle.fd)
+            # Closing what was written may wait for the disk; nobody waits for that.
+            self.calls.let_go(handle.fd, local=node.local and not handle.writes)
             self.inodes.release(node)
 
     async def _commit_writes(self, handle: FileHandle, node: Inode) -> None:
         """Make a file that was written part of the bundles that it is a source of."""
         node.dirty = False
         try:
-            await self.tell_of_content(node, handle.actor, os.fstat(handle.fd).st_nlink)
+            status = await self.calls.look(node.local, os.fstat, handle.fd)
+            await self.tell_of_content(node, handle.actor, status.st_nlink)
         finally:
             # Only now: an answer that came between would have been given without this source.
             if not node.dirty:
                 self.unsettled.discard(node)
 
 
-def _open(fd: int, flags: int, patience: int) -> int:
-    return os.open(fd_path(fd), flags | os.O_CLOEXEC | patience)
+def _open(fd: int, flags: int, ctx: pyfuse3.RequestContext, patience: int) -> int:
+    file = os.open(fd_path(fd), flags | os.O_CLOEXEC | patience)
+    if flags & os.O_TRUNC:
+        drop_set_id(file, ctx)
+    return file
 
 
 def _create(  # noqa: PLR0913, PLR0917 - what open(2) takes, and for whom

@@ -11,13 +11,16 @@ recently used inode that can be reached by its name (promise I18).
 import errno
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import pyfuse3
 
 from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
+from certfs.store.cached import is_local
 
 ROOT = 1
 FIRST_SYNTHETIC = 1 << 62
@@ -42,7 +45,8 @@ class Inode:
 
     ``parent`` and ``name`` are a way to reach it, None when it has no name any more. ``writers`` counts the handles
     open for writing, ``dirty`` says that it was changed since there were none (promise I3). ``told`` is what the kernel
-    was last told of who may do what with it: requests have been checked against that (promise I19).
+    was last told of who may do what with it: requests have been checked against that (promise I19). ``local`` says that
+    the kernel looks at it without asking anybody else: it is on the store's own mount, and that is a local one.
     """
 
     number: int
@@ -54,10 +58,11 @@ class Inode:
     uses: int = 0
     writers: int = 0
     dirty: bool = False
+    local: bool = False
     told: Permissions | None = None
 
 
-class _Use:
+class Use:
     """What ``InodeTable.using`` gives: every request has one, and a generator would cost it three times as much."""
 
     __slots__ = ("_inode", "_table")
@@ -75,11 +80,26 @@ class _Use:
         self._table.release(self._inode)
 
 
-class InodeTable:
-    """All inodes that the kernel remembers; ``limit`` bounds the descriptors kept for those with a name."""
+class LetGo(Protocol):
+    """Closes a descriptor; ``local`` says whether it is of a local file system."""
 
-    def __init__(self, *, limit: int) -> None:
+    def __call__(self, fd: int, /, *, local: bool) -> None:
+        """Close ``fd``, now or later."""
+
+
+OpenName = Callable[[int, bytes], int]
+"""Opens a name in a directory with O_PATH and without following a link."""
+
+
+class InodeTable:
+    """All inodes that the kernel remembers.
+
+    ``limit`` bounds the descriptors kept for those with a name; ``let_go`` closes one that is not needed any more.
+    """
+
+    def __init__(self, *, limit: int, let_go: LetGo | None = None) -> None:
         self._limit = limit
+        self._let_go = let_go or _close
         self._by_number: dict[int, Inode] = {}
         self._by_id: dict[FileId, Inode] = {}
         self._recent: OrderedDict[int, Inode] = OrderedDict()
@@ -103,10 +123,13 @@ class InodeTable:
         """Add a directory that was there before the mount; it owns ``fd`` and is never forgotten."""
         identity = file_id(os.stat(fd))
         inode = Inode(number or self._number(identity), identity, None, b"", fd, lookups=1)
+        inode.local = is_local(fd)
         self._by_number[inode.number] = self._by_id[identity] = inode
         return inode
 
-    def remember(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode:
+    def remember(
+        self, parent: Inode, name: bytes, status: os.stat_result, *, local: bool = False
+    ) -> Inode:
         """Return the inode that ``name`` in ``parent`` has, and count one lookup of it by the kernel."""
         identity = file_id(status)
         inode = self._by_id.get(identity)
@@ -116,6 +139,7 @@ class InodeTable:
         elif (inode.parent is not parent or inode.name != name) and inode.name:
             # A root, which has no name, stays what it is: its descriptor is the way to everything else.
             self.moved(inode, parent, name)
+        inode.local = local
         inode.lookups += 1
         return inode
 
@@ -141,31 +165,41 @@ class InodeTable:
             del self._by_id[inode.id]
         self._recent.pop(inode.number, None)
         if inode.fd >= 0:
-            os.close(inode.fd)
+            self._let_go(inode.fd, local=inode.local)
             inode.fd = -1
 
-    def fd(self, inode: Inode) -> int:
-        """Return an O_PATH descriptor of the inode; ESTALE where it cannot be reached any more."""
-        if inode.fd < 0:
-            self._open(inode)
-        elif inode.number in self._recent:
-            self._recent.move_to_end(inode.number)
-        return inode.fd
+    def fd(self, inode: Inode, open_name: OpenName | None = None) -> int:
+        """Return an O_PATH descriptor of the inode; ESTALE where it cannot be reached any more.
 
-    def _open(self, inode: Inode) -> None:
-        if inode.parent is None or inode.number not in self._by_number:
+        ``open_name`` opens a name in a directory. Without it the call may wait for the store.
+        """
+        if inode.fd >= 0:
+            if inode.number in self._recent:
+                self._recent.move_to_end(inode.number)
+            return inode.fd
+        if inode.parent is None:
             raise _stale()
+        opens = open_name or _open_name
+        directory = self.fd(inode.parent, open_name)
         try:
-            fd = self._open_below(inode.parent, inode.name)
+            try:
+                fd = opens(directory, inode.name)
+            except OSError as e:
+                if e.errno != errno.EMFILE or not self.shrink(SPARED):
+                    raise
+                fd = opens(directory, inode.name)
         except (FileNotFoundError, NotADirectoryError):
             raise _stale() from None
-        status = os.stat(fd)
-        if file_id(status) != inode.id:
-            os.close(fd)
+        return self.adopt(inode, fd, os.stat(fd))
+
+    def adopt(self, inode: Inode, fd: int, status: os.stat_result) -> int:
+        """Take ``fd``, which was opened by the inode's name, for its descriptor; ESTALE if it is of another file."""
+        if inode.number not in self._by_number or file_id(status) != inode.id:
+            self._let_go(fd, local=inode.local)
             raise _stale()
         if inode.told is not None and permissions_of(status) != inode.told:
             # Without a descriptor nothing has kept the number from being given to another file.
-            os.close(fd)
+            self._let_go(fd, local=inode.local)
             with suppress(OSError):
                 pyfuse3.invalidate_inode(inode.number, attr_only=True)
             raise _stale()
@@ -174,14 +208,7 @@ class InodeTable:
             self.shrink(1)
         inode.fd = fd
         self._recent[inode.number] = inode
-
-    def _open_below(self, parent: Inode, name: bytes) -> int:
-        try:
-            return os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
-        except OSError as e:
-            if e.errno != errno.EMFILE or not self.shrink(SPARED):
-                raise
-        return os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
+        return fd
 
     def shrink(self, count: int) -> int:
         """Close the descriptors of up to ``count`` inodes that were not used lately; return how many were closed."""
@@ -195,14 +222,14 @@ class InodeTable:
                 self._recent.move_to_end(number)
             else:
                 del self._recent[number]
-                os.close(inode.fd)
+                self._let_go(inode.fd, local=inode.local)
                 inode.fd = -1
                 closed += 1
         return closed
 
-    def using(self, inode: Inode) -> "_Use":
+    def using(self, inode: Inode) -> Use:
         """Keep the inode's descriptor open for the time of a call that runs elsewhere."""
-        return _Use(self, inode)
+        return Use(self, inode)
 
     def hold(self, inode: Inode) -> None:
         """Keep the inode for an open handle, which outlives the kernel's memory of it in no case but a crash."""
@@ -214,17 +241,11 @@ class InodeTable:
         if inode.lookups <= 0 and inode.uses == 0 and inode.number in self._by_number:
             self._drop(inode)
 
-    def before_removal(self, parent: Inode, name: bytes) -> Inode | None:
-        """Make sure that the inode of a name that is about to go can be reached without it; return the inode."""
-        try:
-            status = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
-        except FileNotFoundError:
-            return None
+    def before_removal(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode | None:
+        """Return the inode of a name that is about to go; by another name it may not be reached (`fd`)."""
         inode = self._by_id.get(file_id(status))
-        if inode is not None:
-            if inode.fd < 0:
-                inode.parent, inode.name = parent, name
-            self.fd(inode)
+        if inode is not None and inode.fd < 0:
+            inode.parent, inode.name = parent, name
         return inode
 
     def lost_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -247,3 +268,11 @@ class InodeTable:
 
 def _stale() -> OSError:
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def _open_name(directory: int, name: bytes) -> int:
+    return os.open(name, O_PATH_NOFOLLOW, dir_fd=directory)
+
+
+def _close(fd: int, *, local: bool) -> None:  # noqa: ARG001 - one that may wait does not ask
+    os.close(fd)

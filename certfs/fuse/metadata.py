@@ -59,7 +59,7 @@ class MetadataOperations(FilesystemBase):
         if content is not None:
             return self._set_bundle_attributes(content, attr, fields)
         node = self.node(inode)
-        with self.inodes.using(node) as fd:
+        with await self.using(node) as fd:
             if fields.update_size:
                 await self._truncate(node, fd, attr.st_size, fh, ctx)
             if fields.update_mode:
@@ -98,15 +98,11 @@ class MetadataOperations(FilesystemBase):
         self, node: Inode, fd: int, size: int, fh: int | None, ctx: pyfuse3.RequestContext
     ) -> None:
         handle = self.handles.find(fh) if fh is not None else None
-        if node.writers:
+        if node.writers and not node.dirty:
             # Before it is cut short: its last complete content counts until the last writer closes (promise I3).
-            self.mark_dirty(node, fd)
-        if isinstance(handle, FileHandle) and handle.writes:
-            await self.calls.change(os.ftruncate, handle.fd, size)
-        else:
-            await self.calls.change(os.truncate, fd_path(fd), size)
-        drop_set_id(fd, ctx)
-        links = os.stat(fd).st_nlink
+            self.mark_dirty(node, await self.calls.look(node.local, os.stat, fd))
+        file = handle.fd if isinstance(handle, FileHandle) and handle.writes else None
+        links = await self.calls.change(_truncate, fd, file, size, ctx)
         # Who did it is read from /proc: not for files that mean nothing to a bundle.
         if not node.writers and (links > 1 or self.may_be_source(node)):
             await self.tell_of_content(node, self.actor(ctx), links)
@@ -117,16 +113,17 @@ class MetadataOperations(FilesystemBase):
         xattrs.check_read(name, ctx)
         if self._has_no_xattrs(inode):
             raise error(errno.ENODATA)
-        with self.inodes.using(self.node(inode)) as fd:
-            return await self.calls.read(os.getxattr, fd_path(fd), name)
+        node = self.node(inode)
+        with await self.using(node) as fd:
+            return await self.calls.look(node.local, os.getxattr, fd_path(fd), name)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         """Return the names of the extended attributes that the caller may see."""
         if self._has_no_xattrs(inode):
             return []
-        with self.inodes.using(self.node(inode)) as fd:
-            names = await self.calls.read(os.listxattr, fd_path(fd))
+        with await self.using(self.node(inode)) as fd:
+            names = await self.calls.change(os.listxattr, fd_path(fd))
         return [name for name in map(os.fsencode, names) if xattrs.is_listed(name, ctx)]
 
     @guarded
@@ -135,14 +132,14 @@ class MetadataOperations(FilesystemBase):
     ) -> None:
         """Set an extended attribute."""
         xattrs.check_change(name, ctx)
-        with self.inodes.using(self.node(inode)) as fd:
+        with await self.using(self.node(inode)) as fd:
             await self.calls.change(xattrs.set_value, fd, name, value, ctx)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove an extended attribute."""
         xattrs.check_change(name, ctx)
-        with self.inodes.using(self.node(inode)) as fd:
+        with await self.using(self.node(inode)) as fd:
             await self.calls.change(xattrs.remove, fd, name, ctx)
 
     def _has_no_xattrs(self, inode: int) -> bool:
@@ -151,7 +148,9 @@ class MetadataOperations(FilesystemBase):
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Return the figures of the store's filesystem."""
-        status = await self.calls.read(os.statvfs, next(iter(self.roots.directories.values())))
+        root, fd = next(iter(self.roots.directories.items()))
+        local = self.inodes[ROOT].local if not self.trees else self.trees[root].local
+        status = await self.calls.look(local, os.statvfs, fd)
         figures = pyfuse3.StatvfsData()
         figures.f_bsize = status.f_bsize
         figures.f_frsize = status.f_frsize
@@ -163,3 +162,13 @@ class MetadataOperations(FilesystemBase):
         figures.f_favail = status.f_favail
         figures.f_namemax = status.f_namemax
         return figures
+
+
+def _truncate(fd: int, file: int | None, size: int, ctx: pyfuse3.RequestContext) -> int:
+    """Set the size by way of an open ``file`` if there is one; return how many names the file has."""
+    if file is not None:
+        os.ftruncate(file, size)
+    else:
+        os.truncate(fd_path(fd), size)
+    drop_set_id(fd, ctx)
+    return os.stat(fd).st_nlink

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pyfuse3
 
 from certfs.fuse import attributes
-from certfs.fuse.base import FilesystemBase, error, script_temporaries, status_of
+from certfs.fuse.base import FilesystemBase, error, script_temporaries
 from certfs.fuse.caller import as_caller
 from certfs.fuse.guard import guarded
 from certfs.fuse.inodes import ROOT, Inode
@@ -50,9 +50,8 @@ class NameOperations(FilesystemBase):
             return self.content_entry(content)
         if self.trust.is_hidden(parent.id, name):
             raise error(errno.ENOENT)
-        with self.inodes.using(parent) as directory:
-            status = await self.calls.read(status_of, directory, name)
-        return self.entry(self.inodes.remember(parent, name, status), status)
+        status, local = await self.look(parent, name)
+        return self.entry(self.inodes.remember(parent, name, status, local=local), status)
 
     def _bundle(self, directory: int, name: bytes) -> LiveBundle | None:
         """Return the bundle that this is the name of, whether it exists or not."""
@@ -150,9 +149,9 @@ class NameOperations(FilesystemBase):
         """Give an inode one more name."""
         source = self.node(inode)
         parent = self._directory(new_parent_inode, new_name)
-        with self.inodes.using(source) as fd, self.inodes.using(parent) as directory:
+        with await self.using(source) as fd, await self.using(parent) as directory:
             await self.calls.change(as_caller, ctx, _link, fd, directory, new_name)
-            status = await self.calls.read(os.stat, fd)
+            status = await self.calls.look(source.local, os.stat, fd)
         source.lookups += 1
         self.inodes.moved(source, parent, new_name)
         self.await_release(source)
@@ -166,8 +165,8 @@ class NameOperations(FilesystemBase):
             self.announcements.unlink(parent_inode, name, self._bundle(parent_inode, name))
             return
         parent = self._directory(parent_inode, name)
-        removed = self.inodes.before_removal(parent, name)
-        with self.inodes.using(parent) as directory:
+        removed = await self.before_removal(parent, name)
+        with await self.using(parent) as directory:
             await self.calls.change(as_caller, ctx, _unlink, directory, name)
         self._lost(removed, parent, name)
         await self._tell(parent, name, ctx)
@@ -176,8 +175,8 @@ class NameOperations(FilesystemBase):
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove an empty directory; the end of a ``D.bk`` ends the swap of D (promise I10)."""
         parent = self._directory(parent_inode, name)
-        removed = self.inodes.before_removal(parent, name)
-        with self.inodes.using(parent) as directory:
+        removed = await self.before_removal(parent, name)
+        with await self.using(parent) as directory:
             try:
                 await self.calls.change(as_caller, ctx, _rmdir, directory, name)
             except OSError as e:
@@ -216,11 +215,11 @@ class NameOperations(FilesystemBase):
             await self._commit(old_parent, name_old, new_parent, name_new, flags, ctx)
             return
         self._directory(parent_inode_new, name_new)
-        moved = self.inodes.before_removal(old_parent, name_old)
-        replaced = self.inodes.before_removal(new_parent, name_new)
+        moved = await self.before_removal(old_parent, name_old)
+        replaced = await self.before_removal(new_parent, name_new)
         with (
-            self.inodes.using(old_parent) as old_directory,
-            self.inodes.using(new_parent) as new_directory,
+            await self.using(old_parent) as old_directory,
+            await self.using(new_parent) as new_directory,
         ):
             try:
                 await self.calls.change(
@@ -307,8 +306,8 @@ class NameOperations(FilesystemBase):
             raise error(errno.EPERM)
         if flags & RENAME_NOREPLACE and bundle.exists:
             raise error(errno.EEXIST)
-        removed = self.inodes.before_removal(old_parent, name_old)
-        with self.inodes.using(old_parent) as directory:
+        removed = await self.before_removal(old_parent, name_old)
+        with await self.using(old_parent) as directory:
             await self.calls.change(as_caller, ctx, _unlink, directory, name_old)
         self._lost(removed, old_parent, name_old)
         self.trust.swaps.end(bundle, self.actor(ctx))
@@ -316,8 +315,8 @@ class NameOperations(FilesystemBase):
     @guarded
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         """Return where a symbolic link points."""
-        with self.inodes.using(self.node(inode)) as fd:
-            return await self.calls.read(_readlink, fd)
+        with await self.using(self.node(inode)) as fd:
+            return await self.calls.change(_readlink, fd)
 
 
 def _mknod(directory: int, name: bytes, mode: int, rdev: int) -> None:

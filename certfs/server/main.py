@@ -24,6 +24,8 @@ from certfs import procfs
 from certfs.config import Config
 from certfs.errors import CertfsError, FuseError, StoreError
 from certfs.fuse import session
+from certfs.fuse.base import Tables
+from certfs.fuse.calls import Calls
 from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import InodeTable
 from certfs.fuse.operations import Operations
@@ -85,12 +87,16 @@ class Server:
         self.plain = PlainCopies(self.trust, active=not job.passive)
         self.status = StatusReport(job, settings, self.trust, self.plain)
         descriptors = _descriptor_limit()
+        calls = Calls()
         self.operations = Operations(
             roots,
             self.trust,
-            InodeTable(limit=descriptors // 2),
-            HandleTable(limit=(descriptors - _RESERVED_DESCRIPTORS) // 2),
-            SyntheticFiles(self.status.render, self.status.prepare),
+            Tables(
+                InodeTable(limit=descriptors // 2, let_go=calls.let_go),
+                HandleTable(limit=(descriptors - _RESERVED_DESCRIPTORS) // 2),
+                SyntheticFiles(self.status.render, self.status.prepare),
+            ),
+            calls,
         )
         self.operations.on_init = self._served.set
         self.operations.flush_plain_copies = self.plain.flush

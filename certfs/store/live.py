@@ -30,6 +30,7 @@ from certfs.core.certificate import (
 from certfs.core.signature import OwnSignature
 from certfs.store.backing import FileId, file_id, stamp, stamp_head, stamp_of_data, status_at
 from certfs.store.bequest import Bequest
+from certfs.store.cached import is_local, status_cached
 from certfs.store.linked import LinkedSources
 from certfs.store.scan import Reading, SourceReader, Writers, as_it_was, inherited, source_names
 
@@ -100,6 +101,7 @@ class LiveBundle:
         self.generation = Generation(0, 0, self.catalog.snapshot(), time.time_ns())
         self.directory: int | None = None
         self.directory_id: FileId | None = None
+        self._is_local = False
         self.swap_deadline: float | None = None
         self._reader = reader
         self._is_busy = is_busy
@@ -189,6 +191,7 @@ class LiveBundle:
         if self.directory is not None:
             os.close(self.directory)
         self.directory, self.directory_id = directory, directory_id
+        self._is_local = directory is not None and is_local(directory)
         if directory is None:
             self._apply(dict.fromkeys(self.catalog.names()), actor)
         return True
@@ -297,16 +300,19 @@ class LiveBundle:
             os.close(self.directory)
             self.directory = None
 
-    @staticmethod
-    def _is_quick(directory: int, names: list[bytes]) -> bool:
-        if len(names) > _INLINE_NAMES:
+    def _is_quick(self, directory: int, names: list[bytes]) -> bool:
+        """Whether these sources can be read on the event loop: small files in memory, on a local file system."""
+        if not self._is_local or len(names) > _INLINE_NAMES:
             return False
         for name in names:
-            status = status_at(directory, name)
+            try:
+                status = status_cached(directory, name)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
             # A link may lead to a slow filesystem.
-            if status is not None and (
-                status.st_size > _INLINE_SIZE or stat.S_ISLNK(status.st_mode)
-            ):
+            if status.st_size > _INLINE_SIZE or stat.S_ISLNK(status.st_mode):
                 return False
         return True
 

@@ -162,23 +162,22 @@ class Trust:
         for bundle in list(self.bundles):
             await bundle.refresh(bundle.sources_of(inode), actor)
 
-    def write_begins(self, directory: FileId | None, name: bytes, file: int) -> None:
-        """Take note that an open ``file``, of which this is one name at most, is about to be changed in place (I3)."""
-        for bundle, source in self._sources_written(directory, name, file):
+    def write_begins(self, directory: FileId | None, name: bytes, status: os.stat_result) -> None:
+        """Take note that a file of this ``status`` and maybe this name is about to be changed in place (I3)."""
+        for bundle, source in self._sources_written(directory, name, status):
             bundle.write_begins(source)
 
-    def write_failed(self, directory: FileId | None, name: bytes, file: int) -> None:
+    def write_failed(self, directory: FileId | None, name: bytes, status: os.stat_result) -> None:
         """Take note that nothing came of that."""
-        for bundle, source in self._sources_written(directory, name, file):
+        for bundle, source in self._sources_written(directory, name, status):
             bundle.write_failed(source)
 
     def _sources_written(
-        self, directory: FileId | None, name: bytes, file: int
+        self, directory: FileId | None, name: bytes, status: os.stat_result
     ) -> Iterator[tuple[LiveBundle, bytes]]:
         if directory is not None and name.endswith(b".pem"):
             for bundle in self._roles.sources.get(directory, ()):
                 yield bundle, name
-        status = os.stat(file)
         if status.st_nlink > (0 if directory is None else 1):
             for bundle in self.bundles:
                 for other in bundle.sources_of(file_id(status)):

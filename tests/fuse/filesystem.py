@@ -16,6 +16,8 @@ import pyfuse3
 import pytest
 
 from certfs.core.bundle import BundleSpec
+from certfs.fuse.base import Tables
+from certfs.fuse.calls import Calls
 from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import ROOT, InodeTable
 from certfs.fuse.operations import Operations
@@ -135,12 +137,16 @@ def filesystem(path: Path) -> Iterator[Filesystem]:
         is_busy=lambda identity: bool(made) and made[0].is_busy(identity),
         observer=published.append,
     )
+    calls = Calls()
     operations = Operations(
         roots,
         trust,
-        InodeTable(limit=100),
-        HandleTable(),
-        SyntheticFiles(lambda: b'{"version": 1}\n'),
+        Tables(
+            InodeTable(limit=100, let_go=calls.let_go),
+            HandleTable(),
+            SyntheticFiles(lambda: b'{"version": 1}\n'),
+        ),
+        calls,
     )
     made.append(operations)
     waiting, doorbell = os.pipe()

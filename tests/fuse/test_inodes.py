@@ -31,10 +31,21 @@ class Tree:
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         return self.table.remember(parent, name.encode(), status)
 
+    def before_removal(self, name: str, parent: Inode) -> Inode | None:
+        """Do as the operations do with a name that is about to go."""
+        try:
+            status = os.stat(name, dir_fd=self.table.fd(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        inode = self.table.before_removal(parent, name.encode(), status)
+        if inode is not None:
+            self.table.fd(inode)
+        return inode
+
     def unlink(self, name: str, parent: Inode | None = None) -> None:
         """Do as an UNLINK does."""
         parent = parent or self.root
-        removed = self.table.before_removal(parent, name.encode())
+        removed = self.before_removal(name, parent)
         with self.table.using(parent) as fd:
             os.unlink(name, dir_fd=fd)
         if removed is not None:
@@ -42,8 +53,8 @@ class Tree:
 
     def rename(self, old: str, new: str) -> None:
         """Do as a RENAME within the root does."""
-        moved = self.table.before_removal(self.root, old.encode())
-        replaced = self.table.before_removal(self.root, new.encode())
+        moved = self.before_removal(old, self.root)
+        replaced = self.before_removal(new, self.root)
         (self.path / old).rename(self.path / new)
         if moved is not None and moved is not replaced:
             self.table.moved(moved, self.root, new.encode())

@@ -68,7 +68,7 @@ def begin_to_write(found: Store, path: str) -> int:
     """Empty a source as a writer through the mount does, and tell what the filesystem tells."""
     directory, _, name = path.rpartition("/")
     file = os.open(found.path / path, os.O_WRONLY)
-    found.trust.write_begins(found.id(directory), name.encode(), file)
+    found.trust.write_begins(found.id(directory), name.encode(), os.stat(file))
     os.ftruncate(file, 0)
     return file
 
@@ -129,7 +129,7 @@ async def test_a_write_that_failed_is_none(server: Servers) -> None:
     """I3: where nothing was changed nothing is left."""
     async with server() as found:
         file = os.open(found.path / "stunnel/certs-pool/one.pem", os.O_RDONLY)
-        place = (found.id("stunnel/certs-pool"), b"one.pem", file)
+        place = (found.id("stunnel/certs-pool"), b"one.pem", os.stat(file))
         found.trust.write_begins(*place)
         assert len(os.listdir(server.notes)) == 1
         found.trust.write_failed(*place)
@@ -144,7 +144,7 @@ async def test_a_file_with_two_names_is_left_under_each(server: Servers) -> None
         (pool / "also.pem").hardlink_to(pool / "one.pem")
         await found.changed("stunnel/certs-pool/also.pem")
         file = os.open(pool / "one.pem", os.O_WRONLY)
-        found.trust.write_begins(None, b"", file)
+        found.trust.write_begins(None, b"", os.stat(file))
         assert len(os.listdir(server.notes)) == 2
         os.ftruncate(file, 0)
         os.close(file)

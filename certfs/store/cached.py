@@ -1,0 +1,125 @@
+"""Looking at the store without waiting for it.
+
+Owns what the event loop may do itself: find a name that the kernel has in memory, never across a mount point, and know
+whether a file system is a local one. Everything else may wait for a disk, a network or another FUSE server for ever,
+and is for a thread.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_CACHED = 0x20
+_OPENAT2 = 437
+"""The number of openat2(2), the same for every architecture but alpha."""
+_OPEN_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_LOCAL = frozenset(
+    {
+        0xEF53,  # ext2, ext3, ext4
+        0x58465342,  # XFS
+        0x9123683E,  # Btrfs
+        0x01021994,  # tmpfs
+        0x858458F6,  # ramfs
+        0x794C7630,  # overlayfs
+        0xF2F52010,  # F2FS
+        0xCA451A4E,  # bcachefs
+        0x2FC12FC1,  # ZFS
+        0x3153464A,  # JFS
+        0x52654973,  # ReiserFS
+        0x73717368,  # SquashFS
+        0xE0F5E1E2,  # EROFS
+    }
+)
+"""The types (statfs(2)) whose inodes in memory are looked at without asking anybody."""
+
+
+class _How(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+# PyDLL: it does not wait, and letting go of the interpreter's lock takes longer than the call.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_IN_MEMORY = _How(_OPEN_FLAGS, 0, _RESOLVE_CACHED | _RESOLVE_NO_XDEV)
+_ON_THIS_MOUNT = _How(_OPEN_FLAGS, 0, _RESOLVE_NO_XDEV)
+
+
+def open_cached(directory: int, name: bytes) -> int:
+    """Return an O_PATH descriptor of what ``name`` itself is, if the kernel can tell from memory.
+
+    BlockingIOError if it cannot, if the name is a mount point, or if the kernel is older than openat2(2) with
+    RESOLVE_CACHED (Linux 5.12); another OSError if there is nothing of that name.
+    """
+    fd = _libc.syscall(_OPENAT2, directory, name, ctypes.byref(_IN_MEMORY), ctypes.sizeof(_How))
+    if fd >= 0:
+        return int(fd)
+    code = ctypes.get_errno()
+    if code in {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EPERM}:
+        code = errno.EAGAIN
+    raise OSError(code, os.strerror(code))
+
+
+def status_cached(directory: int, name: bytes) -> os.stat_result:
+    """Return the status of ``name`` itself if that needs no waiting, on a local file system; errors as above."""
+    fd = open_cached(directory, name)
+    try:
+        return os.stat(fd)
+    finally:
+        os.close(fd)
+
+
+def status_on_mount(directory: int, name: bytes) -> tuple[os.stat_result, bool]:
+    """Return the status of ``name`` itself, and whether it is on the same mount as the directory; blocks."""
+    fd = _libc_waiting.syscall(
+        _OPENAT2, directory, name, ctypes.byref(_ON_THIS_MOUNT), ctypes.sizeof(_How)
+    )
+    if fd >= 0:
+        try:
+            return os.stat(fd), True
+        finally:
+            os.close(fd)
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    # Without openat2(2) a mount of the same file system is taken for a directory of it, which is as good to ask.
+    is_old = ctypes.get_errno() != errno.EXDEV
+    return status, is_old and status.st_dev == os.stat(directory).st_dev
+
+
+def read_cached(fd: int, length: int, offset: int) -> bytes:
+    """Return what pread(2) does if all of it is in memory; BlockingIOError otherwise."""
+    length = min(length, os.fstat(fd).st_size - offset)
+    if length <= 0:
+        return b""
+    buffer = bytearray(length)
+    try:
+        count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as e:
+        if e.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+        count = 0
+    if count < length:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return bytes(buffer)
+
+
+def is_local(fd: int) -> bool:
+    """Whether a descriptor is of a file system that asks nobody else; blocks if it is not."""
+    return file_system_type(fd) in _LOCAL
+
+
+def file_system_type(fd: int) -> int:
+    """Return the type of a file system as in statfs(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc_waiting.fstatfs(fd, buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    # The first field has the size of a long, but on s390x that of an int.
+    kind = ctypes.c_uint if platform.machine() == "s390x" else ctypes.c_ulong
+    return int(kind.from_buffer(buffer).value) & 0xFFFFFFFF
+
+
+_libc_waiting = ctypes.CDLL(None, use_errno=True)
+_libc_waiting.syscall.restype = ctypes.c_long
