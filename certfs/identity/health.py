@@ -28,6 +28,7 @@ from certfs.identity.paths import (
     POOL_PEM_NEW,
     SERVER_PEM,
     SOURCE_DIRECTORY_MODE,
+    BundlePlace,
     HostPaths,
     command,
 )
@@ -61,7 +62,7 @@ class _Host:
 
     @property
     def pool_pem(self) -> Path:
-        return self.paths.xensource / os.fsdecode(POOL_PEM)
+        return self.paths.pool_pem
 
     @property
     def public(self) -> Path:
@@ -225,22 +226,27 @@ def _own_certificate(host: _Host) -> Iterator[Finding]:
         )
     if pem is None:
         return
-    published = read_public(host.public)
-    if published == pem.leaf:
-        return
-    if not os.path.lexists(host.public):
+    if read_public(host.public) != pem.leaf:
+        yield own_certificate_finding(
+            host.pool_pem, host.public, mend=command(host.paths, "repair")
+        )
+
+
+def own_certificate_finding(pool_pem: Path, public: Path, *, mend: str = "") -> Finding:
+    """Return what is wrong with the certificate by which the pool knows this host, when it is not that of its key."""
+    if not os.path.lexists(public):
         name, what = "POOL_CERTIFICATE_MISSING", "is missing"
-    elif published is None:
+    elif read_public(public) is None:
         name, what = "POOL_CERTIFICATE_EMPTY", "holds no certificate"
     else:
-        name, what = "POOL_CERTIFICATE_DIFFERS", f"is not the certificate in {host.pool_pem}"
-    yield Finding(
+        name, what = "POOL_CERTIFICATE_DIFFERS", f"is not the certificate in {pool_pem}"
+    return Finding(
         Severity.CRITICAL,
         name,
-        host.public,
+        public,
         f"{what}: the pool does not trust this host",
-        command(host.paths, "repair"),
-        PublishCertificate(host.pool_pem, host.public),
+        mend,
+        PublishCertificate(pool_pem, public),
     )
 
 
@@ -264,14 +270,19 @@ def _bundles(host: _Host) -> Iterator[Finding]:
     for place in bundle_places(host.paths):
         with contextlib.suppress(OSError):
             if is_stale(place):
-                yield Finding(
-                    Severity.WARNING,
-                    "BUNDLE_STALE",
-                    place.bundle,
-                    f"holds other certificates than {place.source}, and no certfs makes it",
-                    command(host.paths, "repair"),
-                    UpdateBundle(place),
-                )
+                yield bundle_finding(host.paths, place)
+
+
+def bundle_finding(paths: HostPaths, place: BundlePlace) -> Finding:
+    """Return that a bundle, which no mount makes, does not follow its directory."""
+    return Finding(
+        Severity.WARNING,
+        "BUNDLE_STALE",
+        place.bundle,
+        f"holds other certificates than {place.source}, and no certfs makes it",
+        command(paths, "repair"),
+        UpdateBundle(place),
+    )
 
 
 def _not_looked_at(host: _Host) -> Iterator[Finding]:

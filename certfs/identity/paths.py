@@ -67,6 +67,11 @@ class HostPaths:
         return cls(directory / "xensource", directory / "stunnel", directory)
 
     @property
+    def pool_pem(self) -> Path:
+        """What this host shows to its pool."""
+        return self.xensource / os.fsdecode(POOL_PEM)
+
+    @property
     def trusted_certs(self) -> Path:
         """The newer layout's directories by purpose; many hosts have none."""
         return self.stunnel.with_name("trusted-certs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -337,6 +338,71 @@ def test_bundle_as_the_platforms_script_writes_it_is_not_stale(host: HostPaths) 
     bundle = host.stunnel / "xapi-pool-ca-bundle.pem"
     bundle.write_bytes(b"# by the script\n" + bundle.read_bytes().replace(b"\n", b"\r\n"))
     assert judge(host) == ()
+
+
+def _lose(*names: str) -> Callable[[HostPaths], None]:
+    """Give a function that removes files and directories of a host."""
+
+    def lose(host: HostPaths) -> None:
+        for name in names:
+            path = host.xensource.parent / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return lose
+
+
+def _other_key(host: HostPaths) -> None:
+    refresh.begin(host, host_uuid=UUID)
+    (host.certs_pool / f"{UUID}.new.pem").unlink()
+
+
+def _only_the_backup(host: HostPaths) -> None:
+    host.certs_pool.rename(host.stunnel / "certs-pool.bk")
+
+
+def _only_an_empty_backup(host: HostPaths) -> None:
+    _lose("stunnel/certs-pool")(host)
+    (host.stunnel / "certs-pool.bk").mkdir()
+
+
+def _pool_key_is_only_the_new_one(host: HostPaths) -> None:
+    refresh.begin(host, host_uuid=UUID)
+    host.pool_pem.rename(host.xensource / "xapi-pool-tls.new")
+
+
+_POOL_PEM = "xensource/xapi-pool-tls.pem"
+_BUNDLE = "stunnel/xapi-pool-ca-bundle.pem"
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _lose("stunnel/certs-pool"),
+        _lose("stunnel/certs-pool", _BUNDLE),
+        _lose("stunnel/certs-pool", "stunnel/certs", _POOL_PEM, "xensource/xapi-ssl.pem", _BUNDLE),
+        _lose(_POOL_PEM),
+        _lose(_POOL_PEM, f"stunnel/certs-pool/{UUID}.pem"),
+        _lose(f"stunnel/certs-pool/{UUID}.pem", _BUNDLE),
+        _lose(_BUNDLE),
+        _other_key,
+        _only_the_backup,
+        _only_an_empty_backup,
+        _pool_key_is_only_the_new_one,
+    ],
+)
+def test_dry_run_names_what_a_repair_does(
+    host: HostPaths, harm: Callable[[HostPaths], None]
+) -> None:
+    """A dry run lists each deed of the repair that follows it, in the same order, what follows from others included."""
+    assert host.root is not None
+    (host.root / ".certfs").mkdir(exist_ok=True)
+    (host.root / ".certfs/host-uuid").write_text(UUID)
+    harm(host)
+    announced = [(f.name, str(f.remedy)) for f in repair(host, dry_run=True).mended]
+    assert announced
+    assert [(f.name, str(f.remedy)) for f in repair(host).mended] == announced
+    assert all(finding.remedy is None for finding in judge(host))
 
 
 def test_dry_run_changes_nothing(host: HostPaths) -> None:
