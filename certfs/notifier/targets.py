@@ -6,6 +6,7 @@ children may not either.
 """
 
 import os
+import pwd
 import signal
 import stat
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ class RefusedError(Exception):
 
 
 class NotRunning(Exception):  # noqa: N818 - it is no error
-    """There is no process to tell; the text says why."""
+    """There is no process to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +143,13 @@ def _process_of(spec: NotifySpec) -> int:
     try:
         fd = os.open(spec.pid_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotRunning(f"there is no {spec.pid_file}") from None
+        raise NotRunning from None
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise RefusedError(f"{spec.pid_file} is not a regular file")
         text = file.read(_PID_FILE_BYTES).strip()
     if not text:
-        raise NotRunning(f"{spec.pid_file} is empty")
+        raise NotRunning
     if not text.isdigit() or int(text) <= 1 or len(text) > 10:  # noqa: PLR2004 - more is no pid
         raise RefusedError(f"{spec.pid_file} does not hold the number of a process")
     return int(text)
@@ -162,13 +163,14 @@ def _send(pid: int, spec: NotifySpec) -> bool:
         # Held while the name is compared: the number cannot become another process's in between (Linux 5.3).
         pidfd = os.pidfd_open(pid)
     try:
-        _check_name(pid, spec.process)
+        if command_of(pid) != os.fsencode(spec.process)[:_COMM_LENGTH]:
+            raise NotRunning
         if pidfd is not None:
             signal.pidfd_send_signal(pidfd, number)
         else:
             os.kill(pid, number)
     except ProcessLookupError:
-        raise NotRunning(f"there is no process {pid}") from None
+        raise NotRunning from None
     except PermissionError:
         return False
     finally:
@@ -177,7 +179,10 @@ def _send(pid: int, spec: NotifySpec) -> bool:
     return True
 
 
-def _check_name(pid: int, wanted: str) -> None:
-    name = command_of(pid)
-    if name != os.fsencode(wanted)[:_COMM_LENGTH]:
-        raise NotRunning(f"process {pid} is {os.fsdecode(name)!a} and not {wanted!a}")
+def user_exists(name: str) -> bool:
+    """Whether there is a user of this name."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
