@@ -52,6 +52,16 @@ class Layout:
         return self.base / "mount"
 
     @property
+    def configuration(self) -> Path:
+        """The configuration of certfs: which reader is told of changes."""
+        return self.base / "certfs.toml"
+
+    @property
+    def server_pid(self) -> Path:
+        """The pid file of this host's own stunnel server."""
+        return self.logs / "host-a.pid"
+
+    @property
     def logs(self) -> Path:
         """Configurations and logs of the stunnels."""
         return self.base / "stunnel"
@@ -152,6 +162,7 @@ def demonstrate(layout: Layout, story: Story) -> None:
         client.expect(newcomer, accepted=False)
         client.expect(members[0], accepted=True)
 
+    follow(layout, newcomer, story)
     farewell(layout, newcomer, story)
 
 
@@ -169,8 +180,15 @@ def mount(layout: Layout, story: Story) -> None:
     if mounted and layout.pool.is_dir():
         story.step("mount/ is mounted from an earlier run", took=time.monotonic() - started)
         return
-    certfs("mount", "--store", layout.store, layout.mount)
-    story.step("certfs mount --store store mount", took=time.monotonic() - started)
+    layout.configuration.write_text(
+        f'[[notify]]\npid_file = "{layout.server_pid}"\nprocess = "{Path(stunnel()).name}"\n'
+        "delay = 0.05\nmax_delay = 0.5\nmin_interval = 0.1\n"
+    )
+    config = ("--config", layout.configuration)
+    certfs("mount", "--store", layout.store, *config, layout.mount)
+    story.step(
+        "certfs mount --store store --config certfs.toml mount", took=time.monotonic() - started
+    )
 
 
 def certfs(*arguments: str | Path) -> None:
@@ -295,6 +313,82 @@ class Client:
         if answered != accepted:
             wanted = "accepted" if accepted else "refused"
             raise DemoError(f"{host.name} had to be {wanted}: see {log} and {self.layout.bundle}")
+
+
+def follow(layout: Layout, newcomer: Host, story: Story) -> None:
+    """Show a stunnel server that keeps running: it reads the bundle again when certfs tells it to."""
+    story.heading(
+        "This host's own stunnel server, which keeps what it has read: verifyPeer = yes,\n"
+        f"CAfile = {layout.bundle}; {layout.configuration.name} says whom to tell"
+    )
+    with own_server(layout) as (port, log):
+        visit(layout, newcomer, port, story, accepted=False)
+        copy_in(layout, newcomer, story)
+        await_reload(log, 2, story)
+        visit(layout, newcomer, port, story, accepted=True)
+        remove(layout, newcomer, story)
+        await_reload(log, 3, story)
+        visit(layout, newcomer, port, story, accepted=False)
+
+
+@contextlib.contextmanager
+def own_server(layout: Layout) -> Iterator[tuple[int, Path]]:
+    """Run this host's stunnel server, which lets the hosts of the pool in; yield its port and log."""
+    log, configuration = layout.logs / "host-a.log", layout.logs / "host-a.conf"
+    log.unlink(missing_ok=True)
+    port = free_port()
+    configuration.write_text(
+        f"foreground = yes\npid = {layout.server_pid}\nsyslog = no\noutput = {log}\n"
+        # With TLS 1.3 a client believes itself accepted before the server has looked.
+        f"[pool]\naccept = 127.0.0.1:{port}\nsslVersionMax = TLSv1.2\n"
+        f"cert = {layout.mount}/xensource/xapi-pool-tls.pem\n"
+        f"CAfile = {layout.bundle}\nverifyPeer = yes\n"
+        f"exec = /bin/echo\nexecArgs = echo {GREETING}\n"
+    )
+    process = subprocess.Popen(
+        [stunnel(), configuration], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        await_listening(process, port, log)
+        yield port, log
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def await_reload(log: Path, times: int, story: Story) -> None:
+    """Return when the server has read its configuration so often."""
+    started = time.monotonic()
+    while log.read_text(errors="replace").count("Configuration successful") < times:
+        if time.monotonic() - started > PATIENCE:
+            raise DemoError(f"the stunnel server was not told of the change: see {log}")
+        time.sleep(0.01)
+    story.step("the server has read the bundle again", took=time.monotonic() - started)
+
+
+def visit(layout: Layout, host: Host, port: int, story: Story, *, accepted: bool) -> None:
+    """Connect to this host's server as another host; raise ``DemoError`` unless it goes as it must."""
+    log, configuration = layout.logs / "visitor.log", layout.logs / "visitor.conf"
+    log.unlink(missing_ok=True)
+    configuration.write_text(
+        f"client = yes\nsyslog = no\noutput = {log}\nconnect = 127.0.0.1:{port}\n"
+        f"cert = {host.directory}/xensource/xapi-pool-tls.pem\n"
+    )
+    started = time.monotonic()
+    answer = subprocess.run(
+        [stunnel(), configuration],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=PATIENCE,
+        check=False,
+    )
+    answered = answer.stdout.decode().strip() == GREETING
+    verdict = "accepted" if answered else "REFUSED"
+    story.step(f"{host.name} -> this host: {verdict}", took=time.monotonic() - started)
+    if answered != accepted:
+        wanted = "accepted" if accepted else "refused"
+        raise DemoError(f"{host.name} had to be {wanted}: see {log} and {layout.logs}/host-a.log")
 
 
 def reason(log: Path) -> str:

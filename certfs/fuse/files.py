@@ -227,8 +227,12 @@ class FileOperations(FilesystemBase):
                     await self._commit_writes(handle, node)
         finally:
             # Closed after the source was read: as long as it is open its inode is there to be read.
-            # Closing what was written may wait for the disk; nobody waits for that.
-            self.calls.let_go(handle.fd, local=node.local and not handle.writes)
+            if handle.writes:
+                # Waited for: an event of it that came later would look like another's change, and the lease that is
+                # asked for tells of our own descriptor as of any other writer's.
+                await self.calls.change(os.close, handle.fd)
+            else:
+                self.calls.let_go(handle.fd, local=node.local)
             self.inodes.release(node)
 
     async def _commit_writes(self, handle: FileHandle, node: Inode) -> None:

@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Final
 
 from certfs.linux.console import Level, log
@@ -56,6 +57,16 @@ class Order:
     """What the reader was told of last, as far as this process knows."""
     sought_again: bool = False
     timed_out: bool = False
+
+    @property
+    def due_timer(self) -> str:
+        """The name of the deadline at which the next run begins."""
+        return f"due {self.key}"
+
+    @property
+    def run_timer(self) -> str:
+        """The name of the deadline of the run that is under way."""
+        return f"run {self.key}"
 
     @property
     def timing(self) -> Timing:
@@ -121,7 +132,11 @@ class Notifier:
         for key, spec, paths in self._wanted():
             content = _digest([self._files.contents[path] for path in paths])
             order = self._orders.get(key) or self._new_order(key, spec, paths, content, now)
+            is_news = content != order.progress.wanted
             order.progress = policy.seen(order.progress, content, now)
+            if is_news and order.sought_again:
+                # A process that did not run a moment ago is looked for at once for what is new.
+                self._reactor.after(order.run_timer, order.spec.delay, partial(self._begin, order))
             self._plan(order)
         self._started = True
 
@@ -170,9 +185,9 @@ class Notifier:
     def _plan(self, order: Order) -> None:
         at = policy.due(order.progress, order.timing)
         if at is None:
-            self._reactor.cancel(order.key)
+            self._reactor.cancel(order.due_timer)
         else:
-            self._reactor.at(order.key, at, lambda: self._begin(order))
+            self._reactor.at(order.due_timer, at, lambda: self._begin(order))
         if order.entry.waiting != (at is not None):
             self._save(order)
 
@@ -195,20 +210,20 @@ class Notifier:
                 self._finish(order, "")
             else:
                 self._start(order, run)
-        except NotRunning:
-            self._not_running(order)
+        except NotRunning as reason:
+            self._not_running(order, str(reason))
         except RefusedError as error:
             self._finish(order, str(error))
         except OSError as error:
             self._finish(order, f"{error.filename or order.spec.target}: {error.strerror}")
 
-    def _not_running(self, order: Order) -> None:
+    def _not_running(self, order: Order, reason: str) -> None:
         if order.sought_again:
-            self._log("info", f"notify: {order.spec.target}: not running, nobody to tell")
+            self._log("info", f"notify: {order.spec.target}: not running: {reason}")
             self._finish(order, "", quietly=True)
         else:
             order.sought_again = True  # it may be starting
-            self._reactor.after(order.key, order.spec.grace, lambda: self._begin(order))
+            self._reactor.after(order.run_timer, order.spec.grace, lambda: self._begin(order))
 
     def _start(self, order: Order, run: Run) -> None:
         order.process = subprocess.Popen(
@@ -228,7 +243,9 @@ class Notifier:
         os.set_blocking(output, False)
         self._reactor.watch(output, lambda: self._heard(order, output))
         slack = _SYSTEMD_SLACK if run.command[0] == "systemd-run" else 0.0
-        self._reactor.after(order.key, order.spec.timeout + slack, lambda: self._give_up(order))
+        self._reactor.after(
+            order.run_timer, order.spec.timeout + slack, lambda: self._give_up(order)
+        )
 
     def _heard(self, order: Order, output: int) -> None:
         with suppress(BlockingIOError):
@@ -242,7 +259,9 @@ class Notifier:
             order.timed_out = True
             _kill(order.process, signal.SIGTERM)
             process = order.process
-            self._reactor.after(order.key, order.spec.grace, lambda: _kill(process, signal.SIGKILL))
+            self._reactor.after(
+                order.run_timer, order.spec.grace, lambda: _kill(process, signal.SIGKILL)
+            )
 
     def _ended(self, order: Order) -> None:
         process, order.process = order.process, None
@@ -267,6 +286,7 @@ class Notifier:
             self._finish(order, f"exit status {code}")
 
     def _finish(self, order: Order, problem: str, *, quietly: bool = False) -> None:
+        self._reactor.cancel(order.run_timer)
         order.progress = policy.ended(order.progress, time.monotonic(), well=not problem)
         order.sought_again = False
         entry = order.entry

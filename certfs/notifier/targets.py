@@ -6,7 +6,6 @@ children may not either.
 """
 
 import os
-import pwd
 import signal
 import stat
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ class RefusedError(Exception):
 
 
 class NotRunning(Exception):  # noqa: N818 - it is no error
-    """There is no process to tell."""
+    """There is no process to tell; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +142,13 @@ def _process_of(spec: NotifySpec) -> int:
     try:
         fd = os.open(spec.pid_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotRunning from None
+        raise NotRunning(f"there is no {spec.pid_file}") from None
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise RefusedError(f"{spec.pid_file} is not a regular file")
         text = file.read(_PID_FILE_BYTES).strip()
     if not text:
-        raise NotRunning
+        raise NotRunning(f"{spec.pid_file} is empty")
     if not text.isdigit() or int(text) <= 1 or len(text) > 10:  # noqa: PLR2004 - more is no pid
         raise RefusedError(f"{spec.pid_file} does not hold the number of a process")
     return int(text)
@@ -163,14 +162,13 @@ def _send(pid: int, spec: NotifySpec) -> bool:
         # Held while the name is compared: the number cannot become another process's in between (Linux 5.3).
         pidfd = os.pidfd_open(pid)
     try:
-        if command_of(pid) != os.fsencode(spec.process)[:_COMM_LENGTH]:
-            raise NotRunning
+        _check_name(pid, spec.process)
         if pidfd is not None:
             signal.pidfd_send_signal(pidfd, number)
         else:
             os.kill(pid, number)
     except ProcessLookupError:
-        raise NotRunning from None
+        raise NotRunning(f"there is no process {pid}") from None
     except PermissionError:
         return False
     finally:
@@ -179,10 +177,7 @@ def _send(pid: int, spec: NotifySpec) -> bool:
     return True
 
 
-def user_exists(name: str) -> bool:
-    """Whether there is a user of this name."""
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
+def _check_name(pid: int, wanted: str) -> None:
+    name = command_of(pid)
+    if name != os.fsencode(wanted)[:_COMM_LENGTH]:
+        raise NotRunning(f"process {pid} is {os.fsdecode(name)!a} and not {wanted!a}")

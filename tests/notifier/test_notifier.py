@@ -212,6 +212,28 @@ def _has_ended(pid: int) -> bool:
     return state == b"Z"
 
 
+def test_a_change_during_a_run_that_hangs_does_not_let_it_go_on(scene: Scene) -> None:
+    """The timeout of a run does not depend on what happens meanwhile."""
+    command = scene.noting("sleep 300")
+    scene.start(replace(QUICK, command=command, timeout=1))
+    scene.publish(1)
+    wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+    scene.publish(2)
+    wait_until(lambda: len(scene.told()) > 1, seconds=60, what="the next call")
+
+
+def test_a_process_that_starts_late_is_told(scene: Scene, listener: tuple[Path, Path]) -> None:
+    """It is looked for once more, and at once when there is news."""
+    pid_file, heard = listener
+    later = scene.root / "later"
+    scene.start(replace(QUICK, pid_file=str(later), process=_comm(pid_file), grace=300))
+    scene.publish(1)
+    wait_until(lambda: scene.orders()[0]["dirty"], seconds=60, what="the first search")
+    later.write_bytes(pid_file.read_bytes())
+    scene.publish(2)
+    wait_until(heard.exists, seconds=60, what="the signal")
+
+
 def test_a_flood_of_output_is_bounded(scene: Scene) -> None:
     """The log gets its end, the notifier's memory nothing of it (I18)."""
     process = scene.start(

@@ -17,7 +17,7 @@ from tests.support import mounts
 pytestmark = [pytest.mark.mount, pytest.mark.stunnel]
 
 _SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "quickstart.py"
-_STEP = re.compile(r"client -> (host-\w): (\w+)|\$ (cp|rm) .*host-d")
+_STEP = re.compile(r"client -> (host-\w): (\w+)|\$ (cp|rm) .*host-d|(host-d -> this host: \w+)")
 _STORY = [
     ("host-b", "accepted"),
     ("host-d", "REFUSED"),
@@ -26,6 +26,11 @@ _STORY = [
     "rm",
     ("host-d", "REFUSED"),
     ("host-b", "accepted"),
+    "host-d -> this host: REFUSED",
+    "cp",
+    "host-d -> this host: accepted",
+    "rm",
+    "host-d -> this host: REFUSED",
 ]
 
 
@@ -57,7 +62,7 @@ def run(directory: Path) -> str:
 
 def story(output: str) -> list[str | tuple[str, str]]:
     """Give the steps that the quickstart reports, in their order."""
-    return [step[3] or (step[1], step[2]) for step in _STEP.finditer(output)]
+    return [step[3] or step[4] or (step[1], step[2]) for step in _STEP.finditer(output)]
 
 
 def test_clients_follow_the_directory_each_time_it_is_run(directory: Path) -> None:
