@@ -26,6 +26,7 @@ from certfs.notifier.bundles import HOST_CERTIFICATE, Content, PlainFiles
 from certfs.notifier.memory import Entry, Memory, recalled
 from certfs.notifier.policy import Progress, Record, Timing
 from certfs.notifier.targets import (
+    PATH,
     NotRunning,
     RefusedError,
     Run,
@@ -393,11 +394,15 @@ def systemd_here() -> Systemd:
     """Return the service manager that runs on this machine (sd_booted(3))."""
     if not os.path.isdir("/run/systemd/system"):
         return Systemd()
+    for_user = os.geteuid() != 0
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    bus = f"{runtime}/bus" if for_user else "/run/dbus/system_bus_socket"
+    command = ["systemctl", "--version"]
     with suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
         said = subprocess.run(
-            ["/bin/systemctl", "--version"], check=True, capture_output=True, timeout=5
+            command, check=True, capture_output=True, timeout=5, env={"PATH": PATH}
         ).stdout
-        return Systemd(int(said.split()[1]), for_user=os.geteuid() != 0)
+        return Systemd(int(said.split()[1]), has_bus=os.path.exists(bus), for_user=for_user)
     return Systemd()
 
 

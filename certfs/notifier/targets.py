@@ -38,8 +38,15 @@ class Systemd:
     """The service manager of this machine, as far as it is of use: ``version`` is 0 where none runs."""
 
     version: int = 0
+    has_bus: bool = False
+    """systemd-run --wait needs the message bus."""
     for_user: bool = False
     """It is the manager of an ordinary user's session."""
+
+    @property
+    def runs_commands(self) -> bool:
+        """Whether a command can be run by it, and waited for."""
+        return self.version >= _WAITS_SINCE and self.has_bus
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -77,7 +84,7 @@ def run_of(
             )
         return None
     check_command(spec.command[0])
-    if systemd.version >= _WAITS_SINCE:
+    if systemd.runs_commands:
         return _transient(spec.command, about, spec, systemd, unit_name)
     return Run(spec.command, {**_environment(), **about}, spec.user or None)
 
@@ -120,7 +127,7 @@ def _transient(
     unit_name: str,
 ) -> Run:
     """Return a run of ``command`` as a unit of its own, whose end systemd-run waits for and reports."""
-    if systemd.version < _WAITS_SINCE:
+    if not systemd.runs_commands:
         raise RefusedError("certfs may not signal this process, and systemd cannot do it instead")
     variables = {"PATH": PATH, **about}
     words = (

@@ -228,3 +228,40 @@ def test_a_signal_to_everything_in_the_service(machine: Machine) -> None:
     machine.run("systemctl", "kill", "--signal=KILL", "certfs")
     wait_until(lambda: machine.show("NRestarts") == "1", what="the restart by systemd")
     wait_until(machine.serves, what="the restarted service")
+
+
+RELOADED = """
+[Service]
+ExecStart=/bin/sleep infinity
+ExecReload=/bin/sh -c 'echo reload >>/run/reloads'
+"""
+NOTIFY = """
+[[notify]]
+systemd_unit = "reader.service"
+delay = 0.05
+min_interval = 0.1
+[[notify]]
+command = ["/run/hook"]
+user = "nobody"
+delay = 0.05
+min_interval = 0.1
+"""
+
+
+def test_readers_are_told_from_within_the_service(machine: Machine) -> None:
+    """The unit's hardening keeps it neither from having a unit reloaded nor from changing the user (I21)."""
+    (machine.directory / "units" / "reader.service").write_text(RELOADED)
+    (machine.directory / "etc" / "certfs.toml").write_text(NOTIFY)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "reader.service")
+    machine.run("mkdir", "-m", "0777", "/run/told")
+    hook = "#!/bin/sh\nid -un >>/run/told/calls\n"
+    machine.run("sh", "-c", 'printf %s "$1" >/run/hook; chmod 0755 /run/hook', "sh", hook)
+    machine.run("systemctl", "reload", "certfs")
+    wait_until(
+        lambda: "certfs.notifier" in machine.run("ps", "ax"), seconds=60, what="the notifier"
+    )
+    machine.inside("/etc/stunnel/certs-pool/two.pem").write_bytes(pki.issue("two").pem)
+    wait_until(machine.inside("/run/reloads").exists, seconds=60, what="the reload")
+    wait_until(machine.inside("/run/told/calls").exists, seconds=60, what="the call")
+    assert machine.run("cat", "/run/told/calls").splitlines() == ["nobody"]
