@@ -44,9 +44,12 @@ def certfs_program() -> str:
 
 
 def wait_until(
-    reached: Callable[[], bool], *, seconds: float = 10.0, what: str = "the condition"
+    reached: Callable[[], bool], *, seconds: float = 30.0, what: str = "the condition"
 ) -> None:
-    """Poll until `reached` gives true; fail the test after `seconds`."""
+    """Poll until `reached` gives true; fail the test after `seconds`.
+
+    The usual limit is for a busy machine; a shorter one is the bound of a promise.
+    """
     deadline = time.monotonic() + seconds
     pause = 0.001
     while not reached():
@@ -193,6 +196,8 @@ class CertfsMount:
 
     tree: Tree
     options: tuple[str, ...] = ()
+    wrapper: tuple[str, ...] = ()
+    """A program, with its arguments, that starts the command, such as prlimit(1)."""
     expected_log: list[str] = field(default_factory=list)
     """Regular expressions of warnings and errors that this test provokes."""
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -225,7 +230,7 @@ class CertfsMount:
 
     def start(self) -> None:
         """Run `certfs mount` and expect the tree to be served when it returns."""
-        command = [certfs_program(), "mount", *self.options]
+        command = [*self.wrapper, certfs_program(), "mount", *self.options]
         with self.log.open("ab") as log:
             ended = subprocess.run(
                 [*command, "--store", self.tree.store, self.tree.root],
@@ -308,7 +313,10 @@ class CertfsMount:
 
 @contextlib.contextmanager
 def mounted(
-    *options: str, prepare: Callable[[Tree], None] | None = None, standard: bool = True
+    *options: str,
+    prepare: Callable[[Tree], None] | None = None,
+    standard: bool = True,
+    wrapper: tuple[str, ...] = (),
 ) -> Iterator[CertfsMount]:
     """Mount a fresh store with certfs; unmount and check everything at the end.
 
@@ -323,7 +331,7 @@ def mounted(
         Tree(root=tree.store, store=tree.store).make()
     if prepare is not None:
         prepare(Tree(root=tree.store, store=tree.store))
-    mount = CertfsMount(tree=tree, options=options)
+    mount = CertfsMount(tree=tree, options=options, wrapper=wrapper)
     try:
         mount.start()
         yield mount
