@@ -525,25 +525,3 @@ def test_a_bundle_behind_a_link_is_critical(tmp_path: Path) -> None:
     (finding,) = json.loads(checked.stdout)["findings"]
     assert (checked.returncode, finding["name"]) == (2, "BUNDLE_NOT_PRESENTED")
     assert finding["what"] == "is not presented: out: a symbolic link is not followed"
-
-
-def test_what_was_overlooked_is_listed_and_no_finding(place: Place) -> None:
-    """I9: a certificate in x.crt has a note, which does not make check fail; an editor's lock link has none."""
-    place.put("good.pem", ONE.pem)
-    place.put("x.crt", TWO.pem)
-    (place.certs / ".#good.pem").symlink_to("admin@host.4711")
-    items = place.objects()
-    assert [(os.path.basename(each["source"]), each["included"]) for each in items] == [
-        ("good.pem", True),
-        ("x.crt", False),
-    ]
-    assert items[1]["severity"] == "note"
-    assert place.check() == (0, [])
-
-
-def test_other_endings_are_sources_where_the_configuration_says_so(place: Place) -> None:
-    """I6: suffixes of a bundle that is not the platform's."""
-    place.config.write_text(_CONFIG + 'suffixes = [".pem", ".crt"]\n', encoding="ascii")
-    place.put("x.crt", TWO.pem)
-    (item,) = place.objects()
-    assert item["included"]

@@ -16,7 +16,8 @@ from tests.support.mounts import CertfsMount
 from tests.support.peer import Peer
 from tests.support.tree import Tree
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow]
+# In one process: the mount that the tests share takes long.
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.xdist_group("scale")]
 
 SOURCES = int(os.environ.get("CERTFS_TEST_SOURCES", "20000"))
 """The nightly run has 300,000."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import oracle, peer, pki
+from tests.support import oracle, peer, pki, writers
 from tests.support.mounts import CertfsMount
 from tests.support.peer import Peer
 from tests.support.syscalls import Rename, renameat2
@@ -227,22 +227,6 @@ def test_every_change_is_seen_by_the_next_open(
     assert not stale
 
 
-def churn(directory: str, bundle: str, name: str, texts: list[bytes]) -> list[str]:
-    """Overwrite one's own file again and again; say each time the bundle was wrong about it."""
-    wrong = []
-    previous = b""
-    for number, text in enumerate(texts):
-        with open(f"{directory}/{name}", "wb", buffering=0) as file:
-            file.write(text)
-        seen = peer.read_or_none(bundle) or b""
-        if text not in seen:
-            wrong.append(f"{name} {number}: not there")
-        if previous and previous in seen:
-            wrong.append(f"{name} {number}: the one before is there")
-        previous = text
-    return wrong
-
-
 @pytest.mark.slow
 def test_many_processes_that_close_at_once_each_see_their_own(certfs_mount: CertfsMount) -> None:
     """I1: with 24 processes that write, close and read at once, each sees its own last write.
@@ -255,21 +239,9 @@ def test_many_processes_that_close_at_once_each_see_their_own(certfs_mount: Cert
         for number, process in enumerate(processes):
             texts = [pki.issue(f"churn {number} {turn}").pem for turn in range(TURNS)]
             arguments = (str(tree.certs), str(tree.user_bundle), f"{number}.pem", texts)
-            process.send(churn, *arguments)
+            process.send(writers.churn, *arguments)
         wrong = [line for process in processes for line in process.receive()]
     assert not wrong
-
-
-def write_many(directory: str, prefix: str, texts: list[bytes]) -> None:
-    """Have many files open for writing at once, then close all of them in one go."""
-    handles = [
-        os.open(f"{directory}/{prefix}-{number}.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for number in range(len(texts))
-    ]
-    for handle, text in zip(handles, texts, strict=True):
-        os.write(handle, text)
-    for handle in handles:
-        os.close(handle)
 
 
 @pytest.mark.slow
@@ -282,20 +254,10 @@ def test_a_burst_of_closes_is_complete_when_the_last_returned(
         for turn in range(BURSTS):
             identities = [pki.issue(f"burst {turn} {number}") for number in range(200)]
             texts = [identity.pem for identity in identities]
-            writer.call(write_many, str(tree.certs), "burst", texts)
+            writer.call(writers.write_many, str(tree.certs), "burst", texts)
             seen = other_process.call(peer.read_or_none, str(tree.user_bundle))
             assert seen is not None
             assert set(pki.certificates_in(seen)) == {one.sha256 for one in identities}
-
-
-def exit_without_closing(directory: str, name: str, text: bytes) -> None:
-    """Write a file in a child process that ends without closing it; wait for its end."""
-    child = os.fork()
-    if child == 0:
-        handle = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.write(handle, text)
-        os._exit(0)
-    os.waitpid(child, 0)
 
 
 def test_the_end_of_a_process_closes_its_files(
@@ -306,7 +268,7 @@ def test_the_end_of_a_process_closes_its_files(
     with peer.peers(1) as (writer,):
         for turn in range(20):
             identity = pki.issue(f"exit {turn}")
-            writer.call(exit_without_closing, str(tree.certs), "exit.pem", identity.pem)
+            writer.call(writers.exit_without_closing, str(tree.certs), "exit.pem", identity.pem)
             assert other_process.call(peer.read_or_none, str(tree.user_bundle)) == identity.pem
 
 

@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support import mounts, peer, pki
+from tests.support import mounts, peer, pki, writers
 from tests.support.mounts import CertfsMount
 from tests.support.peer import Peer
 from tests.support.syscalls import Rename, renameat2
@@ -255,22 +254,6 @@ def test_another_name_of_the_file_counts_too(
     assert _bundle(tree, other_process) == pair[1]
 
 
-def write_slowly(path: str, texts: list[bytes], seconds: float) -> int:
-    """Overwrite a file in small pieces until the time is over, at least three times; give how often it was done."""
-    deadline = time.monotonic() + seconds
-    turn = 0
-    while time.monotonic() < deadline or turn < 3:
-        text = texts[turn % len(texts)]
-        flags = os.O_TRUNC if turn % 2 else 0
-        handle = os.open(path, os.O_WRONLY | flags)
-        for at in range(0, len(text), 100):
-            os.write(handle, text[at : at + 100])
-        os.ftruncate(handle, len(text))
-        os.close(handle)
-        turn += 1
-    return turn
-
-
 @pytest.mark.slow
 def test_no_reader_ever_sees_a_file_half_written(tree: Tree) -> None:
     """I3: while eight writers overwrite in pieces, every look has each one's old or new content."""
@@ -279,10 +262,11 @@ def test_no_reader_ever_sees_a_file_half_written(tree: Tree) -> None:
         (tree.certs / f"{number}.pem").write_bytes(text)
     torn = 0
     looks = 0
-    with peer.peers(8) as writers, peer.peers(2) as readers:
-        for number, writer in enumerate(writers):
-            writer.send(write_slowly, str(tree.certs / f"{number}.pem"), texts[number], SECONDS)
-        while not all(writer.has_answered() for writer in writers):
+    with peer.peers(8) as busy, peer.peers(2) as readers:
+        for number, writer in enumerate(busy):
+            place = str(tree.certs / f"{number}.pem")
+            writer.send(writers.write_slowly, place, texts[number], SECONDS)
+        while not all(writer.has_answered() for writer in busy):
             for reader in readers:
                 reader.send(peer.look, str(tree.user_bundle))
             for seen in [reader.receive() for reader in readers]:
@@ -290,7 +274,7 @@ def test_no_reader_ever_sees_a_file_half_written(tree: Tree) -> None:
                 found = seen.content if seen else b""
                 whole = all((one in found) != (two in found) for one, two in texts)
                 torn += not (whole and len(pki.certificates_in(found)) == len(texts))
-        assert min(writer.receive() for writer in writers) >= 3
+        assert min(writer.receive() for writer in busy) >= 3
     assert looks > 3
     assert torn == 0
 
