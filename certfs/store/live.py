@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 import trio
 
-from certfs.core.bundle import BundleSpec, Generation
+from certfs.core.bundle import BundleSpec, Generation, is_source_name
 from certfs.core.catalog import Catalog, Change, Source
 from certfs.core.certificate import (
     Certificate,
@@ -32,15 +32,7 @@ from certfs.store.backing import FileId, file_id, stamp, stamp_head, stamp_of_da
 from certfs.store.bequest import Bequest
 from certfs.store.cached import is_local, status_cached
 from certfs.store.linked import LinkedSources
-from certfs.store.scan import (
-    Reading,
-    SourceReader,
-    Writers,
-    as_it_was,
-    inherited,
-    is_lock_link,
-    source_names,
-)
+from certfs.store.scan import Reading, SourceReader, Writers, as_it_was, inherited, source_names
 
 # What may be done on the event loop: 8 KiB have two dozen certificates at most, of 0.3 ms each if OpenSSL is asked.
 _INLINE_SIZE = 8 << 10
@@ -298,7 +290,7 @@ class LiveBundle:
             new: source
             for old, new in moves.items()
             # Under any other name it is no source any more, and nobody would ever take it out again.
-            if self.spec.is_source(new) and (source := self.catalog.get(old)) is not None
+            if is_source_name(new) and (source := self.catalog.get(old)) is not None
         }
         self._publish(self.catalog.update(kept), None)
 
@@ -327,8 +319,7 @@ class LiveBundle:
     def _read_all(self, directory: int, writers: Writers = Writers.UNLIKELY) -> _Batch:
         names = []
         with suppress(OSError):
-            found = source_names(directory, self.spec.is_source)
-            names = [name for name in found if name not in self._hidden_names]
+            names = [name for name in source_names(directory) if name not in self._hidden_names]
         batch = self._read(directory, names, writers)
         gone: dict[bytes, Reading | None] = dict.fromkeys(self.catalog.names())
         for name in batch.links:
@@ -342,7 +333,7 @@ class LiveBundle:
         for name in names:
             known = self.catalog.get(name)
             status = status_at(directory, name)
-            if status is None or is_lock_link(name, status):
+            if status is None:
                 readings[name] = None
             elif stat.S_ISLNK(status.st_mode):
                 links.append(name)
