@@ -28,6 +28,8 @@ from certfs.identity.validate import iso
 from certfs.store.inspection import Item
 
 _WARNING_DAYS = 30
+_WRITING_SECONDS = 60
+"""No file of certificates takes longer to be written."""
 _INSTALLED = {(b"stunnel", b"certs"), (b"stunnel", b"certs-pool")}
 _STATUS: tuple[CheckStatus, ...] = ("ok", "warning", "critical")
 
@@ -77,6 +79,7 @@ def check(
                         "make it a directory; its source directory may be a link",
                     )
                 )
+    judgements.extend(judge_incomplete(place, now))
     host = place.host
     if host is not None:
         judgements.extend(
@@ -139,6 +142,22 @@ def _judge_bundle(place: Place, items: list[Item], now: datetime | None) -> Iter
 
 def _absolute(place: Place, path: bytes) -> str:
     return file_form(place.path(tuple(path.split(b"/"))))
+
+
+def judge_incomplete(place: Place, now: datetime) -> Iterator[_Judgement]:
+    """Yield the sources whose last complete content counts for so long that nobody can mean it."""
+    for one in place.incomplete:
+        if now.timestamp() - one.since < _WRITING_SECONDS:
+            continue
+        since = datetime.fromtimestamp(one.since, UTC)
+        by = f" by {one.writers}" if one.writers else ""
+        yield _Judgement(
+            Grade.WARNING,
+            "BEING_WRITTEN",
+            printable(one.source),
+            f"is being written since {since:%Y-%m-%dT%H:%M:%SZ}{by}: what it held before counts",
+            "have the process close it or end it, or put a new file in its place with rename(2)",
+        )
 
 
 def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgement]:

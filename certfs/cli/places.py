@@ -37,6 +37,19 @@ _DEAD = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
 
 
 @dataclass(frozen=True, slots=True)
+class Incomplete:
+    """A source that a mount counts as it was ``since`` then, with these ``certificates``, because it is being written.
+
+    ``source`` is its path from the root of the mount; ``writers`` are for people, empty where none is known.
+    """
+
+    source: bytes
+    since: float
+    writers: str
+    certificates: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where to look: the ``roots`` of a store or a mount, what bundles there are, and the host's own directories.
 
@@ -48,6 +61,7 @@ class Place:
     config: Config
     paths: HostPaths | None
     is_live: bool = False
+    incomplete: tuple[Incomplete, ...] = ()
 
     @property
     def host(self) -> HostPaths | None:
@@ -138,7 +152,8 @@ def _host(config_file: str | None) -> Place:
             f"there is no {' or '.join(candidates)} on this host",
             advice="name a MOUNTPOINT, or --store DIR",
         )
-    return Place(trees, specs, config, DOM0, is_live=status is not None)
+    incomplete = _incomplete_of(status) if status else ()
+    return Place(trees, specs, config, DOM0, status is not None, incomplete)
 
 
 def _host_status() -> dict[str, Any] | None:
@@ -195,13 +210,27 @@ def _status_of(mountpoint: str) -> dict[str, Any] | None:
 
 def _mounted(mountpoint: str, status: dict[str, Any], config_file: str | None) -> Place:
     config = load_config(config_file) if config_file else _config_of(status, host=False)
-    return _standalone(mountpoint, _specs_of(status), config, is_live=True)
+    place = _standalone(mountpoint, _specs_of(status), config, is_live=True)
+    return replace(place, incomplete=_incomplete_of(status))
 
 
 def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
     return tuple(
         BundleSpec(_components(bundle["source"]), _components(bundle["bundle"]))
         for bundle in status["bundles"]
+    )
+
+
+def _incomplete_of(status: dict[str, Any]) -> tuple[Incomplete, ...]:
+    return tuple(
+        Incomplete(
+            os.fsencode(f"{bundle['source']}/{one['source']}"),
+            one["since"],
+            ", ".join(f"process {by['pid']} ({by['command']})" for by in one["writers"]),
+            frozenset(one["certificates"]),
+        )
+        for bundle in status["bundles"]
+        for one in bundle.get("being_written", ())  # a server of an older release does not say
     )
 
 
@@ -227,16 +256,25 @@ def _as_served(place: Place, bundle: LiveBundle, items: list[Item]) -> Iterator[
             yield item
         else:
             yield replace(item, included=False, reason="not in the bundle yet: it is being written")
+    directory = b"/".join(bundle.spec.source) + b"/"
+    kept = {
+        fingerprint: one.source
+        for one in place.incomplete
+        if one.source.startswith(directory)
+        for fingerprint in one.certificates
+    }
     listed = {item.certificate.fingerprint for item in items if item.certificate is not None}
     for fingerprint, certificate in served.items():
         if fingerprint not in listed:
+            source = kept.get(fingerprint.hex())
+            reason = "it is being written" if source else "its directory is replaced"
             yield Item(
                 b"/".join(bundle.spec.bundle),
-                b"/".join(bundle.spec.source),
+                source or b"/".join(bundle.spec.source),
                 certificate,
                 included=True,
                 severity=Severity.NOTE,
-                reason="kept while its directory is replaced",
+                reason=f"kept while {reason}",
             )
 
 

@@ -26,7 +26,7 @@ from certfs.fuse.announcements import Announcements
 from certfs.fuse.caller import as_creator
 from certfs.fuse.calls import Calls
 from certfs.fuse.handed_back import HandedBack
-from certfs.fuse.handles import HandleTable
+from certfs.fuse.handles import FileHandle, HandleTable
 from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, Use, permissions_of
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
 from certfs.procfs import command_of
@@ -79,6 +79,16 @@ class Tables:
     inodes: InodeTable
     handles: HandleTable
     synthetic: SyntheticFiles
+
+
+@dataclass(frozen=True, slots=True)
+class BeingWritten:
+    """A source ``name`` that counts as it was ``since`` then (time.time), because ``writers`` have not closed it."""
+
+    directory: FileId
+    name: bytes
+    since: float
+    writers: tuple[Actor, ...]
 
 
 class FilesystemBase(pyfuse3.Operations):
@@ -248,18 +258,42 @@ class FilesystemBase(pyfuse3.Operations):
         """Take note that an open file is changed; ``status`` is what it was right before."""
         if not inode.dirty:
             self.trust.write_begins(*self._place(inode), status)
-            inode.dirty = True
+            inode.dirty_since = time.time()
             self.await_release(inode)
+
+    async def writes_now(self, handle: FileHandle) -> None:
+        """Take note that an open file is about to be changed through this handle, a writer until it is closed."""
+        inode = handle.inode
+        if not handle.has_written:
+            # Before the await: another writer's release must not take this one for idle.
+            handle.has_written = True
+            inode.writers += 1
+        if not inode.dirty:
+            self.mark_dirty(inode, await self.calls.look(inode.local, os.fstat, handle.fd))
 
     def mark_clean(self, inode: Inode, status: os.stat_result) -> None:
         """Take note that it was not changed after all."""
-        inode.dirty = False
+        inode.dirty_since = 0.0
         self.unsettled.discard(inode)
         self.trust.write_failed(*self._place(inode), status)
 
     @staticmethod
     def _place(inode: Inode) -> tuple[FileId | None, bytes]:
         return inode.parent.id if inode.parent is not None else None, inode.name
+
+    def being_written(self) -> list[BeingWritten]:
+        """Return the sources that are being written through the mount."""
+        actors: dict[Inode, list[Actor]] = {}
+        for handle in self.handles.writers():
+            if handle.inode in self.unsettled and handle.actor is not None:
+                actors.setdefault(handle.inode, []).append(handle.actor)
+        return [
+            BeingWritten(
+                inode.parent.id, inode.name, inode.dirty_since, tuple(actors.get(inode, ()))
+            )
+            for inode in self.unsettled
+            if inode.parent is not None
+        ]
 
     def await_release(self, inode: Inode) -> None:
         """Let bundles wait for the RELEASE of an inode if it is a source that is being written."""

@@ -125,9 +125,11 @@ class FileOperations(FilesystemBase):
         )
         self.inodes.hold(node)
         if writes:
-            node.writers += 1
+            node.open_for_writing += 1
         if truncates or created:
             # A new name is a change even if nothing is ever written.
+            handle.has_written = True
+            node.writers += 1
             self.mark_dirty(node, status)
         return pyfuse3.FileInfo(fh=self.handles.add(handle), keep_cache=False)
 
@@ -187,10 +189,7 @@ class FileOperations(FilesystemBase):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write to an open file; all or as much as the store takes."""
         handle = self.handles.get(fh, FileHandle)
-        if not handle.inode.dirty:
-            self.mark_dirty(
-                handle.inode, await self.calls.look(handle.inode.local, os.fstat, handle.fd)
-            )
+        await self.writes_now(handle)
         run = self.calls.away if handle.synchronous else self.calls.change
         return await run(os.pwrite, handle.fd, buf, off)
 
@@ -222,6 +221,9 @@ class FileOperations(FilesystemBase):
         node = handle.inode
         try:
             if handle.writes:
+                node.open_for_writing -= 1
+            if handle.has_written:
+                # A descriptor that has not written delays nothing, however long it stays open.
                 node.writers -= 1
                 if node.writers == 0 and node.dirty:
                     await self._commit_writes(handle, node)
@@ -237,7 +239,7 @@ class FileOperations(FilesystemBase):
 
     async def _commit_writes(self, handle: FileHandle, node: Inode) -> None:
         """Make a file that was written part of the bundles that it is a source of."""
-        node.dirty = False
+        node.dirty_since = 0.0
         try:
             status = await self.calls.look(node.local, os.fstat, handle.fd)
             await self.tell_of_content(node, handle.actor, status.st_nlink)

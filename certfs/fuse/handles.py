@@ -5,6 +5,7 @@ Owns the numbers that the kernel names them by, and what each kind of handle has
 
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ class FileHandle:
     """A file of the store, opened.
 
     ``fd`` is its own descriptor, ``actor`` who opened it (known for sources that are written), ``writes`` if it is open
-    for writing, ``synchronous`` if every write waits for the disk.
+    for writing, ``synchronous`` if every write waits for the disk. It is a writer (promise I3) if it ``has_written``
+    since the file was last complete; pages of a shared mapping come with any handle that is open for writing.
     """
 
     fd: int
@@ -26,6 +28,7 @@ class FileHandle:
     actor: Actor | None
     writes: bool
     synchronous: bool
+    has_written: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +88,12 @@ class HandleTable:
     def find(self, number: int) -> Handle | None:
         """Return the handle of this number, None where there is none."""
         return self._handles.get(number)
+
+    def writers(self) -> Iterator[FileHandle]:
+        """Yield the handles that have written to files that are not complete yet."""
+        for handle in self._handles.values():
+            if isinstance(handle, FileHandle) and handle.has_written:
+                yield handle
 
     def remove(self, number: int) -> Handle | None:
         """Take the handle out of the table and return it."""

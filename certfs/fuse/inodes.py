@@ -44,9 +44,10 @@ class Inode:
     """One inode of the store that the kernel remembers.
 
     ``parent`` and ``name`` are a way to reach it, None when it has no name any more. ``writers`` counts the handles
-    open for writing, ``dirty`` says that it was changed since there were none (promise I3). ``told`` is what the kernel
-    was last told of who may do what with it: requests have been checked against that (promise I19). ``local`` says that
-    the kernel looks at it without asking anybody else: it is on the store's own mount, and that is a local one.
+    that have written since the file was last complete, ``dirty_since`` is when the first of them began, 0 for a
+    complete file (promise I3). ``open_for_writing`` counts the handles that may write. ``told`` is what the kernel was
+    last told of who may do what with it: requests have been checked against that (promise I19). ``local`` says that the
+    kernel looks at it without asking anybody else: it is on the store's own mount, and that is a local one.
     """
 
     number: int
@@ -57,9 +58,15 @@ class Inode:
     lookups: int = 0
     uses: int = 0
     writers: int = 0
-    dirty: bool = False
+    open_for_writing: int = 0
+    dirty_since: float = 0.0
     local: bool = False
     told: Permissions | None = None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether it was changed since it was last complete."""
+        return self.dirty_since > 0.0
 
 
 class Use:

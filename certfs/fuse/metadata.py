@@ -71,7 +71,7 @@ class MetadataOperations(FilesystemBase):
                 gid = attr.st_gid if fields.update_gid else -1
                 await self.calls.change(change_owner, fd, uid, gid, ctx)
             elif not (sets_times or fields.update_size or fields.update_mode):
-                await self.calls.change(keep_owner, fd, ctx, bool(node.writers))
+                await self.calls.change(keep_owner, fd, ctx, bool(node.open_for_writing))
             if sets_times:
                 atime = attr.st_atime_ns if fields.update_atime else None
                 mtime = attr.st_mtime_ns if fields.update_mtime else None
@@ -98,10 +98,13 @@ class MetadataOperations(FilesystemBase):
         self, node: Inode, fd: int, size: int, fh: int | None, ctx: pyfuse3.RequestContext
     ) -> None:
         handle = self.handles.find(fh) if fh is not None else None
-        if node.writers and not node.dirty:
-            # Before it is cut short: its last complete content counts until the last writer closes (promise I3).
+        # Before it is cut short: its last complete content counts until the last writer closes (promise I3).
+        file = None
+        if isinstance(handle, FileHandle) and handle.writes:
+            file = handle.fd
+            await self.writes_now(handle)
+        elif node.writers and not node.dirty:
             self.mark_dirty(node, await self.calls.look(node.local, os.stat, fd))
-        file = handle.fd if isinstance(handle, FileHandle) and handle.writes else None
         links = await self.calls.change(_truncate, fd, file, size, ctx)
         # Who did it is read from /proc: not for files that mean nothing to a bundle.
         if not node.writers and (links > 1 or self.may_be_source(node)):

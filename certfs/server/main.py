@@ -24,7 +24,7 @@ from certfs import procfs
 from certfs.config import Config
 from certfs.errors import CertfsError, FuseError, StoreError
 from certfs.fuse import session
-from certfs.fuse.base import Tables
+from certfs.fuse.base import BeingWritten, Tables
 from certfs.fuse.calls import Calls
 from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import InodeTable
@@ -85,7 +85,7 @@ class Server:
             bequest=Bequest(job.mount.bequest),
         )
         self.plain = PlainCopies(self.trust, active=not job.passive)
-        self.status = StatusReport(job, settings, self.trust, self.plain)
+        self.status = StatusReport(job, settings, self.trust, self.plain, self._being_written)
         descriptors = _descriptor_limit()
         calls = Calls()
         self.operations = Operations(
@@ -102,6 +102,9 @@ class Server:
         self.operations.flush_plain_copies = self.plain.flush
         self.announcing = Announcing(job.mountpoint, self.operations.synthetic)
         self.operations.announcements.is_announcer = self.announcing.is_announcer
+
+    def _being_written(self) -> list[BeingWritten]:
+        return self.operations.being_written()
 
     def _is_busy(self, identity: FileId) -> bool:
         return self.operations.is_busy(identity)

@@ -6,10 +6,12 @@ Owns the schema, which is documented in ``docs/operations.md``; a key keeps its 
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from certfs.core.certificate import Severity
+from certfs.core.certificate import Severity, SourceContent
 from certfs.core.text import printable
+from certfs.fuse.base import BeingWritten
 from certfs.protocol.link import Job
 from certfs.protocol.state_file import read_state
 from certfs.server.plain_copies import PlainCopies
@@ -24,11 +26,19 @@ VERSION = 1
 class StatusReport:
     """Renders the status of one server."""
 
-    def __init__(self, job: Job, settings: Settings, trust: Trust, plain: PlainCopies) -> None:
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        trust: Trust,
+        plain: PlainCopies,
+        being_written: Callable[[], list[BeingWritten]],
+    ) -> None:
         self.job = job
         self._settings = settings
         self._trust = trust
         self._plain = plain
+        self._being_written = being_written
         self._since = time.time()
         self._digests: dict[LiveBundle, tuple[int, str]] = {}
 
@@ -85,8 +95,30 @@ class StatusReport:
                 {"source": printable(name), "line": remark.line, "reason": printable(remark.reason)}
                 for name, remark in bundle.catalog.remarks(Severity.WARNING)
             ],
+            "being_written": list(self._incomplete(bundle)),
             "plain_copy": {"current": self._plain.is_current(bundle), "error": plain.error or None},
         }
+
+    def _incomplete(self, bundle: LiveBundle) -> Iterator[dict[str, Any]]:
+        """Yield the sources that count as they were before somebody began to write them."""
+        through_mount = {
+            each.name: each
+            for each in self._being_written()
+            if each.directory == bundle.directory_id
+        }
+        known = {name: (since, content) for name, since, content in bundle.incomplete()}
+        for name in sorted(known.keys() | through_mount.keys()):
+            writing = through_mount.get(name)
+            since, content = known.get(name, (0.0, SourceContent()))
+            yield {
+                "source": printable(name),
+                "since": writing.since if writing else since,
+                "writers": [
+                    {"pid": one.pid, "uid": one.uid, "command": printable(one.command)}
+                    for one in (writing.writers if writing else ())
+                ],
+                "certificates": [one.fingerprint.hex() for one in content.certificates],
+            }
 
     def _digest(self, bundle: LiveBundle) -> str:
         generation = bundle.generation

@@ -11,7 +11,7 @@ thread under ``_lock``, which is fair: ``settle`` waits for the refreshes asked 
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -112,6 +112,7 @@ class LiveBundle:
         self._holds = 0
         self._kept: dict[bytes, SourceContent] = {}
         """What is in the bequest: sources that do not count with what their files hold."""
+        self._kept_since: dict[bytes, float] = {}
         self._links = LinkedSources(reader)
         self._lock = trio.Lock()
 
@@ -210,24 +211,35 @@ class LiveBundle:
     ) -> None:
         """Let sources count as they did with the server before: ``kept``.
 
-        What is being written by somebody whom that one did not know counts as what is ``missing`` from the bundle that
-        was in view last.
+        What some process has open for writing whom that one did not know counts as it is where it is whole, else as
+        what is ``missing`` from the bundle that was in view last.
         """
         found = {name: source for name, source in self.catalog.sources() if source.kept}
-        sources = {
-            name: replace(source, content=kept[name] if name in kept else missing())
+        sources: dict[bytes, Source] = {
+            name: replace(source, content=kept[name]) if name in kept else self._read_idle(name)
             for name, source in found.items()
         }
+        for name in sources.keys() - kept.keys():
+            if sources[name].kept:
+                sources[name] = replace(sources[name], content=missing())
         for name in kept.keys() - found.keys():
-            source = self.catalog.get(name)
-            if source is not None:
-                sources[name] = inherited(self._with_stamp(name, source), kept[name])
+            known = self.catalog.get(name)
+            if known is not None:
+                sources[name] = inherited(self._with_stamp(name, known), kept[name])
         for name, source in sources.items():
             self._keep(name, source if source.kept else None)
         remarks = [
             (name, remark) for name, source in sources.items() for remark in source.content.remarks
         ]
         self._publish(self.catalog.update(sources), None, tuple(remarks))
+
+    def _read_idle(self, name: bytes) -> Source:
+        directory = -1 if self.directory is None else self.directory
+        status = status_at(directory, name)
+        reading = (
+            self._reader.read(directory, name, status, writers=Writers.IDLE) if status else None
+        )
+        return reading.source if reading else as_it_was(None)
 
     def _with_stamp(self, name: bytes, source: Source) -> Source:
         """Return a source with the stamp of its file: nobody has written it since it was read, however young it is."""
@@ -252,11 +264,17 @@ class LiveBundle:
         before = self._kept.get(name)
         if source is None:
             if before is not None:
-                del self._kept[name]
+                del self._kept[name], self._kept_since[name]
                 self._bequest.drop_source(self.spec, name)
         elif before is not source.content:
             self._kept[name] = source.content
+            self._kept_since.setdefault(name, time.time())
             self._bequest.leave_source(self.spec, name, source.content)
+
+    def incomplete(self) -> Iterator[tuple[bytes, float, SourceContent]]:
+        """Yield the sources that count as they were, since when (time.time), and with what."""
+        for name, content in self._kept.items():
+            yield name, self._kept_since[name], content
 
     def bequeath(self) -> None:
         """Leave everything again that is to be left to the next server."""

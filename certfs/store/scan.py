@@ -34,6 +34,8 @@ DEFAULT_SIZE_LIMIT = 1 << 20
 _ATTEMPTS = 3
 _TICK_NS = 20_000_000
 """Before Linux 6.13 two changes within a tick of the kernel (up to 10 ms) leave a file with the same times."""
+_QUIET_NS = 1_000_000_000
+"""A link's target that was not written for so long counts where it is whole, whoever has it open."""
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -50,6 +52,11 @@ class Writers(Enum):
     """There are none: whoever changed it did so through the mount, and has closed it."""
     UNLIKELY = auto()
     """Something in the store says that it is complete: it is read where nobody can tell."""
+    IDLE = auto()
+    """One has closed it, or nobody knows: it is read, and counts where it is whole, even if some process has it open.
+
+    The kernel does not say whether that process writes, and one that does not must not hold back what others wrote.
+    """
     LIKELY = auto()
     """A write was heard of, and no more: it is read only if the kernel says that nobody has it open."""
 
@@ -90,13 +97,16 @@ def inherited(found: Source, before: SourceContent) -> Source:
 
     Nobody will ever say that such a file is complete. Where it looks so, the writer may have had its fsync(2) answered.
     """
-    if found.content.certificates and not any(
-        remark.severity is Severity.DEFECT for remark in found.content.remarks
-    ):
+    if _is_whole(found.content):
         return found
     reason = "its writer was interrupted: it counts as it was before, until it is written again"
     content = SourceContent(before.certificates, (Remark(Severity.WARNING, 0, reason),))
     return Source(content, found.stamp, kept=True)
+
+
+def _is_whole(content: SourceContent) -> bool:
+    defects = (remark.severity is Severity.DEFECT for remark in content.remarks)
+    return bool(content.certificates) and not any(defects)
 
 
 def unanswered() -> Source:
@@ -197,6 +207,11 @@ class SourceReader:
         try:
             if writers is not Writers.NONE:
                 found = has_writer(file)
+                # Nobody tells when a link's target is closed.
+                is_quiet = is_link and time.time_ns() - status.st_mtime_ns > _QUIET_NS
+                if found and (writers is Writers.IDLE or is_quiet):
+                    source = self._read_file(file, certain=False)
+                    return source if _is_whole(source.content) else as_it_was(known)
                 if found or (found is None and writers is Writers.LIKELY):
                     return as_it_was(known)
             source = self._read_file(file, certain=writers is Writers.NONE)

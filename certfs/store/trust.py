@@ -76,6 +76,8 @@ class Trust:
         """Go on with what the server before left, once everything is read and before anything is served."""
         estate = self.bequest.read()
         if estate is None:
+            for bundle in self.bundles:
+                bundle.inherit({}, functools.partial(self._missing, bundle))
             return
         lost = [
             spec
@@ -206,7 +208,9 @@ class Trust:
             for bundle in list(self.bundles):
                 await bundle.rescan()
         for directory, names in events.names.items():
-            await self.replaced(directory, sorted(names), None, Writers.UNLIKELY)
+            closed = events.closed.get(directory, set())
+            await self.replaced(directory, sorted(names - closed), None, Writers.UNLIKELY)
+            await self.replaced(directory, sorted(closed), None, Writers.IDLE)
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
         await self._end_swaps(foreign=True)

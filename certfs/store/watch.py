@@ -42,14 +42,16 @@ class StoreEvents:
     """What happened since the last look: names by directory; ``overflow`` if the kernel dropped some.
 
     ``modified`` holds those of which only IN_MODIFY was heard: mostly files in the middle of being written, which are
-    none of our business (I3), but also what truncate(2) does to a file that nobody has open. ``directories`` are what
-    happened to directories, in order; their names are among the others as well.
+    none of our business (I3), but also what truncate(2) does to a file that nobody has open. ``closed`` are those of
+    ``names`` that a process had open for writing and closed. ``directories`` are what happened to directories, in
+    order; their names are among the others as well.
     """
 
     names: dict[FileId, set[bytes]] = field(default_factory=dict)
     directories: tuple[DirectoryEvent, ...] = ()
     modified: dict[FileId, set[bytes]] = field(default_factory=dict)
     overflow: bool = False
+    closed: dict[FileId, set[bytes]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.names or self.modified) or self.overflow
@@ -62,6 +64,7 @@ class StoreEvents:
             self.directories + later.directories,
             _without(_united(self.modified, later.modified), names),
             self.overflow or later.overflow,
+            _united(self.closed, later.closed),
         )
 
 
@@ -126,6 +129,7 @@ class StoreWatcher:
         names: dict[FileId, set[bytes]] = {}
         directories: list[DirectoryEvent] = []
         modified: dict[FileId, set[bytes]] = {}
+        closed: dict[FileId, set[bytes]] = {}
         overflow = False
         for event in self._inotify.read(timeout=0):
             if event.mask & flags.Q_OVERFLOW:
@@ -135,9 +139,11 @@ class StoreWatcher:
                 found = modified if event.mask & flags.MODIFY else names
                 name = os.fsencode(event.name)
                 found.setdefault(directory, set()).add(name)
+                if event.mask & flags.CLOSE_WRITE:
+                    closed.setdefault(directory, set()).add(name)
                 if event.mask & flags.ISDIR:
                     directories.extend(_directory_event(directory, name, event.mask))
-        return StoreEvents(names, tuple(directories), _without(modified, names), overflow)
+        return StoreEvents(names, tuple(directories), _without(modified, names), overflow, closed)
 
     def close(self) -> None:
         """Stop watching."""

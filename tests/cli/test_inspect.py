@@ -8,12 +8,16 @@ import pty
 import re
 import shutil
 import subprocess
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from certfs.cli.check import judge_incomplete
+from certfs.cli.places import Incomplete
+from certfs.cli.places import Place as ServedPlace
+from certfs.config import load_config
 from tests.support import mounts, pki, pki_forms
 from tests.support.mounts import certfs_program
 from tests.support.tree import Tree
@@ -525,3 +529,18 @@ def test_a_bundle_behind_a_link_is_critical(tmp_path: Path) -> None:
     (finding,) = json.loads(checked.stdout)["findings"]
     assert (checked.returncode, finding["name"]) == (2, "BUNDLE_NOT_PRESENTED")
     assert finding["what"] == "is not presented: out: a symbolic link is not followed"
+
+
+def test_a_source_that_is_written_for_minutes_is_a_warning() -> None:
+    """I3: after a minute the check names the file, since when, and the process that has not closed it."""
+    now = datetime(2026, 1, 1, 12, 5, tzinfo=UTC)
+    since = datetime(2026, 1, 1, 12, 0, tzinfo=UTC).timestamp()
+    names = (b"certs/a.pem", b"certs/b.pem")
+    incomplete = tuple(
+        Incomplete(name, started, "process 7 (vi)", frozenset())
+        for name, started in zip(names, (since, now.timestamp() - 59), strict=True)
+    )
+    place = ServedPlace({}, (), load_config(None), None, is_live=True, incomplete=incomplete)
+    (found,) = judge_incomplete(place, now)
+    assert (found.name, found.file) == ("BEING_WRITTEN", "certs/a.pem")
+    assert "since 2026-01-01T12:00:00Z by process 7 (vi)" in found.what

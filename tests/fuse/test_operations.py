@@ -66,14 +66,33 @@ async def test_emptying_a_source_empties_the_bundle(fs: Filesystem) -> None:
 
 
 async def test_the_last_of_several_writers_counts(fs: Filesystem) -> None:
-    """I3: as long as somebody has it open for writing, the file is not complete."""
+    """I3: as long as a descriptor is open that has written, the file is not complete."""
     first = await fs.create("certs/a.pem")
     second = await fs.open("certs/a.pem", os.O_WRONLY)
     await fs.write(first, ONE.pem)
+    await fs.write(second, ONE.pem)
     await fs.operations.release(first)
     assert await bundle(fs) is None
     await fs.operations.release(second)
     assert await bundle(fs) == ONE.pem
+
+
+async def test_a_descriptor_that_has_not_written_delays_nothing(fs: Filesystem) -> None:
+    """I3: what one writer closes counts, however long another descriptor stays open, and whatever it once wrote."""
+    old = await fs.create("certs/a.pem")
+    await fs.write(old, ONE.pem)
+    idle = await fs.open("certs/a.pem", os.O_RDWR)
+    await fs.operations.release(old)
+    assert await bundle(fs) == ONE.pem
+    for written in (TWO.pem, ONE.pem):
+        await fs.put("certs/a.pem", written)
+        assert await bundle(fs) == written
+    assert fs.operations.being_written() == []
+    await fs.write(idle, b"X")
+    (being_written,) = fs.operations.being_written()
+    assert (being_written.name, len(being_written.writers)) == (b"a.pem", 1)
+    assert await bundle(fs) == ONE.pem
+    await fs.operations.release(idle)
 
 
 async def test_a_reader_of_a_source_delays_nothing(fs: Filesystem) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -84,17 +86,73 @@ def test_an_overwritten_file_counts_as_before_until_its_close(
 def test_the_last_of_several_writers_counts(
     tree: Tree, other_process: Peer, pair: tuple[bytes, bytes]
 ) -> None:
-    """I3: with two writers and a duplicate, nothing counts before the last descriptor closes."""
+    """I3: with two that have written and a duplicate, nothing counts before the last descriptor closes."""
     source = tree.certs / "x.pem"
     source.write_bytes(pair[0])
     first, second = os.open(source, WRITE | TRUNCATE), os.open(source, os.O_RDWR)
     duplicate = os.dup(second)
     os.write(first, pair[1])
+    os.write(second, pair[1][:10])
     for handle in (first, second):
         os.close(handle)
         assert _bundle(tree, other_process) == pair[0]
     os.close(duplicate)
     assert _bundle(tree, other_process) == pair[1]
+
+
+@pytest.mark.parametrize("beneath", [False, True], ids=["mount", "store"])
+def test_an_idle_descriptor_does_not_keep_what_was_revoked(
+    tree: Tree, other_process: Peer, pair: tuple[bytes, bytes], *, beneath: bool
+) -> None:
+    """I3: what is written in place counts at its writer's close, though an older descriptor is still open."""
+    certs = tree.store / "stunnel/certs" if beneath else tree.certs
+    source = certs / "x.pem"
+    source.write_bytes(pair[0])
+    assert _bundle(tree, other_process) == pair[0]
+    with source.open("r+b", buffering=0) as idle:
+        for written in (pair[1], pair[0], pair[1]):
+            source.write_bytes(written)
+            assert _bundle(tree, other_process) == written
+        if beneath:
+            return  # who writes there is not known, only that a process may
+        idle.write(pair[1][:1])
+        with source.open("r+b", buffering=0) as admin:
+            admin.write(pair[0])
+            admin.truncate()
+        # It has written: it is a writer, and said to be one, until it closes.
+        assert _bundle(tree, other_process) == pair[1]
+        (found,) = _being_written(tree)
+        assert (found["source"], found["writers"][0]["pid"]) == ("x.pem", os.getpid())
+        assert found["certificates"] == pki.certificates_in(pair[1])
+    assert _bundle(tree, other_process) == pair[0]
+    assert _being_written(tree) == []
+
+
+def _being_written(tree: Tree) -> list[Any]:
+    status = json.loads((tree.root / ".certfs" / "status.json").read_bytes())
+    return [one for bundle in status["bundles"] for one in bundle["being_written"]]
+
+
+def test_list_shows_what_counts_while_a_source_is_written(
+    tree: Tree, pair: tuple[bytes, bytes]
+) -> None:
+    """I9: the certificate that is trusted is listed under its file, the one that is not yet has a reason."""
+    source = tree.certs / "x.pem"
+    source.write_bytes(pair[0])
+    with source.open("r+b", buffering=0) as file:
+        file.write(pair[1])
+        file.truncate()
+        command = [mounts.certfs_program(), "list", str(tree.root), "--json"]
+        items = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    listed = {
+        item["sha256"]: (item["included"], item["source"].rpartition("/")[2], item["reason"])
+        for item in items
+        if "xapi-stunnel" in item["bundle"]
+    }
+    assert listed == {
+        pki.certificates_in(pair[0])[0]: (True, "x.pem", "kept while it is being written"),
+        None: (False, "x.pem", "being written"),
+    }
 
 
 def test_a_reader_does_not_hold_back_a_change(
