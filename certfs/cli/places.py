@@ -26,10 +26,10 @@ from certfs.errors import ConfigError, NotMountedError, StoreError, from_os_erro
 from certfs.identity.bundles import expand_bundles
 from certfs.identity.paths import DOM0, HostPaths
 from certfs.protocol import state_file
+from certfs.store.bundle import LiveBundle
+from certfs.store.bundles import Trust
+from certfs.store.directories import Roots
 from certfs.store.inspection import Item, inspect
-from certfs.store.live import LiveBundle
-from certfs.store.roles import Roots
-from certfs.store.trust import Trust
 
 _STATUS = ".certfs/status.json"
 _DEAD = frozenset((errno.ENOTCONN, errno.ECONNABORTED))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pyfuse3
 
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 
 ANNOUNCE = b"announce"
 GENERATION = b"gen-"

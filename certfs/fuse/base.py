@@ -31,10 +31,10 @@ from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, Use, permissions
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
 from certfs.procfs import command_of
 from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
+from certfs.store.bundle import Actor, LiveBundle
+from certfs.store.bundles import Trust
 from certfs.store.cached import open_cached, status_cached, status_on_mount
-from certfs.store.live import Actor, LiveBundle
-from certfs.store.roles import Roots
-from certfs.store.trust import Trust
+from certfs.store.directories import Roots
 
 _RELEASE_SECONDS = 0.25
 """How long an answer waits for the next RELEASE that may be on its way behind other requests."""

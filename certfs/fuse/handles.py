@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from certfs.fuse.inodes import Inode
 from certfs.fuse.synthetic import Content
-from certfs.store.live import Actor
+from certfs.store.bundle import Actor
 
 
 @dataclass(slots=True, eq=False)

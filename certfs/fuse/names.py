@@ -18,7 +18,7 @@ from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
 from certfs.store import backing
 from certfs.store.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, fd_path
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 
 PERMISSION_BITS = 0o7777
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from certfs.fuse.inodes import FIRST_SYNTHETIC
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 
 STATUS_DIRECTORY = b".certfs"
 STATUS_FILE = b"status.json"

@@ -29,8 +29,8 @@ from certfs.procfs import is_ours
 from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
-from certfs.store.links import PathWalker
-from certfs.store.scan import SourceReader, source_names
+from certfs.store.path_walk import PathWalker
+from certfs.store.source_reader import SourceReader, source_names
 
 _BACKUP_SUFFIX = b".bk"
 _BUNDLE_LIMIT = 256 << 20

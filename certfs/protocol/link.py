@@ -139,7 +139,7 @@ class Mount:
 
     @property
     def bequest(self) -> str:
-        """The directory of what a server leaves to the next one (`certfs.store.bequest`)."""
+        """The directory of what a server leaves to the next one (`certfs.store.undo_log`)."""
         return f"{self.runtime}/bequest"
 
     @property

@@ -19,7 +19,7 @@ from certfs.fuse.announcements import ANNOUNCE, GENERATION
 from certfs.fuse.synthetic import STATUS_DIRECTORY, SyntheticFiles
 from certfs.linux.processes import ProcessId
 from certfs.server import announcer
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 
 log = logging.getLogger("certfs")
 

@@ -17,7 +17,7 @@ from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.text import printable
 from certfs.linux.log_file import follow
-from certfs.store.live import Actor, Published
+from certfs.store.bundle import Actor, Published
 
 log = logging.getLogger("certfs")
 

@@ -41,12 +41,12 @@ from certfs.server.plain_copies import PlainCopies
 from certfs.server.settings import Settings
 from certfs.server.status import StatusReport
 from certfs.store.backing import FileId
-from certfs.store.bequest import Bequest
+from certfs.store.bundle import Published
+from certfs.store.bundles import Trust
+from certfs.store.directories import Roots
 from certfs.store.layout import make_directories
-from certfs.store.live import Published
-from certfs.store.roles import Roots
-from certfs.store.scan import ignore_lease_breaks
-from certfs.store.trust import Trust
+from certfs.store.source_reader import ignore_lease_breaks
+from certfs.store.undo_log import Bequest
 
 log = logging.getLogger("certfs")
 

@@ -10,9 +10,9 @@ import trio
 
 from certfs.core.text import printable
 from certfs.server import audit
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
+from certfs.store.bundles import Trust
 from certfs.store.plain import PlainCopy, PlainState
-from certfs.store.trust import Trust
 
 _PAUSE_SECONDS = 0.03
 """Between a change and the copy, so that a burst of changes becomes few copies; well within the 100 ms of I12."""

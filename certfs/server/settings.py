@@ -18,7 +18,7 @@ from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
 from certfs.protocol.link import Job
 from certfs.protocol.notify_spec import NotifySpec, Wishes
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 
 log = logging.getLogger("certfs")
 

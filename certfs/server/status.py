@@ -16,9 +16,9 @@ from certfs.protocol.link import Job
 from certfs.protocol.state_file import read_state
 from certfs.server.plain_copies import PlainCopies
 from certfs.server.settings import Settings
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
+from certfs.store.bundles import Trust
 from certfs.store.plain import digest
-from certfs.store.trust import Trust
 
 VERSION = 1
 

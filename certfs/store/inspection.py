@@ -11,7 +11,7 @@ from functools import cached_property
 from certfs.core.catalog import Source
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import Details, describe
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from certfs.core.bundle import Generation
 from certfs.core.certificate import SourceContent, parse_source
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import describe, fd_path, stamp, status_at
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 
 TEMPORARY_PREFIX = b".certfs-plain-"
 """What a copy's name begins with while it is being written; the mount never shows such a name."""

@@ -17,9 +17,9 @@ import trio
 from certfs.core.catalog import Source
 from certfs.core.certificate import SourceContent
 from certfs.store.backing import FileId
-from certfs.store.bequest import Bequest, Estate, Swap
-from certfs.store.live import Actor, LiveBundle
-from certfs.store.watch import DirectoryEvent
+from certfs.store.bundle import Actor, LiveBundle
+from certfs.store.events import DirectoryEvent
+from certfs.store.undo_log import Bequest, Estate, Swap
 
 SWAP_SUFFIX = b".bk"
 

@@ -22,9 +22,9 @@ from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import ROOT, InodeTable
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
-from certfs.store.live import Published
-from certfs.store.roles import Roots
-from certfs.store.trust import Trust
+from certfs.store.bundle import Published
+from certfs.store.bundles import Trust
+from certfs.store.directories import Roots
 
 CTX = pyfuse3.RequestContext()
 """A request of root's, with the pid 0."""

@@ -10,8 +10,8 @@ import pytest
 from certfs.fuse import attributes
 from certfs.fuse.inodes import FIRST_SYNTHETIC
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, SyntheticFiles, Text
-from certfs.store.links import PathWalker
-from certfs.store.scan import SourceReader
+from certfs.store.path_walk import PathWalker
+from certfs.store.source_reader import SourceReader
 from tests.store.scenes import Scene, nowhere, scene
 from tests.support import pki
 

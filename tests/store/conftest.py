@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from certfs.store.links import PathWalker
-from certfs.store.scan import SourceReader, ignore_lease_breaks
+from certfs.store.path_walk import PathWalker
+from certfs.store.source_reader import SourceReader, ignore_lease_breaks
 from tests.store.scenes import nowhere
 
 

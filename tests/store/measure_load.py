@@ -12,8 +12,8 @@ import sys
 import time
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.roles import Roots
-from certfs.store.trust import Trust
+from certfs.store.bundles import Trust
+from certfs.store.directories import Roots
 
 # Measured without what only a later step needs.
 import cryptography.x509  # isort: skip  # noqa: F401

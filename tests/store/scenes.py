@@ -12,11 +12,11 @@ from pathlib import Path
 
 from certfs.core.bundle import BundleSpec
 from certfs.store.backing import FileId, file_id
-from certfs.store.bequest import Bequest
-from certfs.store.live import Actor, LiveBundle, Published
-from certfs.store.roles import Roots
-from certfs.store.scan import SourceReader
-from certfs.store.trust import Trust
+from certfs.store.bundle import Actor, LiveBundle, Published
+from certfs.store.bundles import Trust
+from certfs.store.directories import Roots
+from certfs.store.source_reader import SourceReader
+from certfs.store.undo_log import Bequest
 
 ACTOR = Actor(uid=0, pid=1, command="test")
 

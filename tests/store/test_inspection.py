@@ -9,7 +9,7 @@ import pytest
 
 from certfs.core.certificate import Severity
 from certfs.store.inspection import Item, inspect
-from certfs.store.scan import SourceReader
+from certfs.store.source_reader import SourceReader
 from tests.store.scenes import Scene, content, scene
 from tests.support import pki, pki_forms
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
 from certfs.store.plain import PlainCopy, digest, sweep, temporary_name
-from certfs.store.scan import SourceReader
+from certfs.store.source_reader import SourceReader
 from tests.store.scenes import content
 from tests.support import mounts, pki
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.roles import Roots
-from certfs.store.trust import Trust
+from certfs.store.bundles import Trust
+from certfs.store.directories import Roots
 from tests.support import mounts, pki
 from tests.support.counting import calls_of
 from tests.support.pki_forms import block

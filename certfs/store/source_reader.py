@@ -26,7 +26,7 @@ from certfs.store.backing import (
     stamp,
     stamp_head,
 )
-from certfs.store.links import PathWalker
+from certfs.store.path_walk import PathWalker
 
 DEFAULT_SIZE_LIMIT = 1 << 20
 """Bytes above which a source file is not read."""

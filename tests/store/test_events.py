@@ -11,7 +11,7 @@ import pytest
 
 from certfs.errors import StoreError
 from certfs.store.backing import FileId, file_id
-from certfs.store.watch import StoreWatcher
+from certfs.store.events import StoreWatcher
 
 
 @pytest.fixture

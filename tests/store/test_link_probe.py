@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from certfs.store.targets import Targets
+from certfs.store.link_probe import Targets
 from tests.support.mounts import wait_until
 
 

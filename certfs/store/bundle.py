@@ -29,10 +29,17 @@ from certfs.core.certificate import (
 )
 from certfs.core.signature import OwnSignature
 from certfs.store.backing import FileId, file_id, stamp, stamp_head, stamp_of_data, status_at
-from certfs.store.bequest import Bequest
 from certfs.store.cached import is_local, status_cached
-from certfs.store.linked import LinkedSources
-from certfs.store.scan import Reading, SourceReader, Writers, as_it_was, inherited, source_names
+from certfs.store.source_reader import (
+    Reading,
+    SourceReader,
+    Writers,
+    as_it_was,
+    inherited,
+    source_names,
+)
+from certfs.store.symlink_sources import LinkedSources
+from certfs.store.undo_log import Bequest
 
 # What may be done on the event loop: 8 KiB have two dozen certificates at most, of 0.3 ms each if OpenSSL is asked.
 _INLINE_SIZE = 8 << 10

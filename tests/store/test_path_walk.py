@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certfs.store.backing import FileId, file_id
-from certfs.store.links import PathWalker
+from certfs.store.path_walk import PathWalker
 from tests.store.scenes import nowhere
 from tests.support.examples import examples
 

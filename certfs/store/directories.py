@@ -1,6 +1,6 @@
 """What the directories of a store mean to its bundles, at one moment.
 
-Owns the tables; `certfs.store.trust` fills them. Directories are known by identity, not by path.
+Owns the tables; `certfs.store.bundles` fills them. Directories are known by identity, not by path.
 """
 
 import os
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from certfs.core.bundle import BundleSpec
 from certfs.store.backing import FileId, file_id
-from certfs.store.links import PathWalker
-from certfs.store.live import LiveBundle
+from certfs.store.bundle import LiveBundle
+from certfs.store.path_walk import PathWalker
 from certfs.store.swaps import Backup
 
 

@@ -13,8 +13,8 @@ import trio.testing
 
 from certfs.core.bundle import BundleSpec
 from certfs.store.backing import FileId, file_id
-from certfs.store.live import LiveBundle
-from certfs.store.scan import SourceReader
+from certfs.store.bundle import LiveBundle
+from certfs.store.source_reader import SourceReader
 from tests.store.scenes import ACTOR, Scene, content, scene
 from tests.support import pki
 

@@ -17,14 +17,14 @@ from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent
 from certfs.safe_open import LinkRefusedError, open_beneath
 from certfs.store.backing import FileId, describe, fd_path, file_id, status_at
-from certfs.store.bequest import Bequest
-from certfs.store.links import PathWalker
-from certfs.store.live import Actor, LiveBundle, Observer
+from certfs.store.bundle import Actor, LiveBundle, Observer
+from certfs.store.directories import Roles, Roots
+from certfs.store.events import StoreEvents, StoreNews, StoreWatcher
+from certfs.store.path_walk import PathWalker
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
-from certfs.store.roles import Roles, Roots
-from certfs.store.scan import DEFAULT_SIZE_LIMIT, SourceReader, Writers
+from certfs.store.source_reader import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Swaps
-from certfs.store.watch import StoreEvents, StoreNews, StoreWatcher
+from certfs.store.undo_log import Bequest
 
 DEFAULT_SWAP_TIMEOUT = 30.0
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import parse_source
 from certfs.store.backing import FileId
-from certfs.store.bequest import Bequest, Swap, read_estate
+from certfs.store.undo_log import Bequest, Swap, read_estate
 from tests.store.scenes import ACTOR, Store, store
 from tests.support import pki
 from tests.support.examples import examples

@@ -12,8 +12,8 @@ import trio
 
 from certfs.core.catalog import Source
 from certfs.store.backing import status_at
-from certfs.store.scan import Reading, SourceReader, Writers, unanswered
-from certfs.store.targets import Targets
+from certfs.store.link_probe import Targets
+from certfs.store.source_reader import Reading, SourceReader, Writers, unanswered
 
 
 @dataclass(frozen=True, slots=True)

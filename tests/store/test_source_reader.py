@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from certfs.core.catalog import Source
-from certfs.store import scan
+from certfs.store import source_reader
 from certfs.store.backing import file_id, stamp, stamp_head, status_at
-from certfs.store.scan import SourceReader, Writers, as_it_was, has_writer, source_names
+from certfs.store.source_reader import SourceReader, Writers, as_it_was, has_writer, source_names
 from tests.support import mounts, pki
 
 _ONE = pki.authority("scan one")
@@ -147,8 +147,8 @@ def test_a_file_that_may_not_be_read_has_a_reason(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     program = (
         "import os, sys\n"
-        "from certfs.store.links import PathWalker\n"
-        "from certfs.store.scan import SourceReader\n"
+        "from certfs.store.path_walk import PathWalker\n"
+        "from certfs.store.source_reader import SourceReader\n"
         "directory = os.open(sys.argv[1], os.O_PATH)\n"
         "os.geteuid() or os.setuid(65534)\n"
         "status = os.stat('x.pem', dir_fd=directory)\n"
@@ -249,7 +249,7 @@ def test_what_was_only_heard_to_be_written_is_read_if_nobody_has_it_open(
     with path.open("r+b"):
         assert read(reader, directory, known=known, writers=Writers.LIKELY) == as_it_was(known)
     with monkeypatch.context() as context:
-        context.setattr(scan, "has_writer", lambda _: None)
+        context.setattr(source_reader, "has_writer", lambda _: None)
         assert read(reader, directory, known=known, writers=Writers.LIKELY) == as_it_was(known)
         assert (
             reason(read(reader, directory, known=known, writers=Writers.UNLIKELY)) == "empty file"
