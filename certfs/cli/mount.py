@@ -15,6 +15,7 @@ from certfs.client import mount as mounting
 from certfs.client.detached import run_detached
 from certfs.config import DEFAULT_FILE, load_config
 from certfs.errors import CertfsError, NotMountedError
+from certfs.protocol import state_file
 
 _CANNOT_RUN: Final = 127
 """What a shell answers for a command that cannot be run."""
@@ -152,9 +153,24 @@ def _warn(stale: tuple[str, ...]) -> None:
 def restart(*, mountpoint: str | None, every: bool, outdated: bool) -> None:
     """Replace the server by a new one, which reads the configuration again, without one failed open or read."""
     chosen = _chosen(mountpoint, every=every)
-    _each(
-        tuple(one for one in chosen if not outdated or instances.outdated(one)), instances.restart
-    )
+    _each(tuple(one for one in chosen if not outdated or instances.outdated(one)), _restart)
+
+
+def _restart(directory: str) -> None:
+    instances.restart(directory)
+    state = state_file.read_state(directory)
+    if state is None or state.mode != "dom0":
+        return
+    wanted = {
+        place.target
+        for place in mounting.dom0(load_config(state.config_file, host=True).dom0_trees)
+    }
+    if wanted != set(state.targets):
+        click.echo(
+            f"certfs: warning: the configuration presents {' and '.join(sorted(wanted))}, and a restart keeps "
+            f"{' and '.join(sorted(state.targets))}: certfs unmount and certfs mount change that",
+            err=True,
+        )
 
 
 @click.command(

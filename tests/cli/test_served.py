@@ -156,3 +156,17 @@ def test_path_outside_of_the_presented_trees_is_no_configuration(configured: Hos
         assert configured.tree.pool_bundle.exists()
     finally:
         file.write_text(_CONFIG, encoding="ascii")
+
+
+def test_restart_says_that_the_presented_directories_stay(configured: Host) -> None:
+    """Changed trees take unmount and mount, and a restart that reads them says so."""
+    file = configured.directory / "etc/certfs.toml"
+    file.write_text('[dom0]\ntrees = ["/etc/stunnel"]\n', encoding="ascii")
+    try:
+        said = configured.certfs("restart")
+        assert "a restart keeps /etc/stunnel and /etc/xensource" in said
+        assert "certfs unmount and certfs mount change that" in said
+        assert configured.presented()
+    finally:
+        file.write_text(_CONFIG, encoding="ascii")
+        assert "warning" not in configured.certfs("restart")
