@@ -95,6 +95,14 @@ def open_trusted(path: str | bytes, flags: int, mode: int = 0o600, *, at: int | 
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
+def private(path: str, flags: int) -> int:
+    """Open as `open(..., opener=private)` asks: a file that is made belongs to its owner alone, whatever the umask.
+
+    A server has none, so that callers' files get the modes that callers ask for.
+    """
+    return os.open(path, flags, 0o600)
+
+
 def _replaced(old: int, new: int) -> int:
     os.close(old)
     return new

@@ -8,6 +8,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from certfs.safe_open import private
+
 On = Literal["bundle", "host-certificate"]
 Action = Literal["try-reload-or-restart", "reload", "restart"]
 
@@ -69,7 +71,7 @@ class Wishes:
 
     def write(self, path: str) -> None:
         """Replace the file at ``path``; OSError where that is impossible."""
-        with open(f"{path}.new", "w", encoding="ascii") as stream:
+        with open(f"{path}.new", "w", encoding="ascii", opener=private) as stream:
             json.dump(asdict(self), stream)
         os.rename(f"{path}.new", path)
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Self
 from certfs.errors import PrivilegeError
 from certfs.linux.processes import ProcessId
 from certfs.protocol.link import Mode
+from certfs.safe_open import private
 
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
 """Environment variable that names another runtime directory, for containers that have no writable /run."""
@@ -188,7 +189,7 @@ class State:
 def write_state(directory: str, state: State) -> None:
     """Replace state.json; a reader sees the old one or the new one."""
     fresh = f"{directory}/state.json.new"
-    with open(fresh, "wb") as stream:
+    with open(fresh, "wb", opener=private) as stream:
         stream.write(state.to_json())
     os.rename(fresh, f"{directory}/state.json")
 

@@ -18,6 +18,7 @@ from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
 from certfs.protocol.link import Job
 from certfs.protocol.notify_spec import NotifySpec, Wishes
+from certfs.safe_open import private
 from certfs.store.bundle import LiveBundle
 
 log = logging.getLogger("certfs")
@@ -77,7 +78,7 @@ class Settings:
         """Leave them to the next server."""
         raw = {"file": self.file, "content": os.fsdecode(self.content)}
         try:
-            with open(f"{path}.new", "w", encoding="ascii") as stream:
+            with open(f"{path}.new", "w", encoding="ascii", opener=private) as stream:
                 json.dump(raw, stream)
             os.rename(f"{path}.new", path)
         except OSError as e:

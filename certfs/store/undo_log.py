@@ -19,6 +19,7 @@ from typing import Any
 
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent, parse_source
+from certfs.safe_open import private
 
 log = logging.getLogger("certfs")
 
@@ -119,7 +120,7 @@ class Bequest:
         self._count += 1
         name = f"{self._count}-{os.getpid()}"
         try:
-            with open(f"{self._directory}/{name}", "xb", buffering=0) as stream:
+            with open(f"{self._directory}/{name}", "xb", buffering=0, opener=private) as stream:
                 stream.write(json.dumps({**paths, **note}).encode() + _END)
             self._files[key] = name
             self._fails = False
