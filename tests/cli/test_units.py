@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from certfs.cli.units import install_units, modules_directory, render, template, unit_text
 from tests.support import mounts, pki
 from tests.support.host import Host, host
+from tests.support.identity import run_certfs
+from tests.support.mounts import certfs_program, need_fuse
 
 EXPOSURE = 50
 """Tenths of systemd's exposure level, 0 (best) to 100. Root that mounts cannot be much better; below 50 is "OK"."""
@@ -268,3 +270,99 @@ def test_the_mount_works_with_the_units_rights(dom0: Host) -> None:
     )
     dom0.certfs("restart")
     dom0.certfs("unmount")
+
+
+# --- what an admin has edited ----------------------------------------------------------------------
+
+
+def _install(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return run_certfs("install-units", "--directory", directory, *words)
+
+
+def test_the_same_unit_again_changes_nothing(tmp_path: Path) -> None:
+    """A unit that is up to date is not written, and no edit is suspected."""
+    _install(tmp_path)
+    before = (tmp_path / "certfs.service").stat()
+    done = _install(tmp_path)
+    assert "is up to date" in done.stdout
+    assert (tmp_path / "certfs.service").stat().st_ino == before.st_ino
+
+
+def test_an_older_unit_is_replaced(tmp_path: Path) -> None:
+    """What an earlier version wrote, and nobody edited, becomes what this one writes."""
+    _install(tmp_path, "--systemd", "219")
+    done = _install(tmp_path, "--systemd", "252")
+    assert done.stdout.startswith("replaced ")
+    assert "StartLimitIntervalSec" in (tmp_path / "certfs.service").read_text()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace("200ms", "5s"),
+        lambda text: text + "# mine\n",
+        lambda _: "[Unit]\n",
+    ],
+)
+def test_an_edited_unit_is_kept(tmp_path: Path, edit: Callable[[str], str]) -> None:
+    """A unit that an admin has changed stays, what would be lost is shown, and --force overwrites it."""
+    _install(tmp_path)
+    unit = tmp_path / "certfs.service"
+    edited = edit(unit.read_text())
+    unit.write_text(edited)
+    done = _install(tmp_path)
+    assert unit.read_text() == edited
+    assert "was edited" in done.stderr
+    assert "systemctl edit certfs.service" in done.stderr
+    assert any(line.startswith("  -") for line in done.stderr.splitlines())
+    _install(tmp_path, "--force")
+    assert "200ms" in unit.read_text()
+
+
+def test_a_masked_unit_stays_masked(tmp_path: Path) -> None:
+    """The link by which systemctl masks a unit is an admin's wish."""
+    unit = tmp_path / "certfs.service"
+    unit.symlink_to("/dev/null")
+    assert "it is kept" in _install(tmp_path).stderr
+    assert os.readlink(unit) == "/dev/null"
+
+
+def test_drop_ins_stay_and_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    """Drop-ins are left alone and mentioned; a dry run says what it would do."""
+    assert "would be installed" in _install(tmp_path, "--dry-run").stdout
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "certfs.service.d").mkdir()
+    (tmp_path / "certfs.service.d/mine.conf").write_text("[Service]\nNice=5\n")
+    assert "certfs.service.d stays and counts" in _install(tmp_path).stdout
+    assert (tmp_path / "certfs.service.d/mine.conf").read_text() == "[Service]\nNice=5\n"
+
+
+def test_no_file_of_certfs_is_writable_by_all(tmp_path: Path) -> None:
+    """Without a umask no file that a command, a supervisor or a server makes can be written by other users (I19)."""
+    need_fuse()
+    (tmp_path / "store/stunnel/certs").mkdir(parents=True)
+    (tmp_path / "store/stunnel/certs/one.pem").write_bytes(pki.authority("modes").pem)
+    (tmp_path / "mount").mkdir()
+    run = tmp_path / "run"
+    script = (
+        'umask 0; certfs=$1; cd "$2"; $certfs mount --store store mount; '
+        "cp store/stunnel/certs/one.pem mount/stunnel/certs/two.pem; $certfs restart mount; "
+        "$certfs install-units --directory units >/dev/null"
+    )
+    words = ["sh", "-c", script, "sh", certfs_program(), str(tmp_path)]
+    environment = {**os.environ, "CERTFS_RUNTIME_DIR": str(run)}
+    try:
+        subprocess.run(words, check=True, env=environment, capture_output=True, timeout=60)
+        made = [
+            path for path in tmp_path.rglob("*") if path.is_file() and "mount" not in path.parts
+        ]
+        assert {"state.json", "settings.json", "log", "certfs.service"} <= {
+            path.name for path in made
+        }
+        loose = [path for path in made if path.stat().st_mode & 0o022]
+        # What a caller makes on the mount has the mode that it asked for.
+        assert [path.name for path in loose if path.name != "two.pem"] == []
+    finally:
+        subprocess.run(
+            [certfs_program(), "unmount", tmp_path / "mount"], check=False, env=environment
+        )

@@ -3,23 +3,31 @@
 Owns where units go and which systemd they are for; what they say is `certfs.cli.units.render`'s.
 """
 
+import difflib
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Final
 
 import click
 
 from certfs.cli.units import render
 from certfs.cli.units.render import Standalone
+from certfs.core.text import printable
 from certfs.errors import SystemdError, from_os_error
+from certfs.identity.paths import open_directory
 from certfs.linux import installation
+from certfs.store.atomic import write_atomic
 
 UNIT: Final = "certfs.service"
 _DIRECTORY: Final = "/etc/systemd/system"
 _PACKAGED_PROGRAM: Final = "/usr/bin/certfs"
+_MARK: Final = "# Written by certfs install-units; edited if this is not its SHA-256: "
 _MODULES: Final = "# certfs is a FUSE file system.\nfuse\n"
 
 
@@ -45,6 +53,8 @@ _MODULES: Final = "# certfs is a FUSE file system.\nfuse\n"
     help="The version of systemd that is to read it. Default: this host's.",
 )
 @click.option("--enable", is_flag=True, help="Enable the unit as well; it is not started.")
+@click.option("--force", is_flag=True, help="Overwrite a unit that was edited.")
+@click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
 @click.option("--user", is_flag=True, help="A unit of your own, for systemctl --user.")
 @click.option("--store", metavar="DIR", help="The store of a standalone mount.")
 @click.option("--config", metavar="FILE", help="Its configuration (TOML).")
@@ -54,12 +64,17 @@ def install_units(  # noqa: PLR0913  one for each option
     directory: str | None,
     version: int | None,
     enable: bool,
+    force: bool,
+    dry_run: bool,
     user: bool,
     store: str | None,
     config: str | None,
     mountpoint: str | None,
 ) -> None:
-    """Put a unit in place: for the host's own directories from early boot on, or for a store at MOUNTPOINT."""
+    """Put a unit in place: for the host's own directories from early boot on, or for a store at MOUNTPOINT.
+
+    A unit that was edited is kept, and what would be overwritten is shown; drop-ins (systemctl edit) stay and count.
+    """
     mount = _standalone(store, mountpoint, config)
     if user and mount is None:
         raise click.UsageError("--user is for a store of yours: --store DIR MOUNTPOINT")
@@ -72,8 +87,8 @@ def install_units(  # noqa: PLR0913  one for each option
     text = render.unit_text(
         template(), _program(), systemd=version or systemd_version(), mount=mount, user=user
     )
-    _write(os.path.join(directory, name), text)
-    click.echo(f"installed {os.path.join(directory, name)}")
+    if not _install(os.path.join(directory, name), text, force=force, dry_run=dry_run) or dry_run:
+        return
     modules = None if user else modules_directory(directory)
     if modules:
         _write(os.path.join(modules, "certfs.conf"), _MODULES)
@@ -135,13 +150,71 @@ def _user_directory() -> str:
     return os.path.join(base, "systemd/user")
 
 
+def _install(path: str, text: str, *, force: bool, dry_run: bool) -> bool:
+    """Put a unit in place unless an admin's own would be lost; tell whether it is there now."""
+    found = _read(path)
+    text = marked(text)
+    if found == text:
+        click.echo(f"{path} is up to date")
+        return True
+    if found is not None and not force and not is_ours(found):
+        click.echo(f"{path} was edited, or is another program's: it is kept", err=True)
+        for line in _difference(path, found, text):
+            click.echo(f"  {printable(line)}", err=True)
+        click.echo(
+            f"  to overwrite it: --force; to keep changes beside it: systemctl edit {os.path.basename(path)}",
+            err=True,
+        )
+        return False
+    if dry_run:
+        click.echo(f"{path} would be {'installed' if found is None else 'replaced'}")
+        for line in _difference(path, found, text) if found is not None else ():
+            click.echo(f"  {printable(line)}")
+        return True
+    _write(path, text)
+    click.echo(f"{'installed' if found is None else 'replaced'} {path}")
+    drop_ins = f"{path}.d"
+    if os.path.isdir(drop_ins):
+        click.echo(f"what is in {drop_ins} stays and counts")
+    return True
+
+
+def marked(text: str) -> str:
+    """Return a unit with a last line that tells whether it was edited since."""
+    return f"{text}{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def is_ours(found: str) -> bool:
+    """Tell whether a unit is as an install-units wrote it, of whatever version."""
+    text, mark, digest = found.rpartition(_MARK)
+    return bool(mark) and digest == f"{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _read(path: str) -> str | None:
+    """Return what is there, None if nothing is; a link, as of a masked unit, is nothing that certfs wrote."""
+    try:
+        if os.path.islink(path):
+            return f"a link to {os.readlink(path)}\n"
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise from_os_error(f"cannot read {path}", error) from error
+
+
+def _difference(path: str, found: str, text: str) -> Iterator[str]:
+    lines = difflib.unified_diff(
+        found.splitlines(), text.splitlines(), path, "what would be written", lineterm="", n=1
+    )
+    return (line for line in lines if not line[1:].startswith(_MARK))
+
+
 def _write(path: str, text: str) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.new", "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(f"{path}.new", 0o644)
-        os.rename(f"{path}.new", path)
+        with open_directory(Path(os.path.dirname(path))) as directory:
+            write_atomic(directory, os.fsencode(os.path.basename(path)), text.encode(), mode=0o644)
     except OSError as error:
         raise from_os_error(f"cannot write {path}", error) from error
 
