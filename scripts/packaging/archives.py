@@ -12,6 +12,8 @@ from scripts.packaging.debian import HERE
 from scripts.packaging.shell import run
 from scripts.packaging.tree import PREFIX, Release, size
 
+HELPER: Final = "usr/sbin/mount.fuse.certfs"
+"""What mount(8) runs for the type fuse.certfs."""
 _PROGRAM: Final = f"{PREFIX}/current/bin/certfs"
 _DEPENDS: Final = "python3.11 (>= 3.11.2), libc6 (>= 2.36), libfuse3-3 (>= 3.14), fuse3"
 _CONTROL: Final = """\
@@ -150,7 +152,9 @@ def _lay(root: Path, tree: Path, release: Release) -> None:
     """Put the tree and the command where they are installed, below ``root``."""
     shutil.copytree(tree, root / release.prefix.lstrip("/"), symlinks=True)
     (root / "usr/bin").mkdir(parents=True)
-    os.symlink(_PROGRAM, root / "usr/bin/certfs")
+    (root / "usr/sbin").mkdir()
+    for name in ("usr/bin/certfs", HELPER):
+        os.symlink(_PROGRAM, root / name)
     run(["chmod", "-R", "u+rwX,go=rX", root])
 
 
