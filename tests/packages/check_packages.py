@@ -241,6 +241,7 @@ def test_a_removed_rpm_leaves_an_ordinary_host(empty: Root) -> None:
         name for name in empty.listing() - before if not name.startswith(("store", "certfs.toml"))
     }
     assert left <= {
+        "opt",
         "usr/lib",
         "usr/lib/systemd",
         "usr/lib/systemd/system",
