@@ -154,12 +154,6 @@ def test_there_is_a_wheel_for_each_python_that_debian_has() -> None:
 # --- the scripts that run on hosts
 
 
-@pytest.mark.parametrize("name", ["lifecycle", "install", "host-backup"])
-def test_the_scripts_are_plain_sh(name: str) -> None:
-    """They run in whatever shell a host has as /bin/sh."""
-    subprocess.run(["shellcheck", "--shell=sh", PACKAGING / name], check=True)
-
-
 def answer(path: Path, text: str) -> None:
     """Make a program that prints its name, its arguments and ``text``, and ends with status 7."""
     path.parent.mkdir(parents=True, exist_ok=True)
