@@ -29,40 +29,6 @@ Description: TLS CA bundles that are always the certificates in their directorie
  A filesystem for directories of certificates: each CA bundle is always exactly the
  certificates that are there now. On a host: systemctl enable --now certfs
 """
-_POSTINST: Final = """\
-#!/bin/sh
-set -e
-[ "$1" = configure ] || exit 0
-ln -sfn {release} {prefix}/current.new
-mv -T {prefix}/current.new {prefix}/current
-{prefix}/current/libexec/lifecycle installed
-{prefix}/current/libexec/lifecycle settled
-"""
-_POSTRM: Final = """\
-#!/bin/sh
-set -e
-case $1 in
-upgrade)
-    # The new version's files are there, and this one's still are: what is started from now on is the new one.
-    if [ -x "{prefix}/$2/bin/certfs" ]; then
-        ln -sfn "$2" {prefix}/current.new
-        mv -T {prefix}/current.new {prefix}/current
-        {prefix}/current/libexec/lifecycle installed
-    fi
-    ;;
-remove | purge)
-    rm -f {prefix}/current
-    [ ! -d {prefix} ] || rmdir --ignore-fail-on-non-empty {prefix}
-    ;;
-esac
-"""
-_PRERM: Final = """\
-#!/bin/sh
-set -e
-case $1 in
-remove | deconfigure) {prefix}/{release}/libexec/lifecycle removing ;;
-esac
-"""
 
 
 def tar(tree: Path, release: Release, output: Path, scratch: Path, epoch: int) -> Path:
@@ -138,11 +104,10 @@ def deb(tree: Path, release: Release, output: Path, scratch: Path) -> Path:
     control.mkdir()
     text = _CONTROL.format(release=release, depends=_DEPENDS, kibibytes=size(tree) // 1024)
     (control / "control").write_text(text, encoding="utf-8")
-    scripts = {"postinst": _POSTINST, "postrm": _POSTRM, "prerm": _PRERM}
-    for name, script in scripts.items():
-        text = script.replace("{release}", str(release)).replace("{prefix}", PREFIX)
-        (control / name).write_text(text, encoding="utf-8")
-        (control / name).chmod(0o755)
+    for script in sorted((HERE / "deb").iterdir()):
+        text = script.read_text(encoding="utf-8").replace("@RELEASE@", str(release))
+        (control / script.name).write_text(text, encoding="utf-8")
+        (control / script.name).chmod(0o755)
     path = output / f"certfs_{release}_amd64.deb"
     run(["dpkg-deb", "--root-owner-group", "-Zxz", "--build", root, path])
     return path
