@@ -33,6 +33,7 @@ OWN_DIRECTORY = ".certfs"
 
 _DOCUMENTATION = "docs/config.md lists every key"
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}\.(service|socket|target|path|timer)")
+_FILE_LIMIT = 4 << 20
 _LONGEST = 240
 """Bytes of a name: while a bundle's plain copy is written, its name is a little longer."""
 
@@ -125,7 +126,12 @@ def read_config(path: str | None) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path} is not a regular file", advice="name one that is")
-            return file.read()
+            content = file.read(_FILE_LIMIT + 1)
+            if len(content) > _FILE_LIMIT:
+                raise ConfigError(
+                    f"{path} is larger than {_FILE_LIMIT} bytes", advice="name a configuration file"
+                )
+            return content
     except OSError as e:
         raise ConfigError(
             f"configuration file {path}: {e.strerror}", advice="name one that can be read"

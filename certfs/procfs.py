@@ -169,6 +169,12 @@ def command_of(pid: int) -> bytes:
     return _of_process(pid, "comm").removesuffix(b"\n")
 
 
+def arguments_of(pid: int) -> tuple[bytes, ...]:
+    """Return the command line of a process; empty if it is not known."""
+    raw = _of_process(pid, "cmdline")
+    return tuple(raw.removesuffix(b"\0").split(b"\0")) if raw else ()
+
+
 def login_of(pid: int) -> int | None:
     """Return the user who has logged in to start a process (loginuid), whoever it is now; None if nobody has."""
     number = _integer(_of_process(pid, "loginuid").removesuffix(b"\n"))

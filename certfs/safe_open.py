@@ -95,12 +95,46 @@ def open_trusted(path: str | bytes, flags: int, mode: int = 0o600, *, at: int | 
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
-def private(path: str, flags: int) -> int:
-    """Open as `open(..., opener=private)` asks: a file that is made belongs to its owner alone, whatever the umask.
+def refusal(directory: str) -> str:
+    """Return why a directory is not one that only this user can write to, empty if it is. FileNotFoundError."""
+    status = os.lstat(directory)
+    if stat.S_ISDIR(status.st_mode) and _is_own(status):
+        return ""
+    return f"{directory} is not a directory that only you can write to"
 
-    A server has none, so that callers' files get the modes that callers ask for.
+
+def read_own(path: str, limit: int) -> bytes:
+    """Return the content of a file that this user made in a directory that nobody else can write to.
+
+    OSError: EPERM for any other file, be it a link, and EFBIG for more than ``limit`` bytes.
     """
-    return os.open(path, flags, 0o600)
+    parent, name = os.path.split(path)
+    directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not _is_own(os.fstat(directory)):
+            raise PermissionError(errno.EPERM, "others can write to its directory", path)
+        # O_NONBLOCK: opening a FIFO must not block.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=directory)
+    finally:
+        os.close(directory)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not _is_own(status):
+            raise PermissionError(errno.EPERM, "not a file that only you can write to", path)
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", path)
+    return content
+
+
+def private(path: str, flags: int) -> int:
+    """Open as `open` asks its ``opener`` to: whatever the umask, a new file is for this user alone, and no link."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _replaced(old: int, new: int) -> int:

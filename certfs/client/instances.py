@@ -45,6 +45,8 @@ def find(mountpoint: str | None) -> str:
         directory = f"{base}/{state_file.instance_name('standalone', where)}"
         if not os.path.isdir(directory):
             directory = _dom0_with(base, where) or directory
+    for path in (base, directory):
+        state_file.check_own(path)
     if state_file.read_state(directory) is None and not devices_of(directory, None):
         raise _not_found(where)
     return directory
@@ -83,9 +85,9 @@ def outdated(directory: str) -> bool:
     processes = (state.supervisor, state.server) if state else ()
     for process in processes:
         if process and process.alive():
-            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/cmdline", "rb") as stream:
-                if os.fsdecode(stream.read().split(b"\0")[0]) != interpreter():
-                    return True
+            program, *_ = procfs.arguments_of(process.pid) or (b"",)
+            if program and os.fsdecode(program) != interpreter():
+                return True
     return False
 
 

@@ -33,7 +33,7 @@ from certfs.store.path_walk import PathWalker
 from certfs.store.source_reader import SourceReader, source_names
 
 _BACKUP_SUFFIX = b".bk"
-_BUNDLE_LIMIT = 256 << 20
+BUNDLE_LIMIT = 256 << 20
 """Bytes of a plain bundle: more than 100,000 certificates."""
 
 
@@ -205,5 +205,5 @@ def _not_served(path: bytes) -> NoReturn:
 
 def _present(bundle: Path) -> bytes:
     with contextlib.suppress(OSError):
-        return read_file(bundle, limit=_BUNDLE_LIMIT)
+        return read_file(bundle, limit=BUNDLE_LIMIT)
     return b""

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from certfs.identity.generate import ServerNames
+from certfs.identity.paths import read_file
 from certfs.procfs import ipv6_addresses
 
 INVENTORY = Path("/etc/xensource-inventory")
@@ -40,7 +41,7 @@ class Inventory:
 def read_inventory(path: Path = INVENTORY) -> Inventory:
     """Return the inventory; all empty on a host that is not one of the platform."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_file(path).decode("utf-8", "replace")
     except OSError:
         return Inventory()
     values = {match[1]: match[2] for line in text.split("\n") if (match := _LINE.match(line))}
@@ -72,7 +73,7 @@ def _dns_names() -> list[str]:
     own = socket.gethostname().strip()
     names = {own: None}
     with contextlib.suppress(OSError):
-        for line in _HOSTS.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in read_file(_HOSTS).decode("utf-8", "replace").split("\n"):
             _, *aliases = line.partition("#")[0].split() or [""]
             if own in aliases:
                 names.update(dict.fromkeys(aliases))

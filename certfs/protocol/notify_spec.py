@@ -6,9 +6,12 @@ Owns these values and their form as JSON, in which the supervisor hands them to 
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
-from certfs.safe_open import private
+from certfs.safe_open import private, read_own
+
+_BYTES: Final = 16 << 20
+
 
 On = Literal["bundle", "host-certificate"]
 Action = Literal["try-reload-or-restart", "reload", "restart"]
@@ -79,8 +82,7 @@ class Wishes:
     def read(cls, path: str) -> Self:
         """Return what `write` left; no wishes where there is nothing that can be read."""
         try:
-            with open(path, encoding="ascii") as stream:
-                raw: dict[str, Any] = json.load(stream)
+            raw: dict[str, Any] = json.loads(read_own(path, _BYTES))
             return cls(
                 bundles=tuple(raw["bundles"]),
                 notify=tuple(map(_notify_from, raw["notify"])),

@@ -6,25 +6,28 @@ each mount: ``dom0``, or ``at-`` and the mountpoint, escaped. In it: ``lock`` (h
 next one: ``bequest``, ``settings.json``.
 """
 
+import errno
 import fcntl
 import json
 import os
 import shutil
-import stat
 import time
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from certfs.errors import PrivilegeError
 from certfs.linux.processes import ProcessId
+from certfs.protocol.checked import decoded
 from certfs.protocol.link import Mode
-from certfs.safe_open import private
+from certfs.safe_open import private, read_own, refusal
 
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
 """Environment variable that names another runtime directory, for containers that have no writable /run."""
 REMEMBERED_EVENTS: Final = 50
+STATE_BYTES: Final = 4 << 20
+"""More than any state file has: events have short texts, and paths 4 KiB."""
 LOCK_SECONDS: Final = 3.0
 """How long the lock of a supervisor that is ending may be waited for."""
 
@@ -62,8 +65,9 @@ def instance_name(mode: Mode, mountpoint: str) -> str:
 
 
 def instances() -> tuple[str, ...]:
-    """Return the directories of this user's instances, running or not."""
+    """Return the directories of this user's instances, running or not. PrivilegeError as `check_own`."""
     base = runtime_directory()
+    check_own(base)
     try:
         names = sorted(os.listdir(base))
     except FileNotFoundError:
@@ -74,26 +78,34 @@ def instances() -> tuple[str, ...]:
 def make_instance(mode: Mode, mountpoint: str) -> str:
     """Make an instance's directory, mode 0700, and return it. PrivilegeError if somebody else owns the place."""
     directory = f"{runtime_directory()}/{instance_name(mode, mountpoint)}"
-    for path in make_directory(directory):
-        _own(path)
+    for path in (os.path.dirname(directory), directory):
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        check_own(path)
     return directory
 
 
-def make_directory(directory: str) -> tuple[str, str]:
-    """Make an instance's directory, and the one that it is in, where they are missing; return both."""
-    paths = (os.path.dirname(directory), directory)
-    for path in paths:
+def remake_directory(directory: str) -> None:
+    """Make the directory of an instance that runs, if somebody has removed it; OSError if another user was faster."""
+    for path in (os.path.dirname(directory), directory):
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
-    return paths
+        reason = refusal(path)
+        if reason:
+            raise PermissionError(errno.EPERM, reason, path)
 
 
-def _own(path: str) -> None:
-    status = os.lstat(path)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+def check_own(path: str) -> None:
+    """Check that a runtime directory is this user's, if it is there at all; PrivilegeError if somebody else made it.
+
+    Whoever can write to it says which processes are to be killed and what is to be unmounted.
+    """
+    reason = ""
+    with suppress(FileNotFoundError):
+        reason = refusal(path)
+    if reason:
         raise PrivilegeError(
-            f"{path} is not a directory that only you can write to",
-            advice=f"remove it, or name another in the environment variable {OVERRIDE}",
+            reason, advice=f"remove it, or name another in the environment variable {OVERRIDE}"
         )
 
 
@@ -176,30 +188,26 @@ class State:
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """Return the state that `to_json` wrote; ValueError, KeyError or TypeError if it did not."""
-        raw: dict[str, Any] = json.loads(content)
-        for name in ("supervisor", "server", "janitor"):
-            raw[name] = ProcessId(**raw[name]) if raw[name] else None
-        for name in ("targets", "stores", "devices"):
-            raw[name] = tuple(raw[name])
-        raw["events"] = tuple(Event(**event) for event in raw["events"])
-        return cls(**raw)
+        """Return the state that `to_json` wrote; ValueError if it did not."""
+        return decoded(cls, content)
 
 
 def write_state(directory: str, state: State) -> None:
     """Replace state.json; a reader sees the old one or the new one."""
     fresh = f"{directory}/state.json.new"
+    reason = refusal(directory)
+    if reason:
+        raise PermissionError(errno.EPERM, reason, fresh)
     with open(fresh, "wb", opener=private) as stream:
         stream.write(state.to_json())
     os.rename(fresh, f"{directory}/state.json")
 
 
 def read_state(directory: str) -> State | None:
-    """Return what the last supervisor of this boot wrote, None if there is nothing that can be read."""
+    """Return what the last supervisor of this boot wrote, None if there is nothing of this user's that can be read."""
     try:
-        with open(f"{directory}/state.json", "rb") as stream:
-            state = State.from_json(stream.read())
-    except (OSError, ValueError, KeyError, TypeError):
+        state = State.from_json(read_own(f"{directory}/state.json", STATE_BYTES))
+    except (OSError, ValueError):
         return None
     return state if state.boot == boot_id() else None
 

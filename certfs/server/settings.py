@@ -18,10 +18,13 @@ from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
 from certfs.protocol.link import Job
 from certfs.protocol.notify_spec import NotifySpec, Wishes
-from certfs.safe_open import private
+from certfs.safe_open import private, read_own
 from certfs.store.bundle import LiveBundle
 
 log = logging.getLogger("certfs")
+
+_REMEMBERED_BYTES = 16 << 20
+"""A configuration file is smaller, also as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,7 @@ class Settings:
     def _recall(cls, job: Job) -> Self | None:
         path = job.mount.settings_file
         try:
-            with open(path, "rb") as stream:
-                raw = json.load(stream)
+            raw = json.loads(read_own(path, _REMEMBERED_BYTES))
             return cls.of(job, raw["file"], os.fsencode(raw["content"]))
         except FileNotFoundError:
             return None

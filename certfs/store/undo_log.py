@@ -19,11 +19,13 @@ from typing import Any
 
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent, parse_source
-from certfs.safe_open import private
+from certfs.safe_open import private, read_own
 
 log = logging.getLogger("certfs")
 
 _END = b"\n"
+_NOTE_BYTES = 1 << 30
+"""A note on a swap holds all certificates of a directory."""
 _Key = tuple[BundleSpec, bytes | None]
 """A note on a source, or with None on the D.bk of a bundle."""
 
@@ -157,8 +159,7 @@ def read_estate(directory: str) -> Estate | None:
     estate = Estate()
     for name in sorted(names, key=_number):
         try:
-            with open(f"{directory}/{name}", "rb") as stream:
-                content = stream.read()
+            content = read_own(f"{directory}/{name}", _NOTE_BYTES)
             # Without its end it was being written at the death: what it was to be about has not happened.
             if content.endswith(_END):
                 _take(estate, json.loads(content))

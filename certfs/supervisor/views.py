@@ -76,7 +76,7 @@ class BoundViews:
         while True:
             path = f"{self.mount.runtime}/mount-{number}"
             try:
-                state_file.make_directory(self.mount.runtime)  # somebody may have removed it
+                state_file.remake_directory(self.mount.runtime)  # somebody may have removed it
                 os.mkdir(path, 0o700)
             except FileExistsError:
                 number += 1

@@ -97,7 +97,7 @@ def test_more_commands_than_are_heard_at_once_wait(tmp_path: Path) -> None:
             assert connection is not None
             if number == 0:
                 first = connection
-            commands.enter_context(connection).send(b"detach")
+            commands.enter_context(connection).send(b"flush")
             steps_until(heard, min(number + 1, MOST_CLIENTS))
         # The two that wait keep nobody busy: the next thing to happen is the deadline.
         reactor.after("nothing", 0.05, lambda: None)

@@ -22,7 +22,7 @@ from certfs.supervisor.views import BoundViews, View
 
 base, beneath = sys.argv[1], sys.argv[2] == "beneath"
 target, runtime = f"{base}/target", f"{base}/run"
-os.mkdir(target), os.mkdir(runtime)
+os.chmod(base, 0o755), os.mkdir(target), os.mkdir(runtime, 0o700)
 with open(f"{target}/file", "w") as plain:
     plain.write("plain")
 tree = Tree(name="sub", store=target, target=target, fd=0, beneath_fd=None)

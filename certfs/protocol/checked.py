@@ -1,0 +1,69 @@
+"""JSON to frozen dataclasses, with a look at every value.
+
+Owns the check: a file that was cut off, or that somebody has edited, is one exception and never a value of another type
+than its field says, to be found out by whoever uses it.
+"""
+
+import json
+import types
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def decoded(kind: type[T], content: bytes) -> T:
+    """Return the ``kind`` that ``content`` describes; ValueError if it does not."""
+    try:
+        raw = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    value: T = checked(kind, raw)
+    return value
+
+
+def checked(kind: Any, raw: object) -> Any:  # noqa: ANN401 - what the type says
+    """Return ``raw``, as json.loads gives it, as a ``kind``: a dataclass, a tuple, a plain type, a union."""
+    if is_dataclass(kind):
+        return _dataclass(kind, raw)
+    origin = get_origin(kind)
+    if origin in {Union, types.UnionType}:
+        return _any_of(get_args(kind), raw)
+    if origin is Literal and raw in get_args(kind):
+        return raw
+    if origin is tuple and isinstance(raw, list):
+        element, _ = get_args(kind)
+        return tuple(checked(element, each) for each in raw)
+    if kind is float and type(raw) is int:
+        return float(raw)
+    # Exactly: a bool is an int to isinstance.
+    if isinstance(kind, type) and type(raw) is kind:
+        return raw
+    raise ValueError(f"not a {kind}: {str(raw)[:40]!r}")
+
+
+def _any_of(kinds: tuple[Any, ...], raw: object) -> Any:  # noqa: ANN401 - what the type says
+    for kind in kinds:
+        try:
+            return checked(kind, raw)
+        except ValueError:
+            continue
+    raise ValueError(f"none of {kinds}: {str(raw)[:40]!r}")
+
+
+def _dataclass(kind: Any, raw: object) -> Any:  # noqa: ANN401 - what the type says
+    match raw:
+        case dict():
+            hints = _hints(kind)
+            known = {each.name for each in fields(kind)} & raw.keys()
+            try:
+                return kind(**{name: checked(hints[name], raw[name]) for name in known})
+            except TypeError as error:  # a field is missing
+                raise ValueError(str(error)) from None
+    raise ValueError(f"not a {kind.__name__}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
