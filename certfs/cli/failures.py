@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from certfs.core.text import printable
 from certfs.errors import (
     BugError,
     CertfsError,
@@ -71,8 +72,13 @@ def _show(error: CertfsError, *, wants_json: bool) -> int:
     if wants_json:
         _say_json(error.to_json())
     else:
-        click.echo(f"certfs: {error}", err=True)
+        click.echo(f"certfs: {_shown(str(error))}", err=True)
     return error.exit_code
+
+
+def _shown(text: str) -> str:
+    """Return a message with everything escaped that a terminal would act on: it may name any file."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _show_usage(error: click.ClickException, *, wants_json: bool) -> int:

@@ -5,7 +5,6 @@ reading their sources. Needs nobody to be serving.
 """
 
 import errno
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -16,22 +15,29 @@ from typing import Any
 
 import click
 
+from certfs import procfs
 from certfs.client.mount import canonical
-from certfs.client.query import ask_instance
+from certfs.client.query import ANSWER_SECONDS, ask_instance, ask_mount
 from certfs.config import DEFAULT_FILE, Config, load_config
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import Severity, parse_source
 from certfs.core.text import printable
-from certfs.errors import ConfigError, NotMountedError, StoreError, from_os_error
-from certfs.identity.bundles import expand_bundles
-from certfs.identity.paths import DOM0, HostPaths
+from certfs.errors import (
+    ConfigError,
+    DeadlineError,
+    NotMountedError,
+    StoreError,
+    from_os_error,
+)
+from certfs.identity.bundles import BUNDLE_LIMIT, expand_bundles
+from certfs.identity.paths import DOM0, HostPaths, read_file
+from certfs.linux.processes import in_child
 from certfs.protocol import state_file
 from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.directories import Roots
 from certfs.store.inspection import Item, inspect
 
-_STATUS = ".certfs/status.json"
 _DEAD = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
 """What the kernel answers for a mount whose server is dead (fuse.rst of the kernel)."""
 
@@ -196,16 +202,31 @@ def _standalone(
 
 
 def _status_of(mountpoint: str) -> dict[str, Any] | None:
-    """Return what a mount says of itself: which bundles it has, and how it is configured. None if it is none."""
-    try:
-        with open(os.path.join(mountpoint, _STATUS), "rb") as file:
-            status: dict[str, Any] = json.load(file)
-        _specs_of(status), status["config_file"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        if isinstance(e, OSError) and e.errno in _DEAD:
-            raise _dead_mount(mountpoint, e) from None
+    """Return what a mount says of itself: which bundles it has, and how it is configured. None if it is none.
+
+    A mount that another user made names no configuration file: it could be any that this user may read.
+    """
+    path = canonical(mountpoint)
+    answer = ask_mount(path)
+    if answer is None or answer.report is None:
+        top = procfs.top_at(procfs.mounts(), path)
+        if top is not None and top.is_certfs:
+            raise _unanswering(path)
         return None
-    return status
+    return answer.report if answer.is_trusted else {**answer.report, "config_file": None}
+
+
+def _unanswering(path: str) -> StoreError | DeadlineError:
+    error = in_child(lambda: _look(path), ANSWER_SECONDS)
+    if error is not None and error.errno in _DEAD:
+        return _dead_mount(path, error)
+    return DeadlineError(
+        f"{path} is mounted and does not say how it is", advice="certfs status says more"
+    )
+
+
+def _look(path: str) -> None:
+    os.stat(path)
 
 
 def _mounted(mountpoint: str, status: dict[str, Any], config_file: str | None) -> Place:
@@ -235,7 +256,12 @@ def _incomplete_of(status: dict[str, Any]) -> tuple[Incomplete, ...]:
 
 
 def _components(path: str) -> tuple[bytes, ...]:
-    return tuple(os.fsencode(part) for part in path.split("/"))
+    parts = tuple(os.fsencode(part) for part in path.split("/"))
+    if not {b"", b".", b".."}.isdisjoint(parts):
+        raise NotMountedError(
+            f"a mount says that {path!r} is a path in it", advice="it is no certfs"
+        )
+    return parts
 
 
 def items_of(place: Place, bundle: LiveBundle) -> list[Item]:
@@ -246,8 +272,8 @@ def items_of(place: Place, bundle: LiveBundle) -> list[Item]:
 
 def _as_served(place: Place, bundle: LiveBundle, items: list[Item]) -> Iterator[Item]:
     try:
-        with open(place.path(bundle.spec.bundle), "rb") as file:
-            served = {one.fingerprint: one for one in parse_source(file.read()).certificates}
+        content = read_file(Path(place.path(bundle.spec.bundle)), limit=BUNDLE_LIMIT)
+        served = {one.fingerprint: one for one in parse_source(content).certificates}
     except FileNotFoundError:
         served = {}
     for item in items:

@@ -14,6 +14,7 @@ import click
 from certfs.client.instances import find
 from certfs.client.mount import canonical
 from certfs.client.query import Answer, ask_instance, ask_mount
+from certfs.core.text import printable
 from certfs.errors import DeadlineError, NotMountedError
 from certfs.protocol import state_file
 
@@ -50,7 +51,7 @@ def status(*, mountpoint: str | None, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(answer.to_json(), indent=2))
         else:
-            click.echo(("\n" if number else "") + "\n".join(_lines(answer.to_json())))
+            click.echo(("\n" if number else "") + "\n".join(_lines(_shown(answer.to_json()))))
     if any(answer.report is None for answer in answers):
         sys.exit(DeadlineError.exit_code)
 
@@ -79,6 +80,18 @@ def _at(mountpoint: str) -> Answer | None:
         return ask_instance(find(mountpoint))
     except NotMountedError:
         return ask_mount(canonical(mountpoint))
+
+
+def _shown(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Return ``value`` with everything escaped that a terminal would act on: a mount says of itself what it likes."""
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {key: _shown(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_shown(each) for each in value]
+    return value
 
 
 def _lines(status: dict[str, Any]) -> Iterator[str]:

@@ -4,17 +4,105 @@ Owns the union of what the server says (``.certfs/status.json`` at the root of i
 down (state.json). Both are documented in ``docs/operations.md``.
 """
 
+import errno
 import json
-import subprocess
+import os
+import stat
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from certfs import procfs
+from certfs.linux.processes import output_of_child
 from certfs.protocol import state_file
+from certfs.protocol.checked import decoded
 from certfs.protocol.owned_mounts import devices_of
-from certfs.protocol.state_file import Phase, State
+from certfs.protocol.state_file import Event, Phase, State
 
 ANSWER_SECONDS: Final = 3.0
+REPORT_BYTES: Final = 64 << 20
+"""More than the status of any mount has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a mount says of itself, and the user who made it."""
+
+    owner: int
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    target: str
+    store: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _LeftOut:
+    source: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    pid: int
+    uid: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class _BeingWritten:
+    source: str
+    since: float
+    writers: tuple[_Writer, ...]
+    certificates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainCopy:
+    current: bool
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    bundle: str
+    source: str
+    exists: bool
+    generation: int
+    certificates: int
+    sources: int
+    size: int
+    sha256: str | None
+    changed: float
+    swap: bool
+    left_out: tuple[_LeftOut, ...]
+    plain_copy: _PlainCopy
+    being_written: tuple[_BeingWritten, ...] = ()
+    """A server of an older release does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Relied:
+    """What is read of a report, by type: see ``docs/operations.md`` for what it means."""
+
+    version: int
+    mode: Literal["dom0", "standalone"]
+    config_file: str | None
+    mounts: tuple[_Mount, ...]
+    server: _Process
+    supervisor: _Process | None
+    since: float
+    bundles: tuple[_Bundle, ...]
+    plain_copies_current: bool
+    events: tuple[Event, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +115,13 @@ class Answer:
     """The server's status.json; None if it did not answer in time."""
     state: State | None
     """The supervisor's; None for a mount of somebody else, or where it could not be written."""
+    owner: int | None = None
+    """The user who made the mount, where there is no ``state``: what it says of itself is this user's word."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether this user, or root, made the mount: then a file that it names may be opened."""
+        return self.state is not None or self.owner in (0, os.geteuid())
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``certfs status --json`` prints."""
@@ -73,20 +168,22 @@ def ask_instance(directory: str) -> Answer | None:
         return _ask_hidden_mounts(directory)
     if not _runs(state):
         return Answer("dead", None, state) if devices_of(directory, state) else None
-    report = _read(state.mountpoint) if state.mountpoint and state.device else None
-    return Answer(state.phase, report, state)
+    report = _read(state.mountpoint, state.device) if state.mountpoint and state.device else None
+    return Answer(state.phase, report.content if report else None, state)
 
 
 def ask_mount(mountpoint: str) -> Answer | None:
     """Ask the certfs at ``mountpoint``, whoever it belongs to; None if there is none or it does not answer."""
     report = _read(mountpoint)
-    return None if report is None else Answer("serving", report, None)
+    return None if report is None else Answer("serving", report.content, None, report.owner)
 
 
 def _ask_hidden_mounts(directory: str) -> Answer | None:
     """Ask what is mounted in a runtime directory whose state could not be written, or was removed."""
     points = [
-        entry.point for entry in procfs.mounts() if entry.point.startswith(f"{directory}/mount-")
+        entry.point
+        for entry in procfs.mounts()
+        if procfs.is_ours(entry) and entry.point.startswith(f"{directory}/mount-")
     ]
     answers = (ask_mount(point) for point in reversed(points))
     return next((answer for answer in answers if answer), None)
@@ -96,23 +193,44 @@ def _runs(state: State) -> bool:
     return state.supervisor.alive() or (state.server is not None and state.server.alive())
 
 
-def _read(mountpoint: str) -> dict[str, Any] | None:
-    """Read the status through the mount in a process of its own, which can be killed while it waits."""
-    process = subprocess.Popen(
-        ("cat", "--", f"{mountpoint}/.certfs/status.json"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+def _read(mountpoint: str, device: str | None = None) -> Report | None:
+    """Read the status through the mount in a process of its own, which can be killed while it waits.
+
+    None where nothing is mounted that calls itself certfs (with ``device``: that very mount), or it does not answer.
+    """
+    raw = output_of_child(
+        lambda: _status_through(mountpoint, device), ANSWER_SECONDS, limit=REPORT_BYTES
     )
     try:
-        answer, _ = process.communicate(timeout=ANSWER_SECONDS)
-        report: dict[str, Any] = json.loads(answer)
-    except subprocess.TimeoutExpired:
-        # Not waited for: it ends when the server or its end answers the request that it is in.
-        process.kill()
-        if process.stdout:
-            process.stdout.close()
-        return None
+        owner, _, content = (raw or b"").partition(b"\n")
+        return Report(int(owner), decoded_report(content))
     except ValueError:
         return None
+
+
+def _status_through(mountpoint: str, device: str | None) -> bytes:
+    """Return who made the mount and its status; OSError for anything but a file that the mount itself has.
+
+    What is below a mountpoint of another user may be a FIFO, a device or a link to whatever this user can read.
+    """
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | flags)
+    mount = procfs.mount_of(root)
+    if mount is None or not mount.is_certfs or device not in {None, mount.device}:
+        raise OSError(errno.ENOENT, "no certfs is mounted there", mountpoint)
+    directory = os.open(".certfs", os.O_PATH | os.O_DIRECTORY | flags, dir_fd=root)
+    file = os.open("status.json", os.O_RDONLY | os.O_NONBLOCK | flags, dir_fd=directory)
+    if {procfs.mount_id(fd) for fd in (directory, file)} != {mount.mount_id}:
+        raise OSError(errno.EXDEV, "something else is mounted there", mountpoint)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", mountpoint)
+    with open(file, "rb") as stream:
+        return b"%d\n" % (-1 if mount.owner is None else mount.owner) + stream.read(REPORT_BYTES)
+
+
+def decoded_report(content: bytes) -> dict[str, Any]:
+    """Return a status report with at least what every reader of it relies on; ValueError if it is none."""
+    checked_report = decoded(_Relied, content)
+    del checked_report
+    report: dict[str, Any] = json.loads(content)
     return report

@@ -5,6 +5,7 @@ and little of it: the supervisor imports this.
 """
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Collection
@@ -16,6 +17,7 @@ from certfs.linux.installation import flags, interpreter
 from certfs.procfs import Stat, stat_of
 
 _NOTHING_RUN: Final = 127
+_PIPE_BYTES: Final = 65536
 _PAUSE_SECONDS: Final = 0.001
 _URGENT_NICE: Final = -10
 
@@ -213,6 +215,46 @@ def in_child(action: Callable[[], None], seconds: float) -> OSError | None:
         code, _, name = os.fsdecode(report).partition(" ")
         return OSError(int(code), os.strerror(int(code)), name or None)
     return None if status == 0 else OSError("the helper process failed")
+
+
+def output_of_child(produce: Callable[[], bytes], seconds: float, *, limit: int) -> bytes | None:
+    """Return what ``produce`` returns in a forked process; None if it raises, takes too long or returns too much.
+
+    The child is killed then, and not waited for: it ends when the file system that it is in answers.
+    """
+    receiving, sending = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _produce(produce, sending)
+    os.close(sending)
+    deadline = time.monotonic() + seconds
+    pieces: list[bytes] = []
+    complete = False
+    with open(receiving, "rb", buffering=0) as stream:
+        while select.select([stream], [], [], max(deadline - time.monotonic(), 0))[0]:
+            piece = stream.read(_PIPE_BYTES)
+            complete = not piece
+            if complete or sum(map(len, pieces)) > limit:
+                break
+            pieces.append(piece)
+    if complete:
+        return b"".join(pieces) if wait(pid, _PAUSE_SECONDS * 1000) == 0 else None
+    os.kill(pid, signal.SIGKILL)
+    return None
+
+
+def _produce(produce: Callable[[], bytes], sending: int) -> NoReturn:
+    status = _NOTHING_RUN
+    try:
+        with open(sending, "wb", buffering=0) as stream:
+            left = memoryview(produce())
+            while left:
+                left = left[stream.write(left) :]
+        status = 0
+    except OSError:
+        pass
+    finally:
+        os._exit(status)
 
 
 def _act(action: Callable[[], None], sending: int) -> NoReturn:

@@ -1,0 +1,119 @@
+"""What another user puts where a command looks: never opened, obeyed, or shown as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from certfs.linux.processes import ProcessId
+from tests.support.mounts import CertfsMount, certfs_program, need_fuse, need_root
+
+pytestmark = pytest.mark.mount
+
+SOMEBODY = 65534
+BOUND_SECONDS = 20.0
+"""How long a command may take on a busy machine; without a bound it would be for ever."""
+
+
+def certfs(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that must come back, with little memory."""
+    return subprocess.run(
+        ["prlimit", "--as=1500000000", certfs_program(), *arguments],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_SECONDS * 3,
+        env={**os.environ, **environment},
+    )
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _zero(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _device(path: Path) -> None:
+    os.mknod(path, 0o20666, os.makedev(1, 5))
+
+
+def _fake(path: Path) -> None:
+    bundle = {"bundle": "\x1b[2Jstunnel/x.pem", "source": "stunnel/x"}
+    path.write_text(json.dumps({"config_file": "/etc/shadow", "bundles": [bundle]}))
+
+
+@pytest.mark.parametrize("make", [_fifo, _zero, _device, _fake])
+@pytest.mark.parametrize("command", [("status",), ("check",), ("list",)])
+def test_a_directory_is_no_mount(
+    make: Callable[[Path], None], command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A ``.certfs/status.json`` that no mount made is not read, whatever it is."""
+    need_root()
+    (tmp_path / ".certfs").mkdir()
+    make(tmp_path / ".certfs/status.json")
+    began = time.monotonic()
+    result = certfs(*command, tmp_path)
+    assert result.returncode == 7, result
+    assert time.monotonic() - began < BOUND_SECONDS
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "shadow" not in result.stdout + result.stderr
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that nobody may kill."""
+    with subprocess.Popen(["sleep", "infinity"]) as sleeping:
+        yield sleeping
+        sleeping.kill()
+
+
+def test_a_runtime_directory_of_another_user_is_not_obeyed(
+    process: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """A state file of another user does not say which processes `certfs unmount` kills."""
+    need_root()
+    runtime = tmp_path / "runtime"
+    instance = runtime / "at-x"
+    instance.mkdir(parents=True)
+    identity = ProcessId.of(process.pid)
+    state = {
+        "version": 1,
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "mode": "standalone",
+        "phase": "serving",
+        "targets": ["/x\x1b[2J"],
+        "stores": ["/x"],
+        "config_file": None,
+        "since": 0.0,
+        "supervisor": {"pid": identity.pid, "started": identity.started},
+        "server": {"pid": identity.pid, "started": identity.started},
+    }
+    (instance / "state.json").write_text(json.dumps(state))
+    for path in (runtime, instance, instance / "state.json"):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    for command in (("status",), ("unmount", "/x"), ("restart", "/x"), ("unmount", "--all")):
+        result = certfs(*command, CERTFS_RUNTIME_DIR=str(runtime))
+        assert result.returncode == 10, result
+        assert "only you can write to" in result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
+    assert process.poll() is None
+
+
+def test_what_a_mount_says_of_itself_is_read_through_that_mount(
+    certfs_mount: CertfsMount, tmp_path: Path
+) -> None:
+    """`status` and `check` on a mount work as ever, and something mounted into it is not read."""
+    need_fuse()
+    result = certfs("status", "--json", certfs_mount.tree.root, CERTFS_RUNTIME_DIR=str(tmp_path))
+    assert result.returncode == 0, result
+    assert json.loads(result.stdout)["phase"] == "serving"
+    assert certfs("list", certfs_mount.tree.root).returncode == 0
