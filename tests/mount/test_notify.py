@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -322,3 +323,85 @@ def test_a_new_host_certificate_is_told(scene: Scene) -> None:
         )  # fmt: skip
         wait_until(lambda: scene.told() != [], seconds=60, what="a call")
         assert scene.told()[0][2] == str(mount.tree.root / "xensource" / "xapi-ssl.pem")
+
+
+@contextmanager
+def haproxy(scene: Scene, bundle: Path) -> Iterator[int]:
+    """Run a haproxy, as its unit does, that asks clients for a certificate; yield its port."""
+    need_program("haproxy")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    own, configuration = scene.root / "server.pem", scene.root / "haproxy.cfg"
+    own.write_bytes(pki.issue("server", host_names=("localhost",)).host_pem)
+    configuration.write_text(
+        "defaults\n mode http\n timeout client 30s\n timeout server 30s\n timeout connect 30s\n"
+        f"frontend test\n bind 127.0.0.1:{port} ssl crt {own} ca-file {bundle} verify required\n"
+        ' http-request return status 200 content-type text/plain string "welcome"\n'
+    )
+    pid_file = scene.root / "haproxy.pid"
+    process = subprocess.Popen(
+        ["/usr/sbin/haproxy", "-Ws", "-f", configuration, "-p", pid_file],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(pid_file.exists, seconds=60, what="haproxy")
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_running_haproxy_accepts_a_client_after_its_reload(scene: Scene) -> None:
+    """SIGUSR2 to its master is what its unit's reload does."""
+    text = f'[[notify]]\npid_file = "{scene.root}/haproxy.pid"\nprocess = "haproxy"\nsignal = "USR2"\n{QUICK}'
+    with scene.mounted(text) as mount, haproxy(scene, mount.tree.root / "ca.pem") as port:
+        client, source = (
+            pki.issue("client", issuer=SECOND),
+            mount.tree.root / "trusted" / "second.pem",
+        )
+        assert not welcomes(scene, port, client)
+        source.write_bytes(SECOND.pem)
+        wait_until(lambda: welcomes(scene, port, client), seconds=60, what="a welcome")
+        source.unlink()
+        wait_until(lambda: not welcomes(scene, port, client), seconds=60, what="a refusal")
+
+
+KILLS = int(os.environ.get("CERTFS_TEST_KILLS", "9"))
+
+
+def test_whatever_is_killed_the_last_change_is_told(scene: Scene) -> None:
+    """Server, supervisor or notifier, at another point of the way each time: the reader has the last content."""
+    with scene.mounted(scene.noting()) as mount:
+        mount.expected_log += [".*"]
+        source, bundle = mount.tree.root / "trusted" / "second.pem", mount.tree.root / "ca.pem"
+        victim = 0
+        for number in range(KILLS):
+            # One fault at a time: two at once leave plain files, and no process to tell anybody.
+            wait_until(partial(_are_whole, mount, victim), seconds=60, what="all three processes")
+            victim = _three(mount)[number % 3]
+            source.write_bytes(pki.issue(f"kill {number}").pem)
+            time.sleep(0.03 * (number // 3 % 6))  # a kill at another point each time
+            os.kill(victim, signal.SIGKILL)
+
+        def is_told() -> bool:
+            return bool(scene.told()) and scene.told()[-1][1] == sha256_of(bundle)
+
+        wait_until(is_told, seconds=60, what="the last content")
+        wait_until(lambda: 0 not in _three(mount), seconds=60, what="all three")
+
+
+def _three(mount: CertfsMount) -> tuple[int, int, int]:
+    """Return the pids of the server, the supervisor and the notifier, 0 for one that is not there."""
+    notifiers = _notifiers(mount)
+    return server_of(mount), _supervisor_of(mount), notifiers[0] if len(notifiers) == 1 else 0
+
+
+def _are_whole(mount: CertfsMount, victim: int) -> bool:
+    """Whether there is one of each, the successor of `victim` among them."""
+    three = _three(mount)
+    return victim not in three and 0 not in three
+
+
+def _supervisor_of(mount: CertfsMount) -> int:
+    (path,) = mount.tree.root.with_name("run").glob("at-*/state.json")
+    return int(json.loads(path.read_bytes())["supervisor"]["pid"])

@@ -1,0 +1,82 @@
+"""What a container sees that has a part of the mount bound into it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import mounts, pki
+from tests.support.mounts import mounted
+from tests.support.tree import Tree
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+FIRST, SECOND = pki.authority("container first"), pki.authority("container second")
+
+
+class Container:
+    """A mount namespace of its own with something bound at a place of its own."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        script = 'mount --bind "$1" "$2" && echo ready && exec cat'
+        self.process = subprocess.Popen(
+            [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "slave",
+                "sh",
+                "-c",
+                script,
+                "sh",
+                source,
+                target,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
+
+    def count(self, path: Path) -> int:
+        """Return how many certificates a file in the container has."""
+        command = [
+            "nsenter",
+            f"--target={self.process.pid}",
+            "--mount",
+            "grep",
+            "-c",
+            "BEGIN",
+            str(path),
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        return int(done.stdout or 0)
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_a_container_with_the_directory_follows_the_bundle(tmp_path: Path) -> None:
+    """Each open in the container sees the certificates that are there now (I1)."""
+    mounts.need_root()
+
+    def fill(tree: Tree) -> None:
+        (tree.certs / "first.pem").write_bytes(FIRST.pem)
+
+    target = tmp_path / "in-container"
+    target.mkdir()
+    with mounted(prepare=fill) as mount:
+        container = Container(mount.tree.stunnel, target)
+        try:
+            bundle = target / mount.tree.user_bundle.name
+            assert container.count(bundle) == 1
+            (mount.tree.certs / "second.pem").write_bytes(SECOND.pem)
+            assert container.count(bundle) == 2
+            (mount.tree.certs / "first.pem").unlink()
+            assert container.count(bundle) == 1
+        finally:
+            container.close()
