@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from tests.support.tree import Tree
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.slow]
 
 SYSTEMD = Path("/lib/systemd/systemd")
+_SAID = "boot.log"
+"""In the machine's directory: what its first process and systemd said."""
 TARGETS = ("sysinit", "basic", "local-fs", "multi-user", "shutdown", "umount", "final", "network")
 READER = """
 [Unit]
@@ -43,11 +46,12 @@ awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo | while read -r p
 mount --make-rshared /
 mount -t proc proc /proc
 mount -t tmpfs run /run
+mount --bind "$1/boot.log" /dev/kmsg
 mount --bind "$1/etc" /etc
 umount -l /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
 export container=other SYSTEMD_UNIT_PATH="$1/units"
-exec "$2" --system --unit=xapi.service
+exec "$2" --system --unit=xapi.service --log-target=kmsg
 """
 
 
@@ -88,6 +92,7 @@ class Machine:
 
     def kill(self, *names: str) -> None:
         """Kill processes of the mount, all at once."""
+        wait_until(lambda: all(self.state()[name] for name in names), what=f"{names} to kill")
         state = self.state()
         self.run("kill", "-9", *(str(state[name]["pid"]) for name in names))
 
@@ -112,7 +117,7 @@ class Machine:
 def machine() -> Iterator[Machine]:
     """A machine on which certfs.service was started because something that needs it was."""
     mounts.need_fuse()
-    mounts.need_root()
+    mounts.need_namespaces()
     if not SYSTEMD.exists():
         mounts.missing("systemd")
     directory = mounts.scratch_directory()
@@ -131,8 +136,8 @@ def machine() -> Iterator[Machine]:
     with _cgroup() as cgroup:
         booted = _boot(directory, cgroup)
         try:
-            made = Machine(_only_child(booted.pid), directory)
-            wait_until(lambda: _booted(made), seconds=30, what="the end of the boot")
+            made = Machine(_first_process(booted, directory), directory)
+            _wait_for(lambda: _booted(made), booted, directory)
             yield made
         finally:
             booted.kill()
@@ -169,19 +174,37 @@ def _mountinfo() -> str:
 def _boot(directory: Path, cgroup: Path) -> subprocess.Popen[bytes]:
     enter = 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"'
     namespaces = ["unshare", "--cgroup", "--pid", "--mount", "--fork", "--kill-child"]
-    return subprocess.Popen(
-        ["sh", "-c", enter, "sh", cgroup, *namespaces, "sh", "-c", BOOT, "sh", directory, SYSTEMD],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={k: v for k, v in os.environ.items() if k != "CERTFS_RUNTIME_DIR"},
-    )
+    boot: list[str | Path] = ["sh", "-c", BOOT, "sh", directory, SYSTEMD]
+    with (directory / _SAID).open("wb") as said:
+        return subprocess.Popen(
+            ["sh", "-c", enter, "sh", cgroup, *namespaces, *boot],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env={k: v for k, v in os.environ.items() if k != "CERTFS_RUNTIME_DIR"},
+        )
 
 
-def _only_child(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    wait_until(lambda: bool(children.read_text().split()), what="the first process")
-    return int(children.read_text().split()[0])
+def _wait_for(
+    reached: Callable[[], object], booted: subprocess.Popen[bytes], directory: Path
+) -> None:
+    """Wait for a step of the boot; where it does not come, fail with what the machine said."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        if booted.poll() is not None or time.monotonic() > deadline:
+            said = (directory / _SAID).read_text(errors="backslashreplace")
+            pytest.fail(f"the machine did not boot (exit {booted.poll()}); it said:\n{said}")
+        time.sleep(0.1)
+
+
+def _first_process(booted: subprocess.Popen[bytes], directory: Path) -> int:
+    def children() -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return Path(f"/proc/{booted.pid}/task/{booted.pid}/children").read_text().split()
+        return []
+
+    _wait_for(children, booted, directory)
+    return int(children()[0])
 
 
 def _booted(made: Machine) -> bool:

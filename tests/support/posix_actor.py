@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import stat
 from collections import Counter
 
@@ -40,11 +41,17 @@ def _tolerable(expected: Observed, seen: Observed) -> bool:
     return _FILE_MODE.sub(cleared, repr(expected)) == _FILE_MODE.sub(cleared, repr(seen))
 
 
+_LARGEST = 16 << 20
+"""The size beyond which every file system refuses to make a file larger, in bytes (setrlimit(2))."""
+
+
 class Actor:
     """One user in a process of its own, at work on both sides."""
 
     def __init__(self) -> None:
-        """Begin without any directory."""
+        """Begin without any directory, and with a limit of sizes: a tmpfs would take any sparse file."""
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST, hard))
         self._sides: tuple[Side, Side] | None = None
         self._diverged = False
         self.results: Counter[str] = Counter()
