@@ -12,14 +12,14 @@ import stat
 import tomllib
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import permutations
 from typing import Annotated, Literal
 
 import msgspec
 
-from certfs.core.bundle import PLATFORM_BUNDLES, WILDCARD, BundleSpec, is_source_name
+from certfs.core.bundle import PLATFORM_BUNDLES, WILDCARD, BundleSpec
 from certfs.errors import ConfigError
 
 DEFAULT_FILE = "/etc/certfs.toml"
@@ -34,6 +34,8 @@ OWN_DIRECTORY = ".certfs"
 _DOCUMENTATION = "docs/config.md lists every key"
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}\.(service|socket|target|path|timer)")
 _FILE_LIMIT = 4 << 20
+_DEFAULT_SUFFIXES = (".pem",)
+_LONGEST_SUFFIX = 32
 _LONGEST = 240
 """Bytes of a name: while a bundle's plain copy is written, its name is a little longer."""
 
@@ -42,6 +44,7 @@ class _BundleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Annotated[str, msgspec.Meta(min_length=1)]
     bundle: Annotated[str, msgspec.Meta(min_length=1)]
     copy: str = ""
+    suffixes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = _DEFAULT_SUFFIXES
 
 
 class _Dom0Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -319,7 +322,26 @@ def _checked_bundle(path: str, index: int, table: _BundleTable) -> BundleSpec:
             f"{path}: bundle[{index}]: the bundle {table.bundle!r} would hide its own source",
             advice="give it another name",
         )
-    return spec
+    return replace(spec, suffixes=_suffixes(path, index, table, spec))
+
+
+def _suffixes(path: str, index: int, table: _BundleTable, spec: BundleSpec) -> tuple[bytes, ...]:
+    where = f"{path}: bundle[{index}].suffixes"
+    if table.suffixes == _DEFAULT_SUFFIXES:
+        return spec.suffixes
+    if any(_same_place(spec.bundle, one.bundle) for one in PLATFORM_BUNDLES):
+        raise ConfigError(
+            f"{where}: {table.bundle!r} is a bundle of the platform, which reads *.pem alone",
+            advice="remove it, or name another bundle",
+        )
+    for suffix in table.suffixes:
+        is_plain = len(suffix) > 1 and not any(c in suffix for c in "/\0*")
+        if not suffix.startswith(".") or not is_plain or len(os.fsencode(suffix)) > _LONGEST_SUFFIX:
+            raise ConfigError(
+                f"{where}: {suffix!r} is no ending of a file name",
+                advice='write it with its dot, such as [".pem", ".crt"]',
+            )
+    return tuple(os.fsencode(suffix) for suffix in table.suffixes)
 
 
 def _copies(path: str, tables: list[_BundleTable]) -> tuple[tuple[str, str], ...]:
@@ -407,7 +429,7 @@ def _check_together(path: str, bundles: Mapping[str, BundleSpec]) -> None:
                 f"{path}: {label}.bundle: {name!r} is a directory of {other_label}",
                 advice="a bundle is a file: give it another name",
             )
-        if is_source_name(spec.bundle[-1]) and other.covers(spec.bundle[:-1]):
+        if other.is_source(spec.bundle[-1]) and other.covers(spec.bundle[:-1]):
             raise ConfigError(
                 f"{path}: {label}.bundle: {name!r} would be a source of {other_label}",
                 advice="put it beside the directory of certificates and not into it",

@@ -237,7 +237,12 @@ def _mounted(mountpoint: str, status: dict[str, Any], config_file: str | None) -
 
 def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
     return tuple(
-        BundleSpec(_components(bundle["source"]), _components(bundle["bundle"]))
+        BundleSpec(
+            _components(bundle["source"]),
+            _components(bundle["bundle"]),
+            # A server of before an upgrade does not say it.
+            tuple(map(os.fsencode, bundle.get("suffixes", [".pem"]))),
+        )
         for bundle in status["bundles"]
     )
 

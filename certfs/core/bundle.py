@@ -3,17 +3,23 @@
 Owns both values, the pattern rule by which one specification stands for many bundles, and the platform's bundles.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from certfs.core.rope import RopeView
 
 SOURCE_SUFFIX = b".pem"
 WILDCARD = b"*"
+_LOCK_PREFIX = b".#"
 
 
 def is_source_name(name: bytes) -> bool:
-    """Whether a file of this name can be a source (promise I6)."""
+    """Whether a file of this name can be a source of the platform's bundles (promise I6)."""
     return name.endswith(SOURCE_SUFFIX)
+
+
+def is_editors_lock(name: bytes) -> bool:
+    """Whether a symbolic link of this name says that an editor has the file open (Emacs' ``.#x.pem``): no source."""
+    return name.startswith(_LOCK_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +27,13 @@ class BundleSpec:
     """A rule: the certificates in the directory ``source`` appear as the file ``bundle``.
 
     Both are paths from the root of the mount, as components. A ``*`` in the last component of ``source`` stands for
-    one or more characters, and is put in the place of the ``*`` in the last component of ``bundle``.
+    one or more characters, and is put in the place of the ``*`` in the last component of ``bundle``. Two rules for the
+    same paths are one, whatever else they say. ``suffixes`` are those that the names of sources end in.
     """
 
     source: tuple[bytes, ...]
     bundle: tuple[bytes, ...]
+    suffixes: tuple[bytes, ...] = field(default=(SOURCE_SUFFIX,), compare=False)
 
     @property
     def is_pattern(self) -> bool:
@@ -51,7 +59,13 @@ class BundleSpec:
             return None
         middle = directory[len(head) : len(directory) - len(tail)]
         bundle = self.bundle[-1].replace(WILDCARD, middle)
-        return BundleSpec((*self.source[:-1], directory), (*self.bundle[:-1], bundle))
+        return replace(
+            self, source=(*self.source[:-1], directory), bundle=(*self.bundle[:-1], bundle)
+        )
+
+    def is_source(self, name: bytes) -> bool:
+        """Whether a file of this name in the source directory can be a source (promise I6)."""
+        return name.endswith(self.suffixes)
 
 
 def _spec(source: str, bundle: str) -> BundleSpec:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from certfs.core.bundle import is_source_name
+from certfs.core.bundle import is_editors_lock, is_source_name
 from certfs.core.certificate import Severity, parse_source
 from certfs.errors import StoreError
 from certfs.identity.ensure import HOST_UUID, STATE, common_name, parse_uuid
@@ -128,6 +128,8 @@ def _sources(kind: Kind, directory: Path) -> Iterator[Installed]:
         return
     for name in names:
         path = directory / name
+        if is_editors_lock(os.fsencode(name)) and path.is_symlink():
+            continue
         try:
             data = read_file(path)
         except FileNotFoundError:

@@ -83,6 +83,7 @@ class StatusReport:
         return {
             "bundle": printable(b"/".join(bundle.spec.bundle)),
             "source": printable(b"/".join(bundle.spec.source)),
+            "suffixes": [printable(suffix) for suffix in bundle.spec.suffixes],
             "exists": bundle.exists,
             "generation": generation.number,
             "certificates": generation.certificates,

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 import trio
 
-from certfs.core.bundle import BundleSpec, Generation, is_source_name
+from certfs.core.bundle import BundleSpec, Generation
 from certfs.core.catalog import Catalog, Change, Source
 from certfs.core.certificate import (
     Certificate,
@@ -36,6 +36,7 @@ from certfs.store.source_reader import (
     Writers,
     as_it_was,
     inherited,
+    is_lock_link,
     source_names,
 )
 from certfs.store.symlink_sources import LinkedSources
@@ -315,7 +316,7 @@ class LiveBundle:
             new: source
             for old, new in moves.items()
             # Under any other name it is no source any more, and nobody would ever take it out again.
-            if is_source_name(new) and (source := self.catalog.get(old)) is not None
+            if self.spec.is_source(new) and (source := self.catalog.get(old)) is not None
         }
         self._publish(self.catalog.update(kept), None)
 
@@ -344,7 +345,8 @@ class LiveBundle:
     def _read_all(self, directory: int, writers: Writers = Writers.UNLIKELY) -> _Batch:
         names = []
         with suppress(OSError):
-            names = [name for name in source_names(directory) if name not in self._hidden_names]
+            found = source_names(directory, self.spec.is_source)
+            names = [name for name in found if name not in self._hidden_names]
         batch = self._read(directory, names, writers)
         gone: dict[bytes, Reading | None] = dict.fromkeys(self.catalog.names())
         for name in batch.links:
@@ -358,7 +360,7 @@ class LiveBundle:
         for name in names:
             known = self.catalog.get(name)
             status = status_at(directory, name)
-            if status is None:
+            if status is None or is_lock_link(name, status):
                 readings[name] = None
             elif stat.S_ISLNK(status.st_mode):
                 links.append(name)

@@ -132,7 +132,8 @@ class Trust:
 
     def is_source(self, directory: FileId, name: bytes) -> bool:
         """Whether this name in this directory is that of a source."""
-        return directory in self._roles.sources and name.endswith(b".pem")
+        bundles = self._roles.sources.get(directory, ())
+        return any(bundle.spec.is_source(name) for bundle in bundles)
 
     async def changed(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that ``name`` in ``directory`` was made, written, replaced or removed."""
@@ -146,8 +147,8 @@ class Trust:
         writers: Writers = Writers.NONE,
     ) -> None:
         """Do as ``changed`` for several names at once, so that nobody sees one of them without the others."""
-        sources = [name for name in names if name.endswith(b".pem")]
         for bundle in self._roles.sources.get(directory, ()):
+            sources = [name for name in names if bundle.spec.is_source(name)]
             await bundle.refresh(sources, actor, writers)
         if any(self._leads_to_source(directory, name) for name in names):
             for bundle in self._resolve(actor):
@@ -177,9 +178,10 @@ class Trust:
     def _sources_written(
         self, directory: FileId | None, name: bytes, status: os.stat_result
     ) -> Iterator[tuple[LiveBundle, bytes]]:
-        if directory is not None and name.endswith(b".pem"):
+        if directory is not None:
             for bundle in self._roles.sources.get(directory, ()):
-                yield bundle, name
+                if bundle.spec.is_source(name):
+                    yield bundle, name
         if status.st_nlink > (0 if directory is None else 1):
             for bundle in self.bundles:
                 for other in bundle.sources_of(file_id(status)):

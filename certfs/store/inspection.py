@@ -12,6 +12,7 @@ from certfs.core.catalog import Source
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import Details, describe
 from certfs.store.bundle import LiveBundle
+from certfs.store.overlooked import overlooked
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ def inspect(bundle: LiveBundle) -> Iterator[Item]:
     directory = b"/".join(bundle.spec.source) + b"/"
     for name, source in bundle.catalog.sources():
         yield from _inspect_source(bundle, path, directory, name, source)
+    if bundle.directory is not None:
+        for name, reason in overlooked(bundle.directory, bundle.spec):
+            yield Item(
+                path,
+                directory + name,
+                None,
+                included=False,
+                severity=Severity.NOTE,
+                reason=reason,
+            )
 
 
 def _inspect_source(

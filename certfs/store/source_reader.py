@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from certfs.core.bundle import is_source_name
+from certfs.core.bundle import is_editors_lock, is_source_name
 from certfs.core.catalog import Source
 from certfs.core.certificate import Remark, Severity, SourceContent, parse_source
 from certfs.store.backing import (
@@ -25,6 +25,7 @@ from certfs.store.backing import (
     file_id,
     stamp,
     stamp_head,
+    status_at,
 )
 from certfs.store.path_walk import PathWalker
 
@@ -73,9 +74,21 @@ class Reading:
     through_mount: bool = False
 
 
-def source_names(directory: int) -> list[bytes]:
+def source_names(
+    directory: int, is_source: Callable[[bytes], bool] = is_source_name
+) -> list[bytes]:
     """Return the names in a directory that can be sources."""
-    return [name for name in os.listdir(fd_path(directory).encode()) if is_source_name(name)]
+    return [
+        name
+        for name in os.listdir(fd_path(directory).encode())
+        if is_source(name)
+        and not (is_editors_lock(name) and is_lock_link(name, status_at(directory, name)))
+    ]
+
+
+def is_lock_link(name: bytes, status: os.stat_result | None) -> bool:
+    """Whether this is the link that an editor makes beside a file that it has open: no source, and no news."""
+    return is_editors_lock(name) and status is not None and stat.S_ISLNK(status.st_mode)
 
 
 def _left_out(

@@ -1,0 +1,73 @@
+"""Certificates in a source directory that no bundle takes, because of the name or the place of their file (I9).
+
+Owns the search for them, for ``certfs list`` only: nothing of it is done while a bundle is made.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+
+from certfs.core.bundle import BundleSpec
+from certfs.core.certificate import parse_source
+from certfs.store.backing import O_PATH_NOFOLLOW, fd_path, status_at
+
+_SUFFIXES = (b".pem", b".crt", b".cer", b".cert", b".der", b".ca", b".p7b", b".p7c", b".p7s")
+_MOST_NAMES = 10_000
+"""Of a directory that are looked at."""
+_LARGEST = 1 << 20
+
+
+def overlooked(directory: int, spec: BundleSpec) -> Iterator[tuple[bytes, str]]:
+    """Yield name and reason of what looks like a source in ``directory`` and is none; blocks, and never raises."""
+    try:
+        names = sorted(os.listdir(fd_path(directory).encode()))[:_MOST_NAMES]
+    except OSError:
+        return
+    bundle = spec.bundle[-1] if spec.bundle[:-1] == spec.source else None
+    for name in names:
+        status = status_at(directory, name)
+        if status is None or spec.is_source(name) or name == bundle:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            count = _sources_inside(directory, name, spec)
+            if count:
+                yield name, f"a directory: the {count} files in it that could be sources are none"
+        elif stat.S_ISREG(status.st_mode) and name.lower().endswith(_SUFFIXES):
+            reason = _judge(directory, name, status, spec)
+            if reason:
+                yield name, reason
+
+
+def _sources_inside(directory: int, name: bytes, spec: BundleSpec) -> int:
+    try:
+        inside = os.open(name, O_PATH_NOFOLLOW | os.O_DIRECTORY, dir_fd=directory)
+    except OSError:
+        return 0
+    try:
+        names = os.listdir(fd_path(inside).encode())[:_MOST_NAMES]
+    except OSError:
+        return 0
+    finally:
+        os.close(inside)
+    return sum(map(spec.is_source, names))
+
+
+def _judge(directory: int, name: bytes, status: os.stat_result, spec: BundleSpec) -> str:
+    """Return why a file with certificates is no source, empty if there is none in it."""
+    if status.st_size > _LARGEST:
+        return ""
+    try:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+        with open(os.open(name, flags, dir_fd=directory), "rb") as file:
+            data = file.read(_LARGEST)
+    except OSError:
+        return ""
+    content = parse_source(data)
+    wanted = " or ".join(os.fsdecode(suffix) for suffix in spec.suffixes)
+    if content.certificates:
+        return f"holds {len(content.certificates)} certificates and does not end in {wanted}: no source"
+    if any("looks like DER" in remark.reason for remark in content.remarks):
+        return (
+            f"looks like DER and does not end in {wanted}: convert it with openssl x509 -inform der"
+        )
+    return ""
