@@ -92,7 +92,7 @@ def read_name(der: bytes, name: Element) -> Name:
     for relative in read_elements(der, name):
         attributes = []
         for kind, value in _attributes(der, relative):
-            content = content_of(der, value)
+            content = _content(der, value)
             text = _text(value.tag, content)
             is_plain = is_plain and value.tag in _PLAIN_TAGS and text is not None
             identifier = content_of(der, kind)
@@ -145,7 +145,7 @@ def name_text(der: bytes, name: Element) -> str:
 
 
 def _attribute_text(der: bytes, kind: Element, value: Element) -> str:
-    content = content_of(der, value)
+    content = _content(der, value)
     text = _text(value.tag, content)
     if text is None:
         shown = f"#{content.hex()}"
@@ -185,10 +185,17 @@ def _attributes(der: bytes, relative: Element) -> Iterator[tuple[Element, Elemen
 
 def _canonical_attributes(der: bytes, relative: Element) -> Iterator[bytes]:
     for kind, value in _attributes(der, relative):
-        content = content_of(der, value)
+        content = _content(der, value)
         canonical = _canonical_value(value.tag, content, _text(value.tag, content))
         identifier = encode_element(OBJECT_IDENTIFIER, content_of(der, kind))
         yield encode_element(SEQUENCE, identifier + encode_element(canonical[0], canonical[1:]))
+
+
+def _content(der: bytes, value: Element) -> bytes:
+    """Return the content of a value; of a SEQUENCE, which OpenSSL keeps unread, all that it is."""
+    if value.tag == SEQUENCE:
+        return der[value.start : value.end]
+    return content_of(der, value)
 
 
 def _text(tag: int, content: bytes) -> str | None:

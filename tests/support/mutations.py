@@ -1,6 +1,6 @@
 """Files of certificates with random damage, in their text and in their DER.
 
-Owns how files are damaged. The same seed gives the same file.
+Owns how files are damaged. The same seed does the same damage, to certificates that are made anew in each process.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from certfs.core.catalog import Catalog, Source
 from certfs.core.certificate import load_certificate, parse_source
@@ -49,25 +50,27 @@ def differences(data: bytes) -> Iterator[str]:
         yield f"OpenSSL loads {len(found or ())} of {len(catalog)} certificates from the bundle"
 
 
-def _try(seed: int) -> tuple[int, list[str]]:
-    return seed, list(differences(mutations.file_of(seed)))
+def _try(seed: int) -> tuple[int, bytes, list[str]]:
+    data = mutations.file_of(seed)
+    return seed, data, list(differences(data))
 
 
 def main() -> int:
-    """Compare files and tell of each difference; the number of the file makes it again."""
+    """Compare files and tell of each difference; the file is kept in the current directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0, help="the number of the first file")
+    parser.add_argument("--seed", type=int, default=0, help="the damage that is done first")
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     begin = time.monotonic()
     failed = 0
     seeds = range(arguments.seed, arguments.seed + arguments.files)
     with multiprocessing.Pool(arguments.processes) as pool:
-        for seed, found in pool.imap_unordered(_try, seeds, chunksize=50):
+        for seed, data, found in pool.imap_unordered(_try, seeds, chunksize=50):
             failed += bool(found)
             for difference in found:
-                print(f"{seed}: {difference}", flush=True)
+                Path(f"difference-{seed}.pem").write_bytes(data)
+                print(f"difference-{seed}.pem: {difference}", flush=True)
     seconds = time.monotonic() - begin
     print(f"{arguments.files} files in {seconds:.0f} s, {failed} of them different")
     return int(failed > 0)

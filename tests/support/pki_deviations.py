@@ -62,6 +62,7 @@ def every() -> dict[str, bytes]:
         "UniversalString": _named("Universal".encode("utf-32-be"), pki_raw.UNIVERSAL),
         "letters in a NumericString": _named(b"numeric", 0x12),
         "BIT STRING in a name": _named(b"\0bits", 0x03),
+        "SEQUENCE in a name": certificate(name(sequence(pki_raw.COMMON_NAME, b"\x30\x02v1"))),
         "empty name": certificate(name()),
         "empty attribute": _named(b"", pki_raw.UTF8),
         "unsorted set in a name": certificate(sequence(unsorted)),
