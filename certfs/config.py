@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from certfs.core.bundle import PLATFORM_BUNDLES, WILDCARD, BundleSpec
+from certfs.core.readers import Reader
 from certfs.errors import ConfigError
 
 DEFAULT_FILE = "/etc/certfs.toml"
@@ -45,6 +46,7 @@ class _BundleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle: Annotated[str, msgspec.Meta(min_length=1)]
     copy: str = ""
     suffixes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = _DEFAULT_SUFFIXES
+    readers: tuple[Reader, ...] = (Reader.OPENSSL,)
 
 
 class _Dom0Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -322,7 +324,11 @@ def _checked_bundle(path: str, index: int, table: _BundleTable) -> BundleSpec:
             f"{path}: bundle[{index}]: the bundle {table.bundle!r} would hide its own source",
             advice="give it another name",
         )
-    return replace(spec, suffixes=_suffixes(path, index, table, spec))
+    return replace(
+        spec,
+        suffixes=_suffixes(path, index, table, spec),
+        readers=tuple(reader for reader in table.readers if reader is not Reader.OPENSSL),
+    )
 
 
 def _suffixes(path: str, index: int, table: _BundleTable, spec: BundleSpec) -> tuple[bytes, ...]:

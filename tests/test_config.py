@@ -9,6 +9,7 @@ import pytest
 
 from certfs.config import Config, load_config
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
+from certfs.core.readers import Reader
 from certfs.errors import ConfigError
 
 Loader = Callable[[str], Config]
@@ -97,7 +98,7 @@ def test_who_names_bundles_gets_no_host_certificates(load: Loader) -> None:
         ("[dom0]\ntree = []", "unknown key dom0.tree (allowed here: trees, disabled_bundles)"),
         (
             '[[bundle]]\nsource = "a"\nbundle = "b"\nmode = 1',
-            "unknown key bundle[0].mode (allowed here: source, bundle, copy)",
+            "unknown key bundle[0].mode (allowed here: source, bundle, copy, suffixes, readers)",
         ),
         ('identity = "yes"', "identity: expected `bool"),
         ("source_size_limit = 10", "source_size_limit: expected `int` >= 1024"),
@@ -110,6 +111,25 @@ def test_who_names_bundles_gets_no_host_certificates(load: Loader) -> None:
         (
             '[[bundle]]\nsource = ""\nbundle = "b"',
             "bundle[0].source: expected `str` of length >= 1",
+        ),
+        (
+            '[[bundle]]\nsource = "a"\nbundle = "b"\nsuffixes = ["crt"]',
+            "bundle[0].suffixes: 'crt' is no ending of a file name",
+        ),
+        (
+            '[[bundle]]\nsource = "a"\nbundle = "b"\nsuffixes = []',
+            "bundle[0].suffixes: expected `array` of length >= 1",
+        ),
+        (
+            '[[bundle]]\nsource = "a"\nbundle = "stunnel/xapi-pool-ca-bundle.pem"\nsuffixes = [".crt"]',
+            "is a bundle of the platform, which reads *.pem alone",
+        ),
+        (
+            (
+                '[[bundle]]\nsource = "a"\nbundle = "b/x.crt"\n'
+                '[[bundle]]\nsource = "b"\nbundle = "c"\nsuffixes = [".crt"]'
+            ),
+            "'b/x.crt' would be a source of bundle[1]",
         ),
         ("dom0 = 1", "dom0: expected `object`"),
         ("[dom0]\ntrees = []", "dom0.trees: expected `array` of length >= 1"),
@@ -401,3 +421,19 @@ def test_a_mistake_in_a_reader_is_named_with_its_key(
 def test_bundles_of_a_reader_are_patterns(load: Loader, bundles: str) -> None:
     """Also one that only a pattern of bundles makes."""
     assert load(notify(f'command = ["/x"]\nbundles = {bundles}')).notify
+
+
+def test_a_bundle_may_have_sources_of_other_endings(load: Loader) -> None:
+    """I6: for a bundle that is not the platform's, and for each that its pattern stands for."""
+    config = load('[[bundle]]\nsource = "ca-*"\nbundle = "b-*"\nsuffixes = [".crt", ".pem"]\n')
+    spec = config.bundles[0].expand(b"ca-x")
+    assert spec is not None
+    assert [spec.is_source(name) for name in (b"a.crt", b"a.pem", b"a.PEM")] == [True, True, False]
+
+
+def test_a_bundle_may_name_its_readers(load: Loader) -> None:
+    """I4: OpenSSL is always among them, and refuses nothing that is in a bundle."""
+    config = load('[[bundle]]\nsource = "a"\nbundle = "b"\nreaders = ["openssl", "java"]\n')
+    assert config.bundles[0].readers == (Reader.JAVA,)
+    with pytest.raises(ConfigError, match="readers"):
+        load('[[bundle]]\nsource = "a"\nbundle = "b"\nreaders = ["nss"]\n')

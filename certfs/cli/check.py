@@ -20,7 +20,8 @@ from certfs.cli.json_forms import (
 )
 from certfs.cli.json_forms import Finding as FindingForm
 from certfs.cli.places import Place, find_place, items_of, opened, with_place
-from certfs.core.certificate import Severity
+from certfs.core.certificate import Certificate, Severity
+from certfs.core.readers import refusals
 from certfs.core.text import printable
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
@@ -128,15 +129,32 @@ def _judge_bundle(place: Place, items: list[Item], now: datetime | None) -> Iter
                 f"is not wholly in the bundle{where}: {printable(item.reason)}",
                 "mend or remove the file",
             )
-        elif item.included and now is not None:
-            yield from _judge_validity(item, source, now)
-    if items and not any(item.included for item in items):
+        elif item.certificate is not None and item.included:
+            yield from _judge_readers(item.certificate, item, source)
+            if now is not None:
+                yield from _judge_validity(item, source, now)
+    sources = [item for item in items if item.is_source]
+    if sources and not any(item.included for item in sources):
         yield _Judgement(
             Grade.CRITICAL,
             "BUNDLE_EMPTY",
             _absolute(place, items[0].bundle),
             "is empty although it has sources",
             "certfs list shows why each of them was left out",
+        )
+
+
+def _judge_readers(certificate: Certificate, item: Item, source: str) -> Iterator[_Judgement]:
+    for refusal in refusals(certificate.der):
+        subject = (
+            item.details.subject if item.details else ""
+        ) or "a certificate without a subject"
+        yield _Judgement(
+            Grade.WARNING,
+            "READER_REFUSES",
+            source,
+            f"holds {subject}, for which {refusal.reader.label} refuses the whole bundle: {refusal.reason}",
+            f"replace it, or leave it out with {refusal.reader} in bundle.readers of the configuration",
         )
 
 

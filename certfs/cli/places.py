@@ -21,6 +21,7 @@ from certfs.client.query import ANSWER_SECONDS, ask_instance, ask_mount
 from certfs.config import DEFAULT_FILE, Config, load_config
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import Severity, parse_source
+from certfs.core.readers import Reader
 from certfs.core.text import printable
 from certfs.errors import (
     ConfigError,
@@ -242,6 +243,7 @@ def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
             _components(bundle["bundle"]),
             # A server of before an upgrade does not say it.
             tuple(map(os.fsencode, bundle.get("suffixes", [".pem"]))),
+            tuple(map(Reader, bundle.get("readers", ()))),
         )
         for bundle in status["bundles"]
     )

@@ -5,6 +5,7 @@ Owns both values, the pattern rule by which one specification stands for many bu
 
 from dataclasses import dataclass, field, replace
 
+from certfs.core.readers import Reader
 from certfs.core.rope import RopeView
 
 SOURCE_SUFFIX = b".pem"
@@ -28,12 +29,14 @@ class BundleSpec:
 
     Both are paths from the root of the mount, as components. A ``*`` in the last component of ``source`` stands for
     one or more characters, and is put in the place of the ``*`` in the last component of ``bundle``. Two rules for the
-    same paths are one, whatever else they say. ``suffixes`` are those that the names of sources end in.
+    same paths are one, whatever else they say. ``suffixes`` are those that the names of sources end in. What one of the
+    ``readers`` refuses is left out; OpenSSL, which refuses nothing that is in a bundle, need not be among them.
     """
 
     source: tuple[bytes, ...]
     bundle: tuple[bytes, ...]
     suffixes: tuple[bytes, ...] = field(default=(SOURCE_SUFFIX,), compare=False)
+    readers: tuple[Reader, ...] = field(default=(), compare=False)
 
     @property
     def is_pattern(self) -> bool:

@@ -6,6 +6,7 @@ A private key's content never leaves this module: a remark names its label and l
 
 import enum
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NewType
 
@@ -14,6 +15,7 @@ from certfs.core.fields import read_dates, read_fields
 from certfs.core.loading import is_ordinary, openssl_loads
 from certfs.core.name import longest_responder, read_name
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render, shown_label
+from certfs.core.readers import Reader, refusals
 from certfs.core.rendering import LONGEST_LOGGED
 from certfs.core.signature import OwnSignature, check_own_signature
 
@@ -102,8 +104,11 @@ class SourceContent:
     remarks: tuple[Remark, ...] = ()
 
 
-def parse_source(data: bytes) -> SourceContent:
-    """Judge the whole content of a source file; never raises, whatever the bytes are."""
+def parse_source(data: bytes, readers: Collection[Reader] = ()) -> SourceContent:
+    """Judge the whole content of a source file; never raises, whatever the bytes are.
+
+    What one of these ``readers`` refuses is left out; it would refuse the whole bundle for it.
+    """
     certificates: list[Certificate] = []
     remarks: list[Remark] = []
     verifiable = 0
@@ -122,6 +127,14 @@ def parse_source(data: bytes) -> SourceContent:
             break
         else:
             certificate = _read_certificate(data, block, remarks)
+        if certificate is not None and readers:
+            refusal = next(
+                (one for one in refusals(certificate.der) if one.reader in readers), None
+            )
+            if refusal is not None:
+                reason = f"{refusal.reader.label} refuses a bundle with this certificate: {refusal.reason}"
+                remarks.append(Remark(Severity.WARNING, block.line, reason))
+                continue
         if certificate is not None:
             verifiable += certificate.is_verifiable
             if verifiable > _MOST_VERIFIABLE:

@@ -84,6 +84,7 @@ class StatusReport:
             "bundle": printable(b"/".join(bundle.spec.bundle)),
             "source": printable(b"/".join(bundle.spec.source)),
             "suffixes": [printable(suffix) for suffix in bundle.spec.suffixes],
+            "readers": [reader.value for reader in bundle.spec.readers],
             "exists": bundle.exists,
             "generation": generation.number,
             "certificates": generation.certificates,

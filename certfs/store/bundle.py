@@ -111,7 +111,7 @@ class LiveBundle:
         self.directory_id: FileId | None = None
         self._is_local = False
         self.swap_deadline: float | None = None
-        self._reader = reader
+        self._reader = replace(reader, readers=spec.readers)
         self._is_busy = is_busy
         self._observer = observer
         self._hidden_names = hidden_names
@@ -121,7 +121,7 @@ class LiveBundle:
         self._kept: dict[bytes, SourceContent] = {}
         """What is in the bequest: sources that do not count with what their files hold."""
         self._kept_since: dict[bytes, float] = {}
-        self._links = LinkedSources(reader)
+        self._links = LinkedSources(self._reader)
         self._lock = trio.Lock()
 
     @property

@@ -22,7 +22,7 @@ class Item:
     ``bundle`` and ``source`` are paths from the root of the mount. ``included`` says whether the bundle has the
     certificate from this source; if not, ``reason`` says why, and ``duplicate_of`` names the source that it is taken
     from. ``line`` is where a block that was left out begins, 0 for the whole file. ``certificate`` is None for what is
-    none.
+    none. ``is_source`` is False for a file that looks like a source and is none.
     """
 
     bundle: bytes
@@ -33,6 +33,7 @@ class Item:
     reason: str = ""
     duplicate_of: bytes = b""
     line: int = 0
+    is_source: bool = True
 
     @cached_property
     def details(self) -> Details | None:
@@ -55,6 +56,7 @@ def inspect(bundle: LiveBundle) -> Iterator[Item]:
                 included=False,
                 severity=Severity.NOTE,
                 reason=reason,
+                is_source=False,
             )
 
 

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from certfs.core.bundle import is_editors_lock, is_source_name
 from certfs.core.catalog import Source
 from certfs.core.certificate import Remark, Severity, SourceContent, parse_source
+from certfs.core.readers import Reader
 from certfs.store.backing import (
     O_PATH_NOFOLLOW,
     FileId,
@@ -149,11 +150,15 @@ def ignore_lease_breaks() -> None:
 
 @dataclass(frozen=True, slots=True)
 class SourceReader:
-    """Reads sources: ``size_limit`` in bytes; ``is_bundle`` tells the plain copy of a bundle, which is no source."""
+    """Reads sources: ``size_limit`` in bytes; ``is_bundle`` tells the plain copy of a bundle, which is no source.
+
+    What one of the ``readers`` refuses is left out of them.
+    """
 
     walker: PathWalker
     size_limit: int = DEFAULT_SIZE_LIMIT
     is_bundle: Callable[[FileId], bool] = lambda _: False
+    readers: tuple[Reader, ...] = ()
 
     def read(
         self,
@@ -252,7 +257,7 @@ class SourceReader:
             if stamp(before) == stamp(after):
                 is_old = time.time_ns() - after.st_ctime_ns > _TICK_NS
                 seen = stamp(after) if certain or is_old else stamp_head(file_id(after))
-                return Source(parse_source(data), seen)
+                return Source(parse_source(data, self.readers), seen)
         return _left_out("changes while it is read")
 
 

@@ -18,7 +18,7 @@ from certfs.cli.check import judge_incomplete
 from certfs.cli.places import Incomplete
 from certfs.cli.places import Place as ServedPlace
 from certfs.config import load_config
-from tests.support import mounts, pki, pki_forms
+from tests.support import mounts, pki, pki_deviations, pki_forms
 from tests.support.mounts import certfs_program
 from tests.support.tree import Tree
 
@@ -544,3 +544,46 @@ def test_a_source_that_is_written_for_minutes_is_a_warning() -> None:
     (found,) = judge_incomplete(place, now)
     assert (found.name, found.file) == ("BEING_WRITTEN", "certs/a.pem")
     assert "since 2026-01-01T12:00:00Z by process 7 (vi)" in found.what
+
+
+def test_what_was_overlooked_is_listed_and_no_finding(place: Place) -> None:
+    """I9: a certificate in x.crt has a note, which does not make check fail; an editor's lock link has none."""
+    place.put("good.pem", ONE.pem)
+    place.put("x.crt", TWO.pem)
+    (place.certs / ".#good.pem").symlink_to("admin@host.4711")
+    items = place.objects()
+    assert [(os.path.basename(each["source"]), each["included"]) for each in items] == [
+        ("good.pem", True),
+        ("x.crt", False),
+    ]
+    assert items[1]["severity"] == "note"
+    assert place.check() == (0, [])
+
+
+def test_other_endings_are_sources_where_the_configuration_says_so(place: Place) -> None:
+    """I6: suffixes of a bundle that is not the platform's."""
+    place.config.write_text(_CONFIG + 'suffixes = [".pem", ".crt"]\n', encoding="ascii")
+    place.put("x.crt", TWO.pem)
+    (item,) = place.objects()
+    assert item["included"]
+
+
+def test_check_names_who_refuses_the_bundle(place: Place) -> None:
+    """I9: the reader and the certificate; with the reader in the configuration it is left out instead."""
+    place.put("good.pem", ONE.pem)
+    place.put("old.pem", pki_forms.block(b"CERTIFICATE", pki_deviations.every()["extension twice"]))
+    code, findings = place.check()
+    assert code == 1
+    assert [each["name"] for each in findings] == ["READER_REFUSES"] * 2
+    assert {"GnuTLS", "Java"} == {
+        reader for reader in ("GnuTLS", "Java") for each in findings if reader in each["what"]
+    }
+    assert all("CN=twice" in each["what"] for each in findings)
+    place.config.write_text(_CONFIG + 'readers = ["gnutls"]\n', encoding="ascii")
+    assert [each["name"] for each in place.check()[1]] == ["LEFT_OUT"]
+
+
+def test_only_an_overlooked_certificate_is_no_empty_bundle(place: Place) -> None:
+    """I9: a note does not make check fail, also where there is no source at all."""
+    place.put("x.crt", ONE.pem)
+    assert place.check() == (0, [])

@@ -1,0 +1,279 @@
+"""What readers other than OpenSSL refuse: for one such certificate they refuse the whole bundle.
+
+Owns the rules, so that what a bundle holds never depends on what a host has installed. They are those of GnuTLS 3.7
+(_gnutls_check_cert_sanity in lib/x509/x509.c; wget, apt and curl use it) and of Java 17 (sun.security.x509).
+tests/core/test_readers.py holds them against the real certtool and keytool.
+"""
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from certfs.core.der import (
+    BIT_STRING,
+    OBJECT_IDENTIFIER,
+    DerError,
+    Element,
+    content_of,
+    read_element,
+    read_elements,
+    read_first,
+)
+from certfs.core.fields import Fields, read_dates, read_fields
+
+_BOOLEAN = 0x01
+_INTEGER = 0x02
+_VERSION_WITH_EXTENSIONS = 3
+_SUBJECT_ALTERNATIVE_NAME = bytes.fromhex("551d11")
+# Extensions that Java parses: where they are critical and broken, it refuses the certificate.
+_KNOWN_TO_JAVA = frozenset(
+    bytes.fromhex(f"551d{last}")
+    for last in ("0e", "0f", "10", "11", "12", "13", "1e", "1f", "20", "21", "23", "24", "25", "36")
+)
+_RSA = bytes.fromhex("2a864886f70d010101")
+_EC = bytes.fromhex("2a8648ce3d0201")
+# The curves of today that Java knows by name, with the bytes of a coordinate; older ones are taken for unknown.
+_CURVES = {
+    bytes.fromhex("2a8648ce3d030101"): 24,  # P-192
+    bytes.fromhex("2b81040021"): 28,  # P-224
+    bytes.fromhex("2a8648ce3d030107"): 32,  # P-256
+    bytes.fromhex("2b81040022"): 48,  # P-384
+    bytes.fromhex("2b81040023"): 66,  # P-521
+    bytes.fromhex("2b8104000a"): 32,  # secp256k1
+    bytes.fromhex("2b2403030208010107"): 32,  # brainpoolP256r1
+    bytes.fromhex("2b2403030208010109"): 40,  # brainpoolP320r1
+    bytes.fromhex("2b240303020801010b"): 48,  # brainpoolP384r1
+    bytes.fromhex("2b240303020801010d"): 64,  # brainpoolP512r1
+}
+_UNCOMPRESSED = 0x04
+_RSA_BITS = range(512, 16_385)
+_LARGE_RSA_BITS = 3072
+_LARGE_RSA_EXPONENT_BITS = 64
+_MOST_LENGTH_OCTETS = 4
+_CONSTRUCTED = 0x20
+
+
+class Reader(enum.StrEnum):
+    """A library that reads bundles; OpenSSL, which loads whatever is in one, is always among them."""
+
+    OPENSSL = "openssl"
+    GNUTLS = "gnutls"
+    JAVA = "java"
+
+    @property
+    def label(self) -> str:
+        """The name as people write it."""
+        return {"openssl": "OpenSSL", "gnutls": "GnuTLS", "java": "Java"}[self.value]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A reader that refuses a certificate, and with it the bundle that holds it; and why, for people."""
+
+    reader: Reader
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Extension:
+    identifier: bytes
+    is_critical: bool
+    value: bytes
+
+
+class _Subject:
+    """A certificate as the rules look at it; nothing of it is read twice."""
+
+    def __init__(self, der: bytes) -> None:
+        self.der = der
+        self.fields: Fields = read_fields(der)
+
+    @cached_property
+    def extensions(self) -> tuple[_Extension, ...]:
+        if self.fields.extensions is None:
+            return ()
+        (listed,) = read_first(self.der, self.fields.extensions, 1)
+        return tuple(map(self._extension, read_elements(self.der, listed)))
+
+    def _extension(self, element: Element) -> _Extension:
+        identifier, *rest = read_elements(self.der, element)
+        if not rest:
+            raise DerError("extension has no value")
+        is_critical = rest[0].tag == _BOOLEAN and any(content_of(self.der, rest[0]))
+        return _Extension(
+            content_of(self.der, identifier), is_critical, content_of(self.der, rest[-1])
+        )
+
+    @cached_property
+    def key(self) -> tuple[bytes, bytes, bytes]:
+        """The algorithm of the public key, the identifier among its parameters (or nothing), and the key itself."""
+        algorithm, bits = read_first(self.der, self.fields.public_key, 2)
+        identifier, *parameters = read_elements(self.der, algorithm)
+        named = parameters and parameters[0].tag == OBJECT_IDENTIFIER
+        return (
+            content_of(self.der, identifier),
+            content_of(self.der, parameters[0]) if named else b"",
+            content_of(self.der, bits)[1:] if bits.tag & ~_CONSTRUCTED == BIT_STRING else b"",
+        )
+
+
+def refusals(der: bytes) -> tuple[Refusal, ...]:
+    """Return who refuses the certificate ``der``, which OpenSSL loads; one reason for each reader."""
+    try:
+        subject = _Subject(der)
+    except DerError:
+        return tuple(
+            Refusal(reader, "it cannot be parsed") for reader in (Reader.GNUTLS, Reader.JAVA)
+        )
+    found: dict[Reader, Refusal] = {}
+    for reader, rules in _RULES.items():
+        for rule in rules:
+            try:
+                reason = rule(subject)
+            except DerError:
+                reason = "it cannot be parsed"
+            if reason:
+                found[reader] = Refusal(reader, reason)
+                break
+    return tuple(found.values())
+
+
+def _old_with_extensions(subject: _Subject) -> str:
+    old = subject.fields.version < _VERSION_WITH_EXTENSIONS
+    if old and subject.fields.extensions is not None:
+        return f"it is of version {subject.fields.version} and has extensions"
+    return ""
+
+
+def _doubled_extension(subject: _Subject) -> str:
+    identifiers = [extension.identifier for extension in subject.extensions]
+    return "it has an extension twice" if len(set(identifiers)) < len(identifiers) else ""
+
+
+def _unreadable_date(subject: _Subject) -> str:
+    dates = read_dates(subject.der, subject.fields)
+    return "a date in it cannot be read" if None in dates else ""
+
+
+def _two_algorithms(subject: _Subject) -> str:
+    der, fields = subject.der, subject.fields
+    inner, outer = (der[one.start : one.end] for one in (fields.signature, fields.outer_signature))
+    return "it names two different signature algorithms" if inner != outer else ""
+
+
+def _broken_alternative_name(subject: _Subject) -> str:
+    for extension in subject.extensions:
+        if extension.identifier == _SUBJECT_ALTERNATIVE_NAME and not _is_well_formed(
+            extension.value
+        ):
+            return "its subjectAltName is broken"
+    return ""
+
+
+def _broken_critical_extension(subject: _Subject) -> str:
+    for extension in subject.extensions:
+        is_read = extension.is_critical and extension.identifier in _KNOWN_TO_JAVA
+        if is_read and not _is_well_formed(extension.value):
+            return "a critical extension of it is broken"
+    return ""
+
+
+def _empty_issuer(subject: _Subject) -> str:
+    issuer = subject.fields.issuer
+    return "its issuer is empty" if issuer.content == issuer.content_end else ""
+
+
+def _elliptic_key(subject: _Subject) -> str:
+    algorithm, curve, point = subject.key
+    if algorithm != _EC:
+        return ""
+    if curve not in _CURVES:
+        return "its elliptic curve is none that it knows by name"
+    if point[:1] != bytes((_UNCOMPRESSED,)):
+        return "its elliptic key is compressed"
+    return "" if len(point) == 1 + 2 * _CURVES[curve] else "its elliptic key is broken"
+
+
+def _rsa_key(subject: _Subject) -> str:
+    algorithm, _, key = subject.key
+    if algorithm != _RSA:
+        return ""
+    try:
+        numbers = read_first(key, read_element(key, 0, len(key)), 2)
+    except DerError:
+        return "its RSA key is broken"
+    modulus, exponent = (int.from_bytes(content_of(key, one), signed=True) for one in numbers)
+    if any(one.tag != _INTEGER for one in numbers) or modulus <= 0 or exponent < 3:  # noqa: PLR2004 - the smallest one
+        return "its RSA key is broken"
+    bits = modulus.bit_length()
+    if bits not in _RSA_BITS:
+        return f"its RSA key has {bits} bits"
+    if bits > _LARGE_RSA_BITS and exponent.bit_length() > _LARGE_RSA_EXPONENT_BITS:
+        return "its RSA key has a large exponent"
+    return ""
+
+
+def _date_with_an_offset(subject: _Subject) -> str:
+    dates = read_first(subject.der, subject.fields.validity, 2)
+    has_zone = any(not content_of(subject.der, date).endswith(b"Z") for date in dates)
+    return "a date in it is not in UTC" if has_zone else ""
+
+
+def _open_length(subject: _Subject) -> str:
+    for element in _elements(subject.der):
+        if element.content_end != element.end:
+            return "a length in it is left open"
+    return ""
+
+
+def _wide_length(subject: _Subject) -> str:
+    for element in _elements(subject.der):
+        if element.content - element.start > 2 + _MOST_LENGTH_OCTETS:
+            return "a length in it has more than four octets"
+    return ""
+
+
+def _elements(der: bytes) -> Iterator[Element]:
+    """Yield all elements of a certificate, those first that others are in; what cannot be parsed has none in it."""
+    open_elements = [read_element(der, 0, len(der))]
+    while open_elements:
+        element = open_elements.pop()
+        yield element
+        if element.tag & _CONSTRUCTED:
+            with suppress(DerError):
+                open_elements.extend(read_elements(der, element))
+
+
+def _is_well_formed(value: bytes) -> bool:
+    """Whether a value is one element, filled by elements all the way down."""
+    try:
+        outermost = read_element(value, 0, len(value))
+        open_elements = [outermost]
+        while open_elements:
+            element = open_elements.pop()
+            if element.tag & _CONSTRUCTED:
+                open_elements.extend(read_elements(value, element))
+    except DerError:
+        return False
+    return outermost.end == len(value)
+
+
+_ALL: tuple[Callable[[_Subject], str], ...] = (
+    _old_with_extensions,
+    _doubled_extension,
+    _unreadable_date,
+    _two_algorithms,
+)
+_RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
+    Reader.GNUTLS: (*_ALL, _date_with_an_offset, _broken_alternative_name, _open_length),
+    Reader.JAVA: (
+        *_ALL,
+        _empty_issuer,
+        _elliptic_key,
+        _rsa_key,
+        _broken_critical_extension,
+        _wide_length,
+    ),
+}

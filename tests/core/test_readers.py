@@ -1,0 +1,166 @@
+"""What GnuTLS and Java refuse: the rules are held against the real certtool and keytool."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from certfs.core.certificate import Severity, parse_source
+from certfs.core.pem import render
+from certfs.core.readers import Reader, refusals
+from tests.support import libcrypto, mounts, pki, pki_deviations, pki_raw
+from tests.support.pki_raw import attribute, certificate, element, name, sequence
+
+_NAME = name(attribute(b"a name"))
+_CONSTRAINTS = bytes.fromhex("0603551d13")
+_ALTERNATIVE = bytes.fromhex("0603551d11")
+_CRITICAL = b"\x01\x01\xff"
+_JAVA, _GNUTLS = Reader.JAVA, Reader.GNUTLS
+_BOTH = frozenset({_JAVA, _GNUTLS})
+_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+def _point(form: serialization.PublicFormat) -> bytes:
+    return pki.ec_key().public_key().public_bytes(serialization.Encoding.X962, form)
+
+
+def _elliptic(point: bytes, curve: str = "06082a8648ce3d030107") -> bytes:
+    algorithm = sequence(bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex(curve))
+    return certificate(_NAME, key=sequence(algorithm, element(0x03, b"\0", point)))
+
+
+def _rsa(*numbers: bytes) -> bytes:
+    key = sequence(sequence(pki_raw.RSA, b"\x05\x00"), element(0x03, b"\0", *numbers))
+    return certificate(_NAME, key=key)
+
+
+def _extended(
+    identifier: bytes, value: bytes, *, version: bytes = b"\xa0\x03\x02\x01\x02"
+) -> bytes:
+    extension = sequence(identifier, _CRITICAL, element(0x04, value))
+    return certificate(_NAME, version=version, extensions=[extension])
+
+
+_COMPRESSED = _point(serialization.PublicFormat.CompressedPoint)
+_UNCOMPRESSED = _point(serialization.PublicFormat.UncompressedPoint)
+_ODD = pki_deviations.every()
+_REFUSED = {
+    "version 1 with extensions": (_ODD["version 1 with extensions"], _BOTH),
+    "version 2 with extensions": (
+        _extended(_CONSTRAINTS, sequence(), version=b"\xa0\x03\x02\x01\x01"),
+        _BOTH,
+    ),
+    "extension twice": (_ODD["extension twice"], _BOTH),
+    "dates that are none": (_ODD["dates that are none"], _BOTH),
+    "two signature algorithms": (_ODD["two signature algorithms"], _BOTH),
+    "broken subjectAltName": (_extended(_ALTERNATIVE, b"\x30\x05"), _BOTH),
+    "dates with an offset": (_ODD["dates with an offset"], frozenset({_GNUTLS})),
+    "length left open": (_ODD["length left open"], frozenset({_GNUTLS})),
+    "name in pieces": (_ODD["name in pieces"], frozenset({_GNUTLS})),
+    "broken critical extension": (_extended(_CONSTRAINTS, b"\x30"), frozenset({_JAVA})),
+    "compressed key": (_elliptic(_COMPRESSED), frozenset({_JAVA})),
+    "short key": (_elliptic(_UNCOMPRESSED[:-3]), frozenset({_JAVA})),
+    "other curve": (_elliptic(_UNCOMPRESSED, "06082a811ccf5501822d"), frozenset({_JAVA})),
+    "empty names": (certificate(name()), frozenset({_JAVA})),
+    "empty issuer": (certificate(_NAME, issuer=name()), frozenset({_JAVA})),
+    "RSA of 20,000 bits": (certificate(_NAME, key=pki_raw.rsa_key(20_000)), frozenset({_JAVA})),
+    "RSA of 500 bits": (certificate(_NAME, key=pki_raw.rsa_key(500)), frozenset({_JAVA})),
+    "RSA with a large exponent": (
+        certificate(_NAME, key=pki_raw.rsa_key(4096, (1 << 65) + 1)),
+        frozenset({_JAVA}),
+    ),
+    "RSA key that is none": (_rsa(b"junk"), frozenset({_JAVA})),
+    "very padded length": (_ODD["very padded length"], frozenset({_JAVA})),
+}
+_ACCEPTED = {
+    **{kind: der for kind, der in _ODD.items() if kind not in _REFUSED and kind != "empty name"},
+    "empty subject": certificate(name(), issuer=_NAME),
+    "unknown critical extension": _extended(bytes.fromhex("06032a0304"), b"\x30"),
+    "RSA of 16,384 bits": certificate(_NAME, key=pki_raw.rsa_key(16_384)),
+    "DSA of 10,000 bits": pki_raw.large_dsa("large", 1),
+    "version 2": certificate(_NAME, version=b"\xa0\x03\x02\x01\x01"),
+    "name in closed pieces": certificate(
+        name(sequence(pki_raw.COMMON_NAME, b"\x2c\x06\x0c\x01a\x0c\x01b"))
+    ),
+    "brainpool": _elliptic(_UNCOMPRESSED, "06092b2403030208010107"),
+    "secp256k1": _elliptic(_UNCOMPRESSED, "06052b8104000a"),
+    "ordinary": pki.authority("ordinary").der,
+    "of a pool": pki.pool_certificate(key=pki.ec_key()).der,
+}
+_QUICK = {**os.environ, "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+
+
+def _reads(reader: Reader, bundle: Path) -> bool:
+    """Whether the reader's own program takes a bundle."""
+    if reader is Reader.GNUTLS:
+        command = ["certtool", "--certificate-info", "--infile", str(bundle)]
+    else:
+        command = ["keytool", "-printcert", "-file", str(bundle)]
+    mounts.need_program(command[0])
+    ended = subprocess.run(command, check=False, capture_output=True, env=_QUICK, timeout=120)
+    return ended.returncode == 0
+
+
+@pytest.mark.parametrize("kind", _REFUSED)
+def test_the_rules_name_who_refuses_a_certificate(kind: str) -> None:
+    """I4: one reason for each reader; OpenSSL loads all of these."""
+    der, readers = _REFUSED[kind]
+    assert libcrypto.loads(der)
+    found = refusals(der)
+    assert {each.reader for each in found} == readers
+    assert all(each.reason for each in found)
+
+
+@pytest.mark.parametrize("kind", _ACCEPTED)
+def test_no_rule_is_against_what_all_readers_take(kind: str) -> None:
+    """I4: nothing is warned of or left out without need."""
+    assert refusals(_ACCEPTED[kind]) == ()
+
+
+@pytest.mark.parametrize("reader", [Reader.GNUTLS, Reader.JAVA])
+@pytest.mark.parametrize("kind", _REFUSED)
+def test_a_program_does_what_the_rules_say_of_it(kind: str, reader: Reader, tmp_path: Path) -> None:
+    """I4: one such certificate beside a good one, and the reader refuses the whole bundle, or does not."""
+    der, readers = _REFUSED[kind]
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(pki.authority("good").pem + render(der))
+    assert _reads(reader, bundle) is (reader not in readers)
+
+
+@pytest.mark.parametrize("reader", [Reader.GNUTLS, Reader.JAVA])
+def test_a_program_takes_what_no_rule_is_against(reader: Reader, tmp_path: Path) -> None:
+    """I4: all of them in one bundle."""
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(b"".join(map(render, _ACCEPTED.values())))
+    assert _reads(reader, bundle)
+
+
+def test_no_rule_is_against_debians_authorities() -> None:
+    """Real input: check stays quiet on the authorities of a distribution."""
+    if not _AUTHORITIES.exists():
+        mounts.missing(str(_AUTHORITIES))
+    content = parse_source(_AUTHORITIES.read_bytes())
+    assert {
+        each.fingerprint: refusals(each.der) for each in content.certificates if refusals(each.der)
+    } == {}
+
+
+@pytest.mark.parametrize("kind", _REFUSED)
+def test_what_a_named_reader_refuses_is_left_out(kind: str) -> None:
+    """I4, I9: with the name of the reader; the others stay."""
+    der, readers = _REFUSED[kind]
+    good = pki.authority("good")
+    data = good.pem + render(der)
+    for named in ((), (Reader.GNUTLS,), (Reader.JAVA,), (Reader.GNUTLS, Reader.JAVA)):
+        content = parse_source(data, named)
+        is_refused = bool(readers & set(named))
+        assert [each.der for each in content.certificates] == [good.der, der][: 2 - is_refused]
+        assert bool(content.remarks) is is_refused
+        for remark in content.remarks:
+            assert remark.severity is Severity.WARNING
+            assert remark.line == good.pem.count(b"\n") + 1
+            assert any(each.value in remark.reason.lower() for each in readers & set(named))
