@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, NoReturn
 import click
 
 from certfs import __version__
+from certfs.cli import xe
 from certfs.cli.failures import own_arguments, run
 from certfs.errors import from_os_error
 
@@ -23,6 +24,7 @@ class _Entry(NamedTuple):
 
 
 _AUTHORITIES: Final = "certfs.cli.authorities"
+_CRLS: Final = "certfs.cli.crls"
 _CERTIFICATES: Final = "certfs.cli.certificates"
 _MOUNT: Final = "certfs.cli.mount"
 
@@ -47,8 +49,11 @@ COMMANDS: Final = {
     "mount": _Entry(_MOUNT, "Mount, and return when the tree is served."),
     "pool-certificate-list": _Entry(_AUTHORITIES, "List the installed CA certificates."),
     "pool-certificate-sync": _Entry("certfs.cli.pool_sync", "Have XAPI synchronise the pool."),
+    "pool-crl-list": _Entry(_CRLS, "List the installed revocation lists."),
     "pool-install-ca-certificate": _Entry(_AUTHORITIES, "Install a CA certificate."),
+    "pool-install-crl": _Entry(_CRLS, "Install a revocation list."),
     "pool-uninstall-ca-certificate": _Entry(_AUTHORITIES, "Remove a CA certificate."),
+    "pool-uninstall-crl": _Entry(_CRLS, "Remove a revocation list."),
     "repair": _Entry("certfs.cli.health", "Mend what can be mended without a decision."),
     "reset-server-certificate": _Entry(_CERTIFICATES, "Make a new self-signed host certificate."),
     "restart": _Entry(_MOUNT, "Replace the server without one failed open."),
@@ -79,6 +84,18 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.module}.{attribute} is not a command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; who calls it as xe is called is told how certfs is."""
+        known = xe.COMMANDS.get(args[0])
+        if known is not None:
+            raise click.UsageError(f"{args[0]!r} is called {known!r} here.", ctx)
+        found = xe.hint(args[0], args[1:])
+        if found:
+            raise click.UsageError(found, ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing one of them."""

@@ -1,7 +1,9 @@
 """The commands about CA certificates, and those that show what is installed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
 import click
 from click.shell_completion import CompletionItem
@@ -27,43 +29,92 @@ from certfs.cli.json_forms import (
     answer,
     file_form,
 )
-from certfs.identity.authorities import AuthorityChange, install_authority, uninstall_authority
+from certfs.identity.authorities import (
+    AuthorityChange,
+    Purpose,
+    advice_for,
+    install_authority,
+    library,
+    uninstall_authority,
+)
 from certfs.identity.describe import describe, fingerprint, name_text
 from certfs.identity.errors import CertificateCorruptError
 from certfs.identity.hostpem import HostPemDefect, parse_certificates
-from certfs.identity.listing import Installed, installed
+from certfs.identity.listing import Installed, installed, installed_by_purpose
 from certfs.identity.paths import DOM0, HostPaths
 from certfs.identity.trusted import Trusted
 from certfs.identity.validate import iso
+
+P = ParamSpec("P")
 
 
 def _complete_name(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     paths: HostPaths = context.params.get("paths") or DOM0
+    directory = library(paths, _purpose(context.params.get("purpose"), pinned=False)).directory
     try:
-        names = sorted(os.listdir(paths.certs))
+        names = sorted(os.listdir(directory))
     except OSError:
         return []
     return [CompletionItem(n) for n in names if n.startswith(incomplete) and n.endswith(".pem")]
 
 
+def purpose_options(function: Callable[P, None]) -> Callable[P, None]:
+    """Add ``--purpose`` and ``--pinned``."""
+    function = click.option(
+        "--pinned",
+        is_flag=True,
+        help="With --purpose: certificates of servers, trusted as they are (pinned-PURPOSE).",
+    )(function)
+    return click.option(
+        "--purpose",
+        metavar="PURPOSE",
+        help="Only for this purpose, such as general: in ca-PURPOSE of trusted-certs, as newer releases have it.",
+    )(function)
+
+
+def _purpose(name: str | None, *, pinned: bool) -> Purpose | None:
+    if name is None:
+        if pinned:
+            raise click.UsageError("--pinned goes with --purpose")
+        return None
+    return Purpose(name, pinned)
+
+
 @click.command(
     "pool-install-ca-certificate",
-    epilog="\b\nExample:\n  certfs pool-install-ca-certificate company-root.pem",
+    epilog="\b\nExamples:\n"
+    "  certfs pool-install-ca-certificate company-root.pem\n"
+    "  certfs pool-install-ca-certificate licensing.pem --purpose licensing",
 )
 @click.argument("file", type=InputFile())
-@click.option("--name", help="Its name in certs, by default the file's own.")
+@click.option("--name", help="Its name there, by default the file's own.")
+@purpose_options
 @store_option
 @dry_run_option
 @json_option
-def pool_install_ca_certificate(
-    *, file: Path, name: str | None, paths: HostPaths, dry_run: bool, as_json: bool
+def pool_install_ca_certificate(  # noqa: PLR0913 - one for each option
+    *,
+    file: Path,
+    name: str | None,
+    purpose: str | None,
+    pinned: bool,
+    paths: HostPaths,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Check the certificates in FILE and trust them from now on."""
+    """Check the certificates in FILE and trust them from now on.
+
+    One that has expired, or is no CA, is installed with a warning, as the platform does it without.
+    """
     document = read_document(file)
     change = install_authority(
-        paths, document, name=name if name is not None else file.name, dry_run=dry_run
+        paths,
+        document,
+        name=name if name is not None else file.name,
+        purpose=_purpose(purpose, pinned=pinned),
+        dry_run=dry_run,
     )
     untrusted = () if dry_run else _not_trusted(change)
     _tell(change, "installed", dry_run=dry_run, as_json=as_json, still=untrusted)
@@ -75,14 +126,24 @@ def pool_install_ca_certificate(
 )
 @click.argument("name", shell_complete=_complete_name)
 @click.option("--force", is_flag=True, help="It is no error if there is none of that name.")
+@purpose_options
 @store_option
 @dry_run_option
 @json_option
-def pool_uninstall_ca_certificate(
-    *, name: str, force: bool, paths: HostPaths, dry_run: bool, as_json: bool
+def pool_uninstall_ca_certificate(  # noqa: PLR0913 - one for each option
+    *,
+    name: str,
+    force: bool,
+    purpose: str | None,
+    pinned: bool,
+    paths: HostPaths,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Remove the file NAME from certs, and say whether its certificates are trusted through another one."""
-    change = uninstall_authority(paths, name, force=force, dry_run=dry_run)
+    """Remove the file NAME, and say whether its certificates are trusted through another one."""
+    change = uninstall_authority(
+        paths, name, purpose=_purpose(purpose, pinned=pinned), force=force, dry_run=dry_run
+    )
     _tell(change, "removed", dry_run=dry_run, as_json=as_json, still=_still_trusted(change))
 
 
@@ -96,14 +157,16 @@ def pool_certificate_list(*, paths: HostPaths, as_json: bool) -> None:
     """List the certificates of this host, its pool and the CAs.
 
     The types are the platform's: host (shown to everybody), host_internal (shown to the pool), ca
-    (trusted by an admin's wish), pool (trusted as a host of the pool).
+    (trusted by an admin's wish), pool (trusted as a host of the pool), pinned (a server's, trusted
+    as it is). Those of one purpose have its name.
     """
-    files = list(installed(paths))
+    files = [*installed(paths), *installed_by_purpose(paths)]
     if as_json:
         answer(InstalledFiles(certificates=tuple(map(_installed_form, files))))
         return
     for file in files:
-        say(f"{file.path}  ({file.kind})")
+        purpose = f", for {file.purpose}" if file.purpose else ""
+        say(f"{file.path}  ({file.kind}{purpose})")
         for certificate in file.certificates:
             until = iso(certificate.not_valid_after_utc)
             say(f"  {name_text(certificate.subject)}, until {until}")
@@ -125,8 +188,7 @@ def certificate_show(*, file: Path, as_json: bool) -> None:
     if isinstance(certificates, HostPemDefect) or not certificates:
         reason = certificates.reason if isinstance(certificates, HostPemDefect) else "nothing in it"
         raise CertificateCorruptError(
-            f"{document.path} cannot be shown: {reason}",
-            advice="certificates are shown in PEM form; openssl x509 -in FILE converts others",
+            f"{document.path} cannot be shown: {reason}", advice=advice_for(document)
         )
     if as_json:
         path = "-" if str(file) == "-" else file_form(os.path.abspath(file))
@@ -215,6 +277,7 @@ def _changed_form(
 def _installed_form(file: Installed) -> InstalledFile:
     return InstalledFile(
         type=file.kind.value,
+        purpose=file.purpose or None,
         name=file_form(file.path.name),
         path=file_form(file.path),
         defect=file.defect,

@@ -133,7 +133,8 @@ class AuthorityChanged(Form, frozen=True):
 class InstalledFile(Form, frozen=True):
     """A file with certificates; ``defect`` is what is wrong with it, or empty."""
 
-    type: Literal["host", "host_internal", "ca", "pool"]
+    type: Literal["host", "host_internal", "ca", "pool", "pinned"]
+    purpose: str | None
     name: str
     path: File
     defect: str
@@ -147,6 +148,38 @@ class InstalledFiles(Form, frozen=True):
 
 
 ListSeverity = Literal["note", "warning", "defect"]
+
+
+class Crl(Form, frozen=True):
+    """A revocation list; ``next_update`` is when it expires, ``revoked`` how many certificates are in it."""
+
+    issuer: str
+    last_update: Time
+    next_update: Time | None
+    revoked: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class CrlChanged(Form, frozen=True):
+    """A revocation list that came or went."""
+
+    path: File
+    changed: bool
+    crl: Crl | None
+    warnings: tuple[str, ...]
+
+
+class CrlFile(Form, frozen=True):
+    """A file with a revocation list; ``defect`` is what is wrong with it, or empty."""
+
+    path: File
+    defect: str
+    crl: Crl | None
+
+
+class CrlFiles(Form, frozen=True):
+    """``certfs pool-crl-list``."""
+
+    crls: tuple[CrlFile, ...]
 
 
 class ListItem(Form, frozen=True):
@@ -275,8 +308,11 @@ FORMS: Final[dict[str, Any]] = {
     "list": tuple[ListItem, ...],
     "pool-certificate-list": InstalledFiles,
     "pool-certificate-sync": Synchronised,
+    "pool-crl-list": CrlFiles,
     "pool-install-ca-certificate": AuthorityChanged,
+    "pool-install-crl": CrlChanged,
     "pool-uninstall-ca-certificate": AuthorityChanged,
+    "pool-uninstall-crl": CrlChanged,
     "repair": Repaired,
     "reset-server-certificate": Replaced,
     "error": Error,

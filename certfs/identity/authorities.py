@@ -1,51 +1,47 @@
-"""The CA certificates that an admin has installed: the files of ``certs``.
+"""The CA certificates that an admin has installed: the files of ``certs``, or those for one purpose.
 
-Owns installing, removing and listing them as the platform's ``pool-install-ca-certificate`` and its
-sisters do. Nothing is sent to other hosts here.
+Owns installing and removing them as the platform's ``pool-install-ca-certificate`` and its sisters do. Nothing is sent
+to other hosts here.
 """
 
-import contextlib
-import errno
-import os
 import re
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 
 from certfs.core.certificate import Severity, SourceContent, parse_source
-from certfs.errors import CertfsError, from_os_error
-from certfs.identity.bundles import update_plain_bundle
+from certfs.errors import StoreError
+from certfs.identity.bundles import update_bundles_of
+from certfs.identity.certificate_library import Library
+from certfs.identity.describe import is_authority, name_text
 from certfs.identity.errors import (
     CertificateAlreadyExistsError,
     CertificateCorruptError,
     CertificateDoesNotExistError,
-    CertificateLibraryCorruptError,
+    CertificateNameInvalidError,
 )
-from certfs.identity.hostpem import HostPemDefect, parse_certificates
-from certfs.identity.paths import (
-    CERTS,
-    PUBLIC_MODE,
-    SOURCE_DIRECTORY_MODE,
-    HostPaths,
-    file_errors,
-    is_present,
-    open_directory,
-    read_file,
-)
+from certfs.identity.hostpem import parse_certificates
+from certfs.identity.paths import SOURCE_DIRECTORY_MODE, HostPaths, file_errors
 from certfs.identity.trusted import Trusted, trusted_through
-from certfs.identity.validate import Document, validate_name
-from certfs.store.atomic import create_exclusive
+from certfs.identity.validate import ANOTHER_NAME, Document, iso, validate_name
 
-_HASH_LINK = re.compile(r"[0-9a-f]{8}\.r?[0-9]+")
-_REHASH_SECONDS = 60
+_PURPOSE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What certificates of the newer layout are trusted for; ``pinned`` ones as they are, others as CAs."""
+
+    name: str
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChange:
-    """A file of ``certs`` that came or went; ``changed`` is False if there was nothing to do.
+    """A file of CA certificates that came or went; ``changed`` is False if there was nothing to do.
 
     ``trusted`` is through which bundles its certificates are trusted afterwards; nothing after a dry run.
     """
@@ -57,153 +53,147 @@ class AuthorityChange:
     trusted: tuple[Trusted, ...] = ()
 
 
+def library(paths: HostPaths, purpose: Purpose | None = None) -> Library:
+    """Return the directory of the certificates for everything, or for one purpose."""
+    if purpose is None:
+        directory = paths.certs
+    else:
+        if _PURPOSE.fullmatch(purpose.name) is None or purpose.name.endswith(".bk"):
+            raise CertificateNameInvalidError(
+                f"{purpose.name!r} is not the name of a purpose",
+                advice="use letters, digits, '.', '_' and '-', such as general",
+            )
+        prefix = "pinned" if purpose.pinned else "ca"
+        directory = paths.trusted_certs / f"{prefix}-{purpose.name}"
+    return Library(
+        directory,
+        already_exists=CertificateAlreadyExistsError,
+        does_not_exist=CertificateDoesNotExistError,
+        corrupt=CertificateCorruptError,
+        uninstall="pool-uninstall-ca-certificate",
+        listing="pool-certificate-list",
+    )
+
+
 def install_authority(
-    paths: HostPaths, document: Document, *, name: str, dry_run: bool = False
+    paths: HostPaths,
+    document: Document,
+    *,
+    name: str,
+    purpose: Purpose | None = None,
+    dry_run: bool = False,
 ) -> AuthorityChange:
-    """Check the certificates in ``document`` and install them as ``certs/NAME``.
+    """Check the certificates in ``document`` and install them under ``name``.
 
     What is written is the certificates and nothing else of the document.
     """
-    validate_name(name)
+    validate_name(name, hint=ANOTHER_NAME)
+    place = library(paths, purpose)
     content = parse_source(document.data)
     defects = [remark for remark in content.remarks if remark.severity > Severity.NOTE]
     if defects:
         where = f", line {defects[0].line}" if defects[0].line else ""
         raise CertificateCorruptError(
-            f"{document.path}{where}: {defects[0].reason}",
-            advice="give a file of certificates in PEM form; openssl x509 -in FILE converts one",
+            f"{document.path}{where}: {defects[0].reason}", advice=advice_for(document)
         )
     if not content.certificates:
         raise CertificateCorruptError(
-            f"{document.path} holds no certificate",
-            advice="give a file of certificates in PEM form; openssl x509 -in FILE converts one",
+            f"{document.path} holds no certificate", advice=advice_for(document)
         )
     data = b"".join(certificate.pem for certificate in content.certificates)
-    certificates = parse_certificates(data)
-    if isinstance(certificates, HostPemDefect):
-        # The core is as lenient as OpenSSL, which is more than what shows certificates to people.
-        raise CertificateCorruptError(
-            f"{document.path}: {certificates.reason}", advice="have the certificate made anew"
-        )
-    path = paths.certs / name
-    with _library(paths, create=not dry_run) as certs:
-        if certs is not None and is_present(os.fsencode(name), within=certs):
-            raise _already_exists(path)
-        if certs is not None and not dry_run:
-            with file_errors(path):
-                try:
-                    create_exclusive(certs, os.fsencode(name), data, mode=PUBLIC_MODE)
-                except FileExistsError:
-                    raise _already_exists(path) from None
+    certificates = _shown(content)
+    if purpose is not None:
+        _need_trusted_certs(paths, dry_run=dry_run)
+    place.add(name, data, dry_run=dry_run)
+    path = place.directory / name
+    warnings = tuple(_doubts(certificates, pinned=purpose is not None and purpose.pinned))
     if dry_run:
-        return AuthorityChange(path, certificates, changed=True)
-    warnings = _after_change(paths)
+        return AuthorityChange(path, certificates, changed=True, warnings=warnings)
+    update_bundles_of(paths, place.directory)
+    warnings += place.rehash(always=False)
     trusted = trusted_through(paths, content.certificates)
     return AuthorityChange(path, certificates, changed=True, warnings=warnings, trusted=trusted)
 
 
 def uninstall_authority(
-    paths: HostPaths, name: str, *, force: bool = False, dry_run: bool = False
+    paths: HostPaths,
+    name: str,
+    *,
+    purpose: Purpose | None = None,
+    force: bool = False,
+    dry_run: bool = False,
 ) -> AuthorityChange:
-    """Remove ``certs/NAME``; with ``force`` it may be missing."""
+    """Remove the file ``name``; with ``force`` it may be missing."""
     validate_name(name)
-    path = paths.certs / name
-    with _library(paths, create=False) as certs:
-        if certs is None or not is_present(os.fsencode(name), within=certs):
-            if force:
-                return AuthorityChange(path, (), changed=False)
-            raise CertificateDoesNotExistError(
-                f"{path} does not exist",
-                advice="pool-certificate-list shows what is installed; --force ignores this",
-            )
-        content = _content(certs, os.fsencode(name))
-        certificates = _shown(content)
-        if dry_run:
-            return AuthorityChange(path, certificates, changed=True)
-        _remove(certs, path)
-    warnings = _after_change(paths)
+    place = library(paths, purpose)
+    path = place.directory / name
+    data = place.take(name, force=force, dry_run=dry_run)
+    if data is None:
+        return AuthorityChange(path, (), changed=False)
+    content = parse_source(data)
+    certificates = _shown(content)
+    if dry_run:
+        return AuthorityChange(path, certificates, changed=True)
+    update_bundles_of(paths, place.directory)
+    warnings = place.rehash(always=False)
     trusted = trusted_through(paths, content.certificates)
     return AuthorityChange(path, certificates, changed=True, warnings=warnings, trusted=trusted)
 
 
-@contextlib.contextmanager
-def _library(paths: HostPaths, *, create: bool) -> Iterator[int | None]:
-    """Open ``certs``; None if it is missing and not to be made."""
-    with contextlib.ExitStack() as stack:
-        try:
-            mode = SOURCE_DIRECTORY_MODE if create else None
-            certs = stack.enter_context(open_directory(paths.certs, create_mode=mode))
-        except FileNotFoundError:
-            if create:
-                raise CertificateLibraryCorruptError(
-                    f"{paths.stunnel} does not exist",
-                    advice="check the path; for a store or a mount, name it with --store",
-                ) from None
-            certs = None
-        except OSError as error:
-            raise _unusable(paths.certs, error) from error
-        yield certs
-
-
-def _unusable(path: Path, error: OSError) -> CertfsError:
-    if error.errno == errno.ENOTDIR:
-        return CertificateLibraryCorruptError(
-            f"{path}: {error.strerror}", advice="move it away; certfs repair makes the directory"
+def _need_trusted_certs(paths: HostPaths, *, dry_run: bool) -> None:
+    """Refuse a purpose where the platform has none; a store gets the directory."""
+    directory = paths.trusted_certs
+    if directory.is_dir() or (dry_run and paths.root is not None):
+        return
+    if paths.root is None:
+        raise StoreError(
+            f"{directory} does not exist: the XAPI of this host knows no purposes",
+            advice="leave out --purpose, which installs for everything",
         )
-    return from_os_error(str(path), error)
+    with file_errors(directory):
+        directory.mkdir(SOURCE_DIRECTORY_MODE, exist_ok=True)
 
 
-def _already_exists(path: Path) -> CertificateAlreadyExistsError:
-    return CertificateAlreadyExistsError(
-        f"{path} exists already",
-        advice="choose another name with --name, or remove it with pool-uninstall-ca-certificate",
-    )
+def _doubts(certificates: Iterable[x509.Certificate], *, pinned: bool) -> Iterable[str]:
+    """Yield what the platform accepts and an admin may not have meant."""
+    now = datetime.now(UTC)
+    for certificate in certificates:
+        subject = name_text(certificate.subject)
+        end, begin = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+        if end < now:
+            yield f"{subject} expired at {iso(end)}: nothing is accepted because of it"
+        elif begin > now:
+            yield f"{subject} is not valid before {iso(begin)}, and it is {iso(now)}"
+        if not pinned and not is_authority(certificate):
+            yield f"{subject} is not a CA: it vouches for no other certificate"
 
 
-def _content(certs: int, name: bytes) -> SourceContent:
-    """Return what can be read of a file that is about to go."""
-    with contextlib.suppress(OSError):
-        return parse_source(read_file(name, within=certs))
-    return SourceContent()
+_ADVICE = (
+    (b"PRIVATE KEY-----", "a private key belongs to nobody else: give the file with the CA's certificate"),
+    (b"-----BEGIN X509 CRL-----", "a revocation list is installed with: certfs pool-install-crl {file}"),
+    (b"-----BEGIN PKCS7-----", "make certificates of it with: openssl pkcs7 -print_certs -in {file}"),
+    (b"CERTIFICATE REQUEST-----", "a request is no certificate yet: have it signed by the CA"),
+    (b"-----BEGIN", "the file is damaged or cut off: get it anew"),
+)  # fmt: skip
+"""The one thing to do about a file that holds no certificates, by the first of these that it does hold."""
+
+
+def advice_for(document: Document) -> str:
+    """Return the one thing to do about a file from which no certificates can be taken."""
+    if document.data.startswith(b"\x30"):  # a SEQUENCE of DER
+        return (
+            f"it may be DER: openssl x509 -inform DER -in {document.path} -out {document.path}.pem"
+        )
+    for mark, advice in _ADVICE:
+        if mark in document.data:
+            return advice.format(file=document.path)
+    return "give a file of certificates in PEM form"
 
 
 def _shown(content: SourceContent) -> tuple[x509.Certificate, ...]:
-    """Return the certificates of a file that can be shown to people."""
-    certificates = parse_certificates(b"".join(one.pem for one in content.certificates))
-    return certificates if isinstance(certificates, tuple) else ()
-
-
-def _remove(certs: int, path: Path) -> None:
-    try:
-        os.unlink(path.name, dir_fd=certs)
-        os.fsync(certs)
-    except OSError as error:
-        if not path.is_dir():
-            raise _unusable(path, error) from error
-        # The platform's name for what it cannot remove.
-        raise CertificateCorruptError(
-            f"{path} cannot be removed: it is a directory", advice=f"rm -r {path} removes it"
-        ) from error
-
-
-def _after_change(paths: HostPaths) -> tuple[str, ...]:
-    """Bring along what follows from ``certs``; say what could not be brought along."""
-    update_plain_bundle(paths, CERTS)
-    with open_directory(paths.certs) as certs:
-        if not any(_HASH_LINK.fullmatch(name) for name in os.listdir(certs)):
-            # Nobody looks certificates up by hash here, and names of our own would only be in the
-            # way.
-            return ()
-        try:
-            subprocess.run(
-                # By descriptor: the path may lead to another directory by now.
-                ["openssl", "rehash", f"/proc/self/fd/{certs}"],
-                pass_fds=(certs,),
-                check=True,
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                timeout=_REHASH_SECONDS,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return (f"the hash links in {paths.certs} are out of date: run openssl rehash on it",)
-    return ()
+    """Return the certificates that can be shown to people; OpenSSL reads some that cannot."""
+    shown: list[x509.Certificate] = []
+    for certificate in content.certificates:
+        found = parse_certificates(certificate.pem)
+        shown += found if isinstance(found, tuple) else ()
+    return tuple(shown)

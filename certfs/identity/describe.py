@@ -101,6 +101,13 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(printable(name) for name in found)
 
 
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Tell whether OpenSSL lets a certificate vouch for others: a CA, or a self-issued one of version 1."""
+    if certificate.version is x509.Version.v1:
+        return certificate.subject == certificate.issuer
+    return _is_ca(certificate)
+
+
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.BasicConstraints)

@@ -133,3 +133,31 @@ class StillPresentedError(CertfsError):
     """A running stunnel still presents the certificate that was to be retired."""
 
     exit_code = 38
+
+
+class CrlNameInvalidError(CertificateError):
+    """The name of a revocation list has characters that are not allowed, a leading dot, or does not end in .pem."""
+
+    name = "CRL_NAME_INVALID"
+    exit_code = 42
+
+
+class CrlAlreadyExistsError(CertificateError):
+    """A revocation list of that name is installed already."""
+
+    name = "CRL_ALREADY_EXISTS"
+    exit_code = 43
+
+
+class CrlDoesNotExistError(CertificateError):
+    """No revocation list of that name is installed."""
+
+    name = "CRL_DOES_NOT_EXIST"
+    exit_code = 44
+
+
+class CrlCorruptError(CertificateError):
+    """The file is not one revocation list in PEM form, or cannot be removed."""
+
+    name = "CRL_CORRUPT"
+    exit_code = 45

@@ -18,6 +18,7 @@ _SUBJECTS = {
     Kind.HOST_INTERNAL: "HOST_INTERNAL_CERTIFICATE",
     Kind.POOL: "HOST_INTERNAL_CERTIFICATE",
     Kind.CA: "POOL_CA_CERTIFICATE",
+    Kind.PINNED: "POOL_CA_CERTIFICATE",
 }
 _THRESHOLDS = (7, 14, 30)
 """Days before the end; an alert is for less than so many."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from certfs.core.text import printable
 from certfs.identity.backup import find_backup
 from certfs.identity.bundles import bundle_places, is_stale
+from certfs.identity.crls import judge_crls
 from certfs.identity.describe import name_text
 from certfs.identity.expiry import Alert, alert
 from certfs.identity.finding import Finding, Severity
@@ -97,6 +98,7 @@ def judge(paths: HostPaths, *, now: datetime | None = None) -> tuple[Finding, ..
         *_not_looked_at(host),
         *_open_keys(host),
         *_validity(host),
+        *judge_crls(paths, now=host.now),
         *find_leftovers(paths, host_uuid=host.uuid or None),
         *find_backup(paths),
     ]
@@ -342,7 +344,7 @@ def _renewal(host: _Host, file: Installed, due: Alert) -> str:
             renewal = command(host.paths, "host-refresh-server-certificate")
         case Kind.POOL:
             renewal = "on the host it belongs to: certfs host-refresh-server-certificate"
-        case Kind.CA:
+        case Kind.CA | Kind.PINNED:
             uninstall = command(
                 host.paths,
                 f"pool-uninstall-ca-certificate {shlex.quote(printable(file.path.name))}",

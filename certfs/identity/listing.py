@@ -7,7 +7,7 @@ certificate. A file that cannot be read is listed with the reason. Must not judg
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Kind(StrEnum):
     """An admin installed it: ``certs``."""
     POOL = "pool"
     """A host of the pool shows it: ``certs-pool``."""
+    PINNED = "pinned"
+    """A server's, trusted as it is: ``trusted-certs/pinned-PURPOSE``."""
 
 
 class Access(StrEnum):
@@ -46,13 +48,30 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A file with its certificates; ``defect`` says what is wrong with it, or is empty."""
+    """A file with its certificates; ``defect`` says what is wrong with it, or is empty.
+
+    ``purpose`` is what it is trusted for, empty for everything.
+    """
 
     kind: Kind
     path: Path
     certificates: tuple[x509.Certificate, ...]
     defect: str = ""
     access: Access = Access.READ
+    purpose: str = ""
+
+
+def installed_by_purpose(paths: HostPaths) -> Iterator[Installed]:
+    """Yield every file of the newer layout, in which certificates are trusted for a purpose."""
+    try:
+        names = sorted(os.listdir(paths.trusted_certs))
+    except OSError:
+        return
+    for name in names:
+        kind, _, purpose = name.partition("-")
+        if kind in {"ca", "pinned"} and purpose and not name.endswith(".bk"):
+            for file in _sources(Kind(kind), paths.trusted_certs / name):
+                yield replace(file, purpose=purpose)
 
 
 def installed(paths: HostPaths) -> Iterator[Installed]:

@@ -82,6 +82,11 @@ class HostPaths:
         return self.stunnel / os.fsdecode(CERTS)
 
     @property
+    def crls(self) -> Path:
+        """Revocation lists that an admin has installed."""
+        return self.stunnel / "crls"
+
+    @property
     def certs_pool(self) -> Path:
         """The pool certificates of all hosts of the pool."""
         return self.stunnel / os.fsdecode(CERTS_POOL)

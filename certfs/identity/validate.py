@@ -20,6 +20,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks
 from certfs.identity.errors import (
+    CertificateError,
     CertificateNameInvalidError,
     ServerCertificateChainInvalidError,
     ServerCertificateExpiredError,
@@ -132,13 +133,18 @@ def validate_chain(document: Document) -> tuple[x509.Certificate, ...]:
     return certificates
 
 
-def validate_name(name: str) -> None:
-    """Check the name of a file in ``certs``: letters, digits, ``._-``, ending in ``.pem``, 255 bytes (NAME_MAX)."""
+ANOTHER_NAME = "; --name gives another one than the file's"
+
+
+def validate_name(
+    name: str, *, error: type[CertificateError] = CertificateNameInvalidError, hint: str = ""
+) -> None:
+    """Check the name of an installed file: letters, digits, ``._-``, ending in ``.pem``, 255 bytes (NAME_MAX)."""
     if _NAME.fullmatch(name) is None:
-        raise CertificateNameInvalidError(
-            f"{name!r} is not a name for a certificate",
-            advice="use letters, digits, '.', '_' and '-', no dot at the start, '.pem' at the end, 255 at most; "
-            "--name gives another one than the file's",
+        raise error(
+            f"{name!r} is not a name for an installed file",
+            advice="use letters, digits, '.', '_' and '-', no dot at the start, '.pem' at the end, 255 at most"
+            + hint,
         )
 
 

@@ -50,7 +50,13 @@ EXAMPLES: dict[str, list[str]] = {
     "export": ["STORE/stunnel/xapi-pool-ca-bundle.pem", "--output", "STORE/out.pem"],
 }
 """What each command is called with here; those that need a mount or XAPI are tried where these are."""
-ELSEWHERE = {"pool-certificate-sync", "status"}
+ELSEWHERE = {
+    "pool-certificate-sync",
+    "pool-crl-list",
+    "pool-install-crl",
+    "pool-uninstall-crl",
+    "status",
+}
 
 
 def test_every_command_that_answers_json_has_a_schema() -> None:

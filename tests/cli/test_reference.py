@@ -77,7 +77,7 @@ def _complete(*words: str) -> list[str]:
 def test_shell_completes_commands_and_names(host: HostPaths, server: Pair) -> None:
     """Commands, options and the names of installed certificates are completed."""
     shutil.copy(server.certificate, host.certs / "root.pem")
-    assert _complete("pool-un") == ["pool-uninstall-ca-certificate"]
+    assert _complete("pool-uninstall-ca") == ["pool-uninstall-ca-certificate"]
     assert "--dry-run" in _complete("reset-server-certificate", "--d")
     store = ("--store", str(host.root))
     assert _complete("pool-uninstall-ca-certificate", *store, "ro") == ["root.pem"]

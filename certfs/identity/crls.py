@@ -1,0 +1,177 @@
+"""The revocation lists that an admin has installed: the files of ``crls``, which stunnel looks into by hash.
+
+Owns checking, installing, removing and judging them as the platform does (``ocaml/xapi/certificates.ml`` in
+xapi-project/xen-api). A list that has expired makes OpenSSL refuse every certificate of its issuer.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+
+from certfs.core.pem import PemBlock, decode_body, find_blocks
+from certfs.identity.certificate_library import HASH_LINK, Library
+from certfs.identity.describe import name_text
+from certfs.identity.errors import (
+    CrlAlreadyExistsError,
+    CrlCorruptError,
+    CrlDoesNotExistError,
+    CrlNameInvalidError,
+)
+from certfs.identity.finding import Finding, Severity
+from certfs.identity.paths import HostPaths, command, read_file
+from certfs.identity.validate import ANOTHER_NAME, Document, iso, validate_name
+
+_LABEL = "X509 CRL"
+_SOON = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Crl:
+    """A revocation list: who issued it, from when to when it counts, how many certificates it revokes."""
+
+    issuer: str
+    last_update: datetime
+    next_update: datetime | None
+    revoked: int
+
+
+@dataclass(frozen=True, slots=True)
+class CrlFile:
+    """A file of ``crls``: its list, or what is wrong with it."""
+
+    path: Path
+    crl: Crl | None
+    defect: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CrlChange:
+    """A list that came or went; ``changed`` is False if there was nothing to do."""
+
+    path: Path
+    crl: Crl | None
+    changed: bool
+    warnings: tuple[str, ...] = ()
+
+
+def library(paths: HostPaths) -> Library:
+    """Return the directory of the lists."""
+    return Library(
+        paths.crls,
+        already_exists=CrlAlreadyExistsError,
+        does_not_exist=CrlDoesNotExistError,
+        corrupt=CrlCorruptError,
+        uninstall="pool-uninstall-crl",
+        listing="pool-crl-list",
+    )
+
+
+def install_crl(
+    paths: HostPaths, document: Document, *, name: str, dry_run: bool = False
+) -> CrlChange:
+    """Check the one list in ``document`` and install it under ``name``, with its link by hash."""
+    validate_name(name, error=CrlNameInvalidError, hint=ANOTHER_NAME)
+    found = _only_list(document.data)
+    if isinstance(found, str):
+        raise CrlCorruptError(f"{document.path} {found}", advice=_advice(document))
+    block, crl = found
+    place = library(paths)
+    place.add(name, document.data[block.start : block.end].strip() + b"\n", dry_run=dry_run)
+    warnings = tuple(_doubts(crl))
+    if not dry_run:
+        warnings += place.rehash(always=True)
+    return CrlChange(place.directory / name, crl, changed=True, warnings=warnings)
+
+
+def uninstall_crl(
+    paths: HostPaths, name: str, *, force: bool = False, dry_run: bool = False
+) -> CrlChange:
+    """Remove the list ``name`` and its link; with ``force`` it may be missing."""
+    validate_name(name, error=CrlNameInvalidError)
+    place = library(paths)
+    data = place.take(name, force=force, dry_run=dry_run)
+    if data is None:
+        return CrlChange(place.directory / name, None, changed=False)
+    found = _only_list(data)
+    warnings = () if dry_run else place.rehash(always=True)
+    crl = None if isinstance(found, str) else found[1]
+    return CrlChange(place.directory / name, crl, changed=True, warnings=warnings)
+
+
+def installed_crls(paths: HostPaths) -> Iterator[CrlFile]:
+    """Yield every file of ``crls`` but its links by hash."""
+    try:
+        names = sorted(os.listdir(paths.crls))
+    except OSError:
+        return
+    for name in names:
+        path = paths.crls / name
+        if HASH_LINK.fullmatch(name) or name.startswith(".") or path.is_dir():
+            continue
+        try:
+            found = _only_list(read_file(path))
+        except OSError as error:
+            yield CrlFile(path, None, f"cannot be read: {error.strerror}")
+            continue
+        yield CrlFile(path, None, found) if isinstance(found, str) else CrlFile(path, found[1])
+
+
+def judge_crls(paths: HostPaths, *, now: datetime) -> Iterator[Finding]:
+    """Yield what is wrong with the installed lists."""
+    for file in installed_crls(paths):
+        uninstall = command(paths, f"pool-uninstall-crl {file.path.name}")
+        renew = f"install the CA's current list, then {uninstall}"
+        crl = file.crl
+        if crl is None:
+            yield Finding(
+                Severity.WARNING, "CRL_BROKEN", file.path, f"revokes nothing: {file.defect}", renew
+            )
+        elif crl.next_update is not None and crl.next_update < now:
+            what = (
+                f"expired at {iso(crl.next_update)}: every certificate of {crl.issuer} is refused"
+            )
+            yield Finding(Severity.CRITICAL, "CRL_EXPIRED", file.path, what, renew)
+        elif crl.next_update is not None and crl.next_update - now < _SOON:
+            what = f"expires at {iso(crl.next_update)} (the list of {crl.issuer})"
+            yield Finding(Severity.WARNING, "CRL_EXPIRING", file.path, what, renew)
+
+
+def _doubts(crl: Crl) -> Iterator[str]:
+    now = datetime.now(UTC)
+    if crl.next_update is not None and crl.next_update < now:
+        yield f"the list expired at {iso(crl.next_update)}: every certificate of {crl.issuer} is refused"
+    elif crl.last_update > now:
+        yield f"the list counts from {iso(crl.last_update)}, and it is {iso(now)}"
+
+
+def _only_list(data: bytes) -> tuple[PemBlock, Crl] | str:
+    """Return the one list in a file, or a part of a sentence about why there is not one."""
+    blocks = [
+        block
+        for block in find_blocks(data)
+        if isinstance(block, PemBlock) and block.label == _LABEL
+    ]
+    if not blocks:
+        return "holds no revocation list in PEM form"
+    if len(blocks) > 1:
+        return f"holds {len(blocks)} revocation lists, and OpenSSL reads one of each file"
+    der = decode_body(data[blocks[0].body_start : blocks[0].body_end])
+    try:
+        crl = x509.load_der_x509_crl(der or b"")
+        described = Crl(name_text(crl.issuer), crl.last_update_utc, crl.next_update_utc, len(crl))
+    except (ValueError, TypeError):
+        return f"holds a revocation list that cannot be read, at line {blocks[0].line}"
+    return blocks[0], described
+
+
+def _advice(document: Document) -> str:
+    data, file = document.data, document.path
+    if b"-----BEGIN CERTIFICATE-----" in data:
+        return f"certificates are installed with: certfs pool-install-ca-certificate {file}"
+    if data[:1] == b"\x30":
+        return f"it may be DER: openssl crl -inform DER -in {file} -out {file}.pem"
+    return "give a file with one list in PEM form (BEGIN X509 CRL)"
