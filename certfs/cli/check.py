@@ -4,7 +4,8 @@ Owns the judgement of bundles; that of a host's own files is `certfs.identity.he
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,12 +21,16 @@ from certfs.cli.json_forms import (
 )
 from certfs.cli.json_forms import Finding as FindingForm
 from certfs.cli.places import Place, find_place, items_of, opened, with_place
+from certfs.client.instances import find
+from certfs.client.query import readers_of
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.readers import refusals
 from certfs.core.text import printable
+from certfs.errors import NotMountedError
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
 from certfs.identity.validate import iso
+from certfs.protocol.notify_state import Entry
 from certfs.store.inspection import Item
 
 _WARNING_DAYS = 30
@@ -81,6 +86,7 @@ def check(
                     )
                 )
     judgements.extend(judge_incomplete(place, now))
+    judgements.extend(judge_readers(() if store else _readers(mountpoint)))
     host = place.host
     if host is not None:
         judgements.extend(
@@ -176,6 +182,27 @@ def judge_incomplete(place: Place, now: datetime) -> Iterator[_Judgement]:
             f"is being written since {since:%Y-%m-%dT%H:%M:%SZ}{by}: what it held before counts",
             "have the process close it or end it, or put a new file in its place with rename(2)",
         )
+
+
+def _readers(mountpoint: str | None) -> tuple[Entry, ...]:
+    """Return the readers that this user's certfs tells of changes; none where it does not serve."""
+    with suppress(NotMountedError):
+        return readers_of(find(mountpoint))
+    return ()
+
+
+def judge_readers(readers: Iterable[Entry]) -> Iterator[_Judgement]:
+    """Yield the readers that cannot be told of a change, and so go on with what they have (I21)."""
+    for reader in readers:
+        if reader.is_failing:
+            yield _Judgement(
+                Grade.WARNING,
+                "NOTIFY_FAILING",
+                printable(reader.bundle),
+                f"{printable(reader.target)} could not be told of a change, {reader.failures} times in a row: "
+                f"{printable(reader.last_error)}",
+                "mend what it says; it is tried again for ever, every minute at the latest",
+            )
 
 
 def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgement]:

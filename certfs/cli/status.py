@@ -112,6 +112,8 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         yield f"  log          {status['log']}"
     for bundle in status["bundles"] or ():
         yield from _bundle_lines(bundle)
+    for reader in status.get("notify", ()):
+        yield from _reader_lines(reader)
     events = status["events"][-_LAST_EVENTS:]
     for event in events:
         yield f"  {_moment(event['at'])}  {event['kind']}: {event['detail']}{_times(event)}"
@@ -136,6 +138,18 @@ def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
     if not bundle["plain_copy"]["current"]:
         reason = bundle["plain_copy"]["error"] or "being written"
         yield click.style(f"    the store's plain copy is not current: {reason}", fg="yellow")
+
+
+def _reader_lines(reader: dict[str, Any]) -> Iterator[str]:
+    about = f" ({reader['bundle']})" if reader["bundle"] else ""
+    told = "not yet" if reader["last_success"] is None else _moment(reader["last_success"])
+    due = ", a run is due" if reader["waiting"] and not reader["failures"] else ""
+    yield f"  notify       {printable(reader['target'])}{about}: told {told}{due}"
+    if reader["failures"]:
+        failing = (
+            f"    failed {reader['failures']} times in a row: {printable(reader['last_error'])}"
+        )
+        yield click.style(failing, fg="yellow")
 
 
 def _times(event: dict[str, Any]) -> str:

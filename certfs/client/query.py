@@ -15,6 +15,9 @@ from certfs import procfs
 from certfs.linux.processes import output_of_child
 from certfs.protocol import state_file
 from certfs.protocol.checked import decoded
+from certfs.protocol.link import notify_state_file, wishes_file
+from certfs.protocol.notify_spec import Wishes
+from certfs.protocol.notify_state import Entry, recalled
 from certfs.protocol.owned_mounts import devices_of
 from certfs.protocol.state_file import Event, Phase, State
 
@@ -117,6 +120,8 @@ class Answer:
     """The supervisor's; None for a mount of somebody else, or where it could not be written."""
     owner: int | None = None
     """The user who made the mount, where there is no ``state``: what it says of itself is this user's word."""
+    notified: tuple[Entry, ...] = ()
+    """The readers that are told of changes, where there is a ``state``."""
 
     @property
     def is_trusted(self) -> bool:
@@ -126,8 +131,22 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``certfs status --json`` prints."""
         known = {"answering": self.report is not None, "phase": self.phase}
-        log = {"log": self.state.log} if self.state else {}
-        return {**known, **(self.report or self._from_state()), **log}
+        own = {"log": self.state.log, "notify": self._notify()} if self.state else {}
+        return {**known, **(self.report or self._from_state()), **own}
+
+    def _notify(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "target": order.target,
+                "bundle": order.bundle,
+                "waiting": order.waiting,
+                "runs": order.runs,
+                "failures": order.failures,
+                "last_success": order.last_success,
+                "last_error": order.last_error,
+            }
+            for order in self.notified
+        ]
 
     def _from_state(self) -> dict[str, Any]:
         state = self.state
@@ -169,7 +188,19 @@ def ask_instance(directory: str) -> Answer | None:
     if not _runs(state):
         return Answer("dead", None, state) if devices_of(directory, state) else None
     report = _read(state.mountpoint, state.device) if state.mountpoint and state.device else None
-    return Answer(state.phase, report.content if report else None, state)
+    return Answer(
+        state.phase, report.content if report else None, state, notified=readers_of(directory)
+    )
+
+
+def readers_of(directory: str) -> tuple[Entry, ...]:
+    """Return how it stands with the readers that the instance with this runtime directory tells of changes."""
+    wishes = Wishes.read(wishes_file(directory))
+    if not wishes.notify:
+        return ()
+    entries = recalled(notify_state_file(directory)).entries.values()
+    targets = {spec.target for spec in wishes.notify}
+    return tuple(entry for entry in entries if entry.target in targets)
 
 
 def ask_mount(mountpoint: str) -> Answer | None:

@@ -23,7 +23,6 @@ from typing import Final
 from certfs.linux.console import Level, log
 from certfs.notifier import copies, policy
 from certfs.notifier.bundles import HOST_CERTIFICATE, Content, PlainFiles
-from certfs.notifier.memory import Entry, Memory, recalled
 from certfs.notifier.policy import Progress, Record, Timing
 from certfs.notifier.targets import (
     PATH,
@@ -34,6 +33,7 @@ from certfs.notifier.targets import (
     run_of,
 )
 from certfs.protocol.notify_spec import NotifierSpec, NotifySpec
+from certfs.protocol.notify_state import Entry, Memory, recalled
 from certfs.supervisor.event_loop import Reactor
 
 _LOOK_SECONDS: Final = 0.05

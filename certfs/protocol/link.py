@@ -65,6 +65,17 @@ _MOST_LINES: Final = 8
 Mode = Literal["standalone", "dom0"]
 
 
+def wishes_file(runtime: str) -> str:
+    """Return the path of what the configuration of the instance in ``runtime`` says of readers."""
+    return f"{runtime}/wishes.json"
+
+
+def notify_state_file(runtime: str) -> str:
+    """Return the path of what readers were told; beside the instance, because it outlives an unmount."""
+    directory, name = os.path.split(runtime)
+    return f"{directory}/notify-{name}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     """One directory of the store and the place where it is presented.
@@ -129,13 +140,12 @@ class Mount:
     @property
     def wishes_file(self) -> str:
         """What the configuration says of readers that are to be told (`certfs.protocol.notify_spec.Wishes`)."""
-        return f"{self.runtime}/wishes.json"
+        return wishes_file(self.runtime)
 
     @property
     def notify_state_file(self) -> str:
-        """What they were told; beside the instance, because it outlives an unmount."""
-        directory, name = os.path.split(self.runtime)
-        return f"{directory}/notify-{name}"
+        """What they were told (`certfs.protocol.notify_state`)."""
+        return notify_state_file(self.runtime)
 
     @property
     def bequest(self) -> str:

@@ -104,6 +104,33 @@ def test_a_command_is_told_of_a_change_made_through_the_mount(scene: Scene) -> N
         assert scene.told() == [["hook", sha256_of(bundle), str(bundle)]]
 
 
+def test_a_reader_that_cannot_be_told_is_seen(scene: Scene) -> None:
+    """Both `status` and `check` name it, with the reason (I9)."""
+    reader = scene.noting()
+    Path(scene.root / "hook").write_text("#!/bin/sh\nexit 3\n")
+    with scene.mounted(reader) as mount:
+        mount.expected_log += ["exit status 3"]
+        (mount.tree.root / "trusted" / "second.pem").write_bytes(SECOND.pem)
+
+        def failures() -> int:
+            done = command("status", mount, "--json")
+            return int(json.loads(done.stdout)["notify"][0]["failures"])
+
+        wait_until(lambda: failures() > 0, seconds=60, what="a failure")
+        assert "exit status 3" in command("status", mount).stdout
+        check = command("check", mount)
+        assert check.returncode == 1
+        assert "hook could not be told of a change" in check.stdout
+
+
+def command(name: str, mount: CertfsMount, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on the mount."""
+    return subprocess.run(
+        [certfs_program(), name, mount.tree.root, *options],
+        check=False, capture_output=True, text=True, env=mount.environment, timeout=60,
+    )  # fmt: skip
+
+
 def test_a_death_of_the_server_loses_no_call(scene: Scene) -> None:
     """The change before a kill is told, and so is the one after."""
     with scene.mounted(scene.noting()) as mount:

@@ -1,8 +1,8 @@
-"""What the notifier remembers across its own death: the state file.
+"""What configured readers were told, across the death of the notifier: the state file.
 
 Owns its schema. It lies in the runtime directory, which ends with the boot: readers start anew then and read what there
 is. It is replaced atomically; it need not be synced, since it is for the death of a process and not for that of the
-machine.
+machine. The notifier writes it, commands read it.
 """
 
 import json
@@ -10,6 +10,9 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+
+from certfs.protocol.checked import checked
+from certfs.safe_open import read_own
 
 FORMAT: Final = 1
 _LARGEST: Final = 4 << 20
@@ -30,6 +33,11 @@ class Entry:
     last_error: str = ""
     """Of the last run, empty if it went well."""
     waiting: bool = False
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last runs failed, and the next is to come."""
+        return self.failures > 0
 
 
 @dataclass(slots=True)
@@ -58,9 +66,9 @@ def recalled(path: str) -> Memory:
     """Return what was saved at ``path``; what is missing or makes no sense counts as nothing saved."""
     memory = Memory(path)
     with suppress(OSError, ValueError, TypeError, KeyError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            raw: dict[str, Any] = json.loads(file.read(_LARGEST))
+        raw: dict[str, Any] = json.loads(read_own(path, _LARGEST))
         if raw["format"] == FORMAT:
-            memory.entries = {key: Entry(**one) for key, one in raw["orders"].items()}
+            memory.entries = {
+                str(key): checked(Entry, one) for key, one in dict(raw["orders"]).items()
+            }
     return memory
