@@ -15,7 +15,6 @@ from scripts.packaging.shell import BuildError, run, say
 
 HERE: Final = Path(__file__).resolve().parent
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_POCKETS: Final = ("", "-updates", "-security")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +73,19 @@ def write_lock(pins: Mapping[str, Iterable[Pin]]) -> str:
 
 
 def sources(machine: Iterable[Repository], own: str, release: str) -> str:
-    """Return apt's list of sources for ``release``, from the repositories of a machine whose release is ``own``."""
-    wanted = {own + pocket: release + pocket for pocket in _POCKETS}
-    found = sorted({(one.uri, wanted[one.suite]) for one in machine if one.suite in wanted})
-    if not found:
+    """Return apt's list of sources for ``release``, from the repositories of a machine whose release is ``own``.
+
+    A machine that was just made may have the release alone. The updates then come from beside it, as on every mirror:
+    the same place, and for security the one with that word at its end.
+    """
+    uris = {one.suite: one.uri for one in machine}
+    if own not in uris:
         raise BuildError(f"apt on this machine has no repository of {own}: build on Debian 12")
+    main = uris[own]
+    beside = {"": main, "-updates": main, "-security": f"{main.rstrip('/')}-security"}
+    found = [
+        (uris.get(own + pocket, default), release + pocket) for pocket, default in beside.items()
+    ]
     return "".join(
         f"{kind} [signed-by={_KEYRING}] {uri} {suite} main\n"
         for uri, suite in found

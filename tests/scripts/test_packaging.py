@@ -88,6 +88,16 @@ def test_another_release_comes_from_the_same_servers() -> None:
     assert all("signed-by=" in line for line in lines)
 
 
+def test_a_machine_that_was_just_made_has_its_updates_beside() -> None:
+    """With the release alone, updates and security fixes are looked for where mirrors have them."""
+    lines = sources(MACHINE[:1], "bookworm", "bookworm").splitlines()
+    assert {tuple(line.split()[2:4]) for line in lines} == {
+        ("a:debian/", "bookworm"),
+        ("a:debian/", "bookworm-updates"),
+        ("a:debian-security", "bookworm-security"),
+    }
+
+
 def test_a_machine_of_another_kind_is_refused(tmp_path: Path) -> None:
     """Without a repository of its own release, or a release at all, the build says what it needs."""
     with pytest.raises(BuildError, match="Debian 12"):
