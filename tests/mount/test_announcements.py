@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +18,14 @@ import pytest
 from inotify_simple import Event, INotify, flags
 
 from tests.support import pki
-from tests.support.mounts import CertfsMount, mounted, wait_until
+from tests.support.mounts import (
+    CertfsMount,
+    certfs_program,
+    mounted,
+    need_fuse,
+    scratch_directory,
+    wait_until,
+)
 from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
@@ -175,6 +185,50 @@ def test_readers_beside_announcements_see_no_error_and_nothing_old(
             reader.join()
     assert [reader.wrong for reader in readers] == [[], []]
     assert all(reader.reads > CHANGES for reader in readers)
+
+
+_LAUNCH = """
+import sys
+from certfs.client.mount import Plan, launch, standalone
+places = standalone(sys.argv[1], sys.argv[2])
+launch(Plan(mode="standalone", places=places, config_file=None, allow_other=False,
+            server_module="tests.support.announcing_server"))
+"""
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_with_no_interval_every_generation_is_announced(readers: int) -> None:
+    """After each change there is an event, and what is read then is that change."""
+    need_fuse()
+    root = scratch_directory()
+    tree, beneath = Tree(root / "mount", root / "store"), Tree(root / "store", root / "store")
+    for directory in (tree.root, tree.store):
+        directory.mkdir()
+    beneath.make()
+    (beneath.certs / "first.pem").write_bytes(FIRST.pem)
+    environment = {**os.environ, "CERTFS_RUNTIME_DIR": str(root / "run")}
+    command = [sys.executable, "-c", _LAUNCH, str(tree.store), str(tree.root)]
+    subprocess.run(command, check=True, env=environment, timeout=60)
+    watch, threads = Watch(tree.user_bundle), [Reader(tree.user_bundle) for _ in range(readers)]
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(CHANGES // 3):
+            watch.seen.clear()
+            (tree.certs / f"{number:06}.pem").write_bytes(pki.issue(f"{readers} {number}").pem)
+            for thread in threads:
+                thread.least = number + 2
+            watch.wait_for("directory", flags.MOVED_TO)
+            assert watch.bundle.read_bytes().count(b"BEGIN") == number + 2
+    finally:
+        for thread in threads:
+            thread.ended.set()
+            thread.join()
+        watch.queue.close()
+        unmount = [certfs_program(), "unmount", str(tree.root)]
+        subprocess.run(unmount, check=True, env=environment, timeout=60)
+        shutil.rmtree(root, ignore_errors=True)
+    assert [thread.wrong for thread in threads] == [[]] * readers
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
