@@ -12,10 +12,11 @@ import os
 import select
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple, cast
 
 import pyfuse3
 import trio
@@ -28,6 +29,8 @@ from certfs.fuse.calls import Calls
 from certfs.fuse.handed_back import HandedBack
 from certfs.fuse.handles import FileHandle, HandleTable
 from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, Use, permissions_of
+from certfs.fuse.patience import Patience
+from certfs.fuse.requests import Requests, current_user, waiting_for_store
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
 from certfs.procfs import command_of
 from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
@@ -112,6 +115,11 @@ class FilesystemBase(pyfuse3.Operations):
         self.handles = tables.handles
         self.synthetic = tables.synthetic
         self.calls = calls
+        self.requests = Requests()
+        self.patience = Patience()
+        self._known: dict[Hashable, object] = {}
+        """The last that the store said of the few directories on the way to bundles."""
+        self.listings: OrderedDict[int, list[bytes]] = OrderedDict()
         self.handed_back = HandedBack()
         self.announcements = Announcements(tables.synthetic)
         self.traffic = Traffic()
@@ -170,22 +178,36 @@ class FilesystemBase(pyfuse3.Operations):
         among those, so the answer waits until nothing is on its way, for a bounded time.
         """
         if self.unsettled:
-            await self._await_releases()
+            await self._await_releases(bundle)
+        if self.trust.is_current(bundle):
+            return
+        # Where a source has to be looked at again the store may not answer: then the last known content counts.
+        name = b"/".join(bundle.spec.bundle).decode("utf-8", "backslashreplace")
+        await self.patience.wait_for(bundle, name, self._catch_up, bundle)
+
+    async def _catch_up(self, bundle: LiveBundle) -> None:
         await self.trust.catch_up()
         await bundle.settle()
 
-    async def _await_releases(self) -> None:
-        """Wait for the RELEASE of every source that is being written, as long as one may be on its way.
+    async def _await_releases(self, bundle: LiveBundle) -> None:
+        """Wait for the RELEASE of every source of the bundle that is being written, as long as one may be on its way.
 
         Given up when none came for a while though requests keep coming: then a writer is simply not done.
         """
-        waiting = set(self.unsettled)
+        waiting = {inode for inode in self.unsettled if self._concerns(inode, bundle)}
         deadline = trio.current_time() + _RELEASE_SECONDS
         while waiting and trio.current_time() < deadline and not self.traffic.is_quiet():
             await trio.lowlevel.checkpoint()
             if not waiting <= self.unsettled:
                 waiting &= self.unsettled
                 deadline = trio.current_time() + _RELEASE_SECONDS
+
+    @staticmethod
+    def _concerns(inode: Inode, bundle: LiveBundle) -> bool:
+        """Whether the inode may be a source of this bundle: one whose name is not known may be of any."""
+        if inode.parent is not None:
+            return inode.parent.id == bundle.directory_id
+        return inode.local and inode.fd >= 0 and os.stat(inode.fd).st_nlink > 0
 
     async def bundle_content(self, bundle: LiveBundle) -> Content:
         """Return the content of a bundle as it is now; ENOENT where it has no certificate (promise I7)."""
@@ -196,8 +218,12 @@ class FilesystemBase(pyfuse3.Operations):
 
     async def status_content(self) -> Content:
         """Return a new inode with the status as it is now; what takes long of it is done in a thread."""
+        user = current_user()
+        recent = self.synthetic.recent_status(user)
+        if recent is not None:
+            return recent
         await self.calls.away(self.synthetic.prepare_status)
-        return self.synthetic.of_status()
+        return self.synthetic.of_status(user)
 
     def content_entry(self, content: Content) -> pyfuse3.EntryAttributes:
         """Return the attributes of a file of our own."""
@@ -259,7 +285,8 @@ class FilesystemBase(pyfuse3.Operations):
         if not inode.dirty:
             self.trust.write_begins(*self._place(inode), status)
             inode.dirty_since = time.time()
-            self.await_release(inode)
+            if status.st_nlink:
+                self.await_release(inode)
 
     async def writes_now(self, handle: FileHandle) -> None:
         """Take note that an open file is about to be changed through this handle, a writer until it is closed."""
@@ -307,10 +334,11 @@ class FilesystemBase(pyfuse3.Operations):
 
     async def tell_of_content(self, node: Inode, actor: Actor | None, links: int) -> None:
         """Tell the bundles that a file's content changed; with several ``links`` any of its names may be a source."""
-        if node.parent is not None and self.may_be_source(node):
-            await self.trust.changed(node.parent.id, node.name, actor)
-        if links > (0 if node.parent is None else 1):
-            await self.trust.inode_changed(node.id, actor)
+        with waiting_for_store():
+            if node.parent is not None and self.may_be_source(node):
+                await self.trust.changed(node.parent.id, node.name, actor)
+            if links > (0 if node.parent is None else 1):
+                await self.trust.inode_changed(node.id, actor)
 
     async def make(
         self,
@@ -363,6 +391,11 @@ class FilesystemBase(pyfuse3.Operations):
 
     async def look(self, parent: Inode, name: bytes) -> tuple[os.stat_result, bool]:
         """Return the status of ``name`` itself, and whether what it names is looked at without asking anybody else."""
+        if parent.local or not self.trust.goes_on(parent.id, name):
+            return await self._look(parent, name)
+        return await self._last_known((parent.id, name), name, self._look, parent, name)
+
+    async def _look(self, parent: Inode, name: bytes) -> tuple[os.stat_result, bool]:
         with await self.using(parent) as directory:
             if parent.local:
                 with suppress(BlockingIOError):
@@ -383,6 +416,33 @@ class FilesystemBase(pyfuse3.Operations):
 
     async def status(self, inode: Inode) -> os.stat_result:
         """Return the status of an inode, by its name where it has no descriptor; ESTALE where it is gone."""
+        if inode.local or not self.trust.is_on_the_way(inode.id):
+            return await self._status(inode)
+        return await self._last_known(inode.id, inode.name, self._status, inode)
+
+    async def _last_known(
+        self, key: Hashable, name: bytes, ask: Callable[[*Ts], Awaitable[T]], *args: *Ts
+    ) -> T:
+        """Return what ``ask`` does, or did last, where the store does not answer: bundles are to be reached (I1)."""
+        answers: list[T] = []
+        refusals: list[OSError] = []
+
+        async def work() -> None:
+            try:
+                answers.append(await ask(*args))
+            except OSError as e:
+                refusals.append(e)
+
+        shown = name.decode("utf-8", "backslashreplace") or "the store"
+        if await self.patience.wait_for(key, shown, work, step=True):
+            if refusals:
+                raise refusals[0]
+            self._known[key] = answers[0]
+        elif key not in self._known:
+            raise error(errno.EAGAIN)
+        return cast("T", self._known[key])
+
+    async def _status(self, inode: Inode) -> os.stat_result:
         if inode.fd >= 0 or inode.parent is None:
             with await self.using(inode) as fd:
                 return await self.calls.look(inode.local, os.stat, fd)

@@ -18,6 +18,9 @@ from typing import TypeVar, TypeVarTuple, cast
 
 import trio
 
+from certfs.fuse.requests import current_user, current_weight, waiting_for_store
+from certfs.fuse.slots import Slots
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -107,7 +110,8 @@ class Calls:
     take long by their nature.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slots: Slots | None = None) -> None:
+        self._slots = slots or Slots()
         self._idle: list[_Worker] = []
         self._unwanted: list[int] = []
         self.left = 0
@@ -119,25 +123,39 @@ class Calls:
 
     async def change(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Return what ``function`` returns, which may wait; the loop waits a moment before others get their turn."""
-        call = _Call(lambda: function(*args))
-        worker = self._start(call)
-        if not call.is_done(0 if self.overdue else _MOMENT_SECONDS):
-            self.left += 1
-            self.overdue += 1
-            try:
-                await call.wait()
-            finally:
-                self.overdue -= 1
-        self._free(worker)
+        user = current_user()
+        if not self._slots.try_enter(user):
+            with waiting_for_store():
+                await self._slots.enter(user, current_weight())
+        try:
+            call = _Call(lambda: function(*args))
+            worker = self._start(call)
+            if not call.is_done(0 if self.overdue else _MOMENT_SECONDS):
+                self.left += 1
+                self.overdue += 1
+                try:
+                    with waiting_for_store():
+                        await call.wait()
+                finally:
+                    self.overdue -= 1
+            self._free(worker)
+        finally:
+            self._slots.leave(user)
         return cast("T", call.result())
 
     async def away(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Return what ``function`` returns, which waits by its nature (fsync)."""
-        call = _Call(lambda: function(*args))
-        worker = self._start(call)
-        self.left += 1
-        await call.wait()
-        self._free(worker)
+        user = current_user()
+        with waiting_for_store():
+            await self._slots.enter(user, current_weight())
+            try:
+                call = _Call(lambda: function(*args))
+                worker = self._start(call)
+                self.left += 1
+                await call.wait()
+                self._free(worker)
+            finally:
+                self._slots.leave(user)
         return cast("T", call.result())
 
     def let_go(self, fd: int, *, local: bool) -> None:

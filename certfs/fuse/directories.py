@@ -14,6 +14,7 @@ from certfs.fuse.base import FilesystemBase
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import DirectoryHandle
 from certfs.fuse.inodes import ROOT, Inode
+from certfs.fuse.requests import is_for
 from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
 from certfs.store.backing import fd_path
 from certfs.store.cached import status_cached, status_on_mount
@@ -21,6 +22,9 @@ from certfs.store.cached import status_cached, status_on_mount
 _DOTS = (b".", b"..")
 _BATCH = 32
 """How many names are looked at in one call; about as many fit into one answer."""
+
+_LISTINGS = 8
+"""Of how many directories the last listing is kept to be shared."""
 
 Found = tuple[os.stat_result, bool]
 """The status of a name, and whether that is on the same mount as its directory."""
@@ -33,22 +37,25 @@ class DirectoryOperations(FilesystemBase):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """Open a directory; the names are read when the listing begins."""
         if not self.is_virtual(inode):
-            self.handles.require_room()
+            self.handles.require_room(ctx.uid)
             node = self.inodes[inode]
             with await self.using(node) as fd:
                 self.check_permissions(node, await self.calls.look(node.local, os.stat, fd), ctx)
                 self.inodes.hold(node)
-        return self.handles.add(DirectoryHandle(inode))
+        return self.handles.add(DirectoryHandle(ctx.uid, inode))
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory from ``start_id``, which is how many of its names were told already."""
         handle = self.handles.get(fh, DirectoryHandle)
-        if handle.names is None or start_id == 0:
-            handle.names = await self._names(handle.number)
+        is_for(handle.user)
+        listing = handle.names
+        if listing is None or start_id == 0:
+            listing = self._shared(handle.number, await self._names(handle.number))
+            self.handles.list(handle, listing)
         told = start_id
-        while told < len(handle.names):
-            names = handle.names[told : told + _BATCH]
+        while told < len(listing):
+            names = listing[told : told + _BATCH]
             statuses = await self._statuses(handle.number, names)
             for name, status in zip(names, statuses, strict=True):
                 if not await self._tell_entry(handle.number, name, status, told + 1, token):
@@ -62,6 +69,17 @@ class DirectoryOperations(FilesystemBase):
         parent = self.inodes[number]
         with await self.using(parent) as directory:
             return await self.calls.change(_look_at, directory, names)
+
+    def _shared(self, number: int, names: list[bytes]) -> list[bytes]:
+        """Return the same listing that another handle has of this directory if it is equal: they may be large."""
+        known = self.listings.get(number)
+        if known == names:
+            self.listings.move_to_end(number)
+            return known
+        self.listings[number] = names
+        if len(self.listings) > _LISTINGS:
+            self.listings.popitem(last=False)
+        return names
 
     async def _names(self, number: int) -> list[bytes]:
         if number == STATUS_DIRECTORY_NUMBER:
@@ -160,6 +178,7 @@ class DirectoryOperations(FilesystemBase):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
         """Write a directory to the disk."""
         handle = self.handles.get(fh, DirectoryHandle)
+        is_for(handle.user)
         if not self.is_virtual(handle.number):
             with await self.using(self.inodes[handle.number]) as fd:
                 await self.opening(self.calls.away, _fsync_directory, fd, datasync)

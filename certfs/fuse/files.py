@@ -18,6 +18,7 @@ from certfs.fuse.caller import as_caller_alone, as_creator
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import ContentHandle, FileHandle
 from certfs.fuse.inodes import Inode
+from certfs.fuse.requests import is_for
 from certfs.fuse.setid import drop_set_id
 from certfs.fuse.synthetic import Content
 from certfs.store.backing import fd_path, status_at
@@ -42,11 +43,12 @@ class FileOperations(FilesystemBase):
         if content is not None:
             if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
                 raise error(errno.EPERM)
+            handle = self.handles.add(ContentHandle(ctx.uid, content))
             content.opens += 1
             self._push(content)
-            return pyfuse3.FileInfo(fh=self.handles.add(ContentHandle(content)), keep_cache=True)
+            return pyfuse3.FileInfo(fh=handle, keep_cache=True)
         node = self.node(inode)
-        self.handles.require_room()
+        self.handles.require_room(ctx.uid)
         given = flags & _OPEN_FLAGS
         with await self.using(node) as fd:
             status = await self.calls.look(node.local, os.stat, fd)
@@ -117,6 +119,7 @@ class FileOperations(FilesystemBase):
         truncates = bool(flags & os.O_TRUNC)
         writes = created or truncates or flags & os.O_ACCMODE != os.O_RDONLY
         handle = FileHandle(
+            user=ctx.uid,
             fd=file,
             inode=node,
             actor=self.actor(ctx) if writes and self.may_be_source(node) else None,
@@ -145,7 +148,7 @@ class FileOperations(FilesystemBase):
         """
         parent = self.node(parent_inode)
         self.refuse_bundle(parent, name)
-        self.handles.require_room()
+        self.handles.require_room(ctx.uid)
         request = (ctx.pid, parent_inode, name)
         with await self.using(parent) as directory:
             try:
@@ -178,6 +181,7 @@ class FileOperations(FilesystemBase):
             if isinstance(handle, ContentHandle):
                 return handle.content.readable.read(off, size)
             file = self.handles.get(fh, FileHandle)
+            is_for(file.user)
             if file.inode.local:
                 with suppress(BlockingIOError):
                     return read_cached(file.fd, size, off)
@@ -189,6 +193,7 @@ class FileOperations(FilesystemBase):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write to an open file; all or as much as the store takes."""
         handle = self.handles.get(fh, FileHandle)
+        is_for(handle.user, len(buf))
         await self.writes_now(handle)
         run = self.calls.away if handle.synchronous else self.calls.change
         return await run(os.pwrite, handle.fd, buf, off)
@@ -202,6 +207,7 @@ class FileOperations(FilesystemBase):
         """Write an open file to the disk."""
         handle = self.handles.find(fh)
         if isinstance(handle, FileHandle):
+            is_for(handle.user)
             await self.calls.away(os.fdatasync if datasync else os.fsync, handle.fd)
 
     @guarded
@@ -213,6 +219,7 @@ class FileOperations(FilesystemBase):
             if isinstance(handle, ContentHandle):
                 self.synthetic.closed(handle.content)
             elif isinstance(handle, FileHandle):
+                is_for(handle.user)
                 await self._release_file(handle)
         finally:
             self.traffic.background -= 1

@@ -6,10 +6,11 @@ Owns the numbers that the kernel names them by, and what each kind of handle has
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from certfs.fuse.inodes import Inode
+from certfs.fuse.requests import ROOT_USER
 from certfs.fuse.synthetic import Content
 from certfs.store.bundle import Actor
 
@@ -18,11 +19,13 @@ from certfs.store.bundle import Actor
 class FileHandle:
     """A file of the store, opened.
 
-    ``fd`` is its own descriptor, ``actor`` who opened it (known for sources that are written), ``writes`` if it is open
-    for writing, ``synchronous`` if every write waits for the disk. It is a writer (promise I3) if it ``has_written``
-    since the file was last complete; pages of a shared mapping come with any handle that is open for writing.
+    ``user`` is whose share it counts in, ``fd`` its own descriptor, ``actor`` who opened it (known for sources that
+    are written), ``writes`` if it is open for writing, ``synchronous`` if every write waits for the disk. It is a
+    writer (promise I3) if it ``has_written`` since the file was last complete; pages of a shared mapping come with any
+    handle that is open for writing.
     """
 
+    user: int
     fd: int
     inode: Inode
     actor: Actor | None
@@ -35,6 +38,7 @@ class FileHandle:
 class DirectoryHandle:
     """An open directory: ``names`` is its listing as it was when it was first read."""
 
+    user: int
     number: int
     names: list[bytes] | None = None
 
@@ -43,6 +47,7 @@ class DirectoryHandle:
 class ContentHandle:
     """An open file of our own making: it holds what was opened, whatever the tables have let go (promise I2)."""
 
+    user: int
     content: Content
 
 
@@ -51,32 +56,73 @@ H = TypeVar("H", bound=Handle)
 
 
 @dataclass(slots=True)
-class HandleTable:
-    """All open handles by number.
+class _Share:
+    """What one user has open."""
 
-    ``limit`` is how many files and directories of the store may be open at once (promise I18): each keeps up to two
-    descriptors. Content of our own keeps none, so bundles can always be opened.
+    files: int = 0
+    contents: int = 0
+    names: int = 0
+
+
+USER_CONTENTS = 1 << 16
+USER_NAMES = 1 << 20
+
+
+class HandleTable:
+    """All open handles by number, and how many of them each user has (promise I18).
+
+    ``limit`` is how many files and directories of the store may be open at once: each keeps up to two descriptors. A
+    user other than root may have half of them, all those users together seven eighths. Content of our own keeps no
+    descriptor, so bundles can always be opened: each user's 65,536 times. The names in a user's open listings are
+    2^20, unless there is but one listing.
     """
 
-    limit: int = 1 << 30
-    _handles: dict[int, Handle] = field(default_factory=dict)
-    _next: int = 0
-    _contents: int = 0
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self._limit = limit
+        self._handles: dict[int, Handle] = {}
+        self._shares: dict[int, _Share] = {}
+        self._files = 0
+        self._next = 0
 
     def __len__(self) -> int:
         return len(self._handles)
 
     def add(self, handle: Handle) -> int:
-        """Return a new number for ``handle``."""
+        """Return a new number for ``handle``; ENFILE if the user's share of contents is used up."""
+        share = self._shares.setdefault(handle.user, _Share())
+        if isinstance(handle, ContentHandle):
+            if handle.user != ROOT_USER and share.contents >= USER_CONTENTS:
+                raise _used_up()
+            share.contents += 1
+        else:
+            share.files += 1
+            self._files += 1
         self._next += 1
         self._handles[self._next] = handle
-        self._contents += isinstance(handle, ContentHandle)
         return self._next
 
-    def require_room(self) -> None:
-        """Raise ENFILE if no further file or directory of the store may be opened."""
-        if len(self._handles) - self._contents >= self.limit:
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+    def require_room(self, user: int) -> None:
+        """Raise ENFILE if this user may open no further file or directory of the store."""
+        if self._files >= self._limit:
+            raise _used_up()
+        if user == ROOT_USER:
+            return
+        share = self._shares.get(user)
+        if share is not None and share.files >= self._limit // 2:
+            raise _used_up()
+        root = self._shares.get(ROOT_USER)
+        if self._files - (root.files if root else 0) >= self._limit - self._limit // 8:
+            raise _used_up()
+
+    def list(self, handle: DirectoryHandle, names: list[bytes]) -> None:
+        """Let an open directory have these names; ENFILE if the user's open listings have too many."""
+        share = self._shares[handle.user]
+        before = len(handle.names or ())
+        others = share.names - before
+        if handle.user != ROOT_USER and others and others + len(names) > USER_NAMES:
+            raise _used_up()
+        share.names += len(names) - before
+        handle.names = names
 
     def get(self, number: int, kind: type[H]) -> H:
         """Return the handle of this number if it is of this kind; EBADF otherwise."""
@@ -98,7 +144,18 @@ class HandleTable:
     def remove(self, number: int) -> Handle | None:
         """Take the handle out of the table and return it."""
         handle = self._handles.pop(number, None)
-        self._contents -= isinstance(handle, ContentHandle)
+        if handle is None:
+            return None
+        share = self._shares[handle.user]
+        if isinstance(handle, ContentHandle):
+            share.contents -= 1
+        else:
+            share.files -= 1
+            self._files -= 1
+        if isinstance(handle, DirectoryHandle):
+            share.names -= len(handle.names or ())
+        if not (share.files or share.contents):
+            del self._shares[handle.user]
         return handle
 
     def close(self) -> None:
@@ -107,4 +164,9 @@ class HandleTable:
             if isinstance(handle, FileHandle):
                 os.close(handle.fd)
         self._handles.clear()
-        self._contents = 0
+        self._shares.clear()
+        self._files = 0
+
+
+def _used_up() -> OSError:
+    return OSError(errno.ENFILE, os.strerror(errno.ENFILE))

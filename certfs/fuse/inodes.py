@@ -19,12 +19,11 @@ from typing import Protocol
 
 import pyfuse3
 
+from certfs.fuse.numbers import Numbers
 from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
 from certfs.store.cached import is_local
 
 ROOT = 1
-FIRST_SYNTHETIC = 1 << 62
-"""Node numbers from here on are of our own making; no filesystem of Linux counts that far."""
 
 SPARED = 64
 """So many descriptors are closed when there is none left."""
@@ -104,13 +103,15 @@ class InodeTable:
     ``limit`` bounds the descriptors kept for those with a name; ``let_go`` closes one that is not needed any more.
     """
 
-    def __init__(self, *, limit: int, let_go: LetGo | None = None) -> None:
+    def __init__(
+        self, *, limit: int, let_go: LetGo | None = None, numbers: Numbers | None = None
+    ) -> None:
         self._limit = limit
         self._let_go = let_go or _close
         self._by_number: dict[int, Inode] = {}
         self._by_id: dict[FileId, Inode] = {}
         self._recent: OrderedDict[int, Inode] = OrderedDict()
-        self._next_number = FIRST_SYNTHETIC + (1 << 61)
+        self._numbers = numbers or Numbers()
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -152,10 +153,9 @@ class InodeTable:
 
     def _number(self, identity: FileId) -> int:
         number = identity.inode
-        if ROOT < number < FIRST_SYNTHETIC and number not in self._by_number:
+        if number > ROOT and number not in self._by_number and self._numbers.claim(number):
             return number
-        self._next_number += 1
-        return self._next_number
+        return self._numbers.own()
 
     def forget(self, number: int, lookups: int) -> None:
         """Take back ``lookups``; with the last one the inode is no longer remembered."""
@@ -168,6 +168,7 @@ class InodeTable:
 
     def _drop(self, inode: Inode) -> None:
         del self._by_number[inode.number]
+        self._numbers.release(inode.number)
         if self._by_id.get(inode.id) is inode:
             del self._by_id[inode.id]
         self._recent.pop(inode.number, None)

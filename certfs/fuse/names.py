@@ -15,6 +15,7 @@ from certfs.fuse.base import FilesystemBase, error, script_temporaries
 from certfs.fuse.caller import as_caller
 from certfs.fuse.guard import guarded
 from certfs.fuse.inodes import ROOT, Inode
+from certfs.fuse.requests import waiting_for_store
 from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
 from certfs.store import backing
 from certfs.store.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, fd_path
@@ -103,7 +104,8 @@ class NameOperations(FilesystemBase):
     async def _tell(self, parent: Inode, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Tell the bundles of a name that changed."""
         if self.trust.has_role(parent.id, name):
-            await self.trust.changed(parent.id, name, self.actor(ctx))
+            with waiting_for_store():
+                await self.trust.changed(parent.id, name, self.actor(ctx))
 
     @guarded
     async def mknod(
@@ -184,11 +186,13 @@ class NameOperations(FilesystemBase):
                 if e.errno != errno.ENOTEMPTY or not bundles:
                     raise
                 # A bundle that is gone may still have its plain copy beneath, which nobody can see or remove.
-                await self.flush_plain_copies()
+                with waiting_for_store():
+                    await self.flush_plain_copies()
                 await self.calls.change(as_caller, ctx, _rmdir, directory, name)
         self._lost(removed, parent, name)
         await self._tell(parent, name, ctx)
-        await self.trust.swap_ends(parent.id, name, self.actor(ctx))
+        with waiting_for_store():
+            await self.trust.swap_ends(parent.id, name, self.actor(ctx))
 
     def _lost(self, inode: Inode | None, parent: Inode, name: bytes) -> None:
         if inode is not None:
@@ -281,11 +285,13 @@ class NameOperations(FilesystemBase):
         names_new = trust.has_role(new_parent.id, name_new)
         if old_parent is new_parent and (names_old or names_new):
             # At once: between the two steps the certificate would be missing.
-            await trust.replaced(old_parent.id, (name_old, name_new), self.actor(ctx))
+            with waiting_for_store():
+                await trust.replaced(old_parent.id, (name_old, name_new), self.actor(ctx))
         else:
             await self._tell(new_parent, name_new, ctx)
             await self._tell(old_parent, name_old, ctx)
-        await trust.swap_ends(old_parent.id, name_old, self.actor(ctx))
+        with waiting_for_store():
+            await trust.swap_ends(old_parent.id, name_old, self.actor(ctx))
 
     async def _commit(  # noqa: PLR0913, PLR0917 - what renameat2(2) takes
         self,

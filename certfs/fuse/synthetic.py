@@ -9,12 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from certfs.fuse.inodes import FIRST_SYNTHETIC
+from certfs.fuse import numbers
+from certfs.fuse.numbers import Numbers
+from certfs.fuse.requests import ROOT_USER
 from certfs.store.bundle import LiveBundle
 
 STATUS_DIRECTORY = b".certfs"
 STATUS_FILE = b"status.json"
-STATUS_DIRECTORY_NUMBER = FIRST_SYNTHETIC
+STATUS_DIRECTORY_NUMBER = numbers.FIRST
+
+_RECENT_NS = 50_000_000
+"""How old a status may be that a user other than root is given: rendering it costs all others time."""
+_USER_STATUSES = 32
+"""How many of them the kernel may remember for such a user."""
 
 
 class Readable(Protocol):
@@ -56,6 +63,8 @@ class Content:
     pushed: bool = False
     bundle: LiveBundle | None = None
     """Of which this is a generation."""
+    user: int = ROOT_USER
+    """Whom it was made for, if it is a status."""
 
 
 class SyntheticFiles:
@@ -65,12 +74,15 @@ class SyntheticFiles:
         self,
         render_status: Callable[[], bytes],
         prepare_status: Callable[[], None] = lambda: None,
+        numbers: Numbers | None = None,
     ) -> None:
         self.prepare_status = prepare_status
         self._render_status = render_status
         self._contents: dict[int, Content] = {}
         self._current: dict[LiveBundle, tuple[int, Content]] = {}
-        self._next = STATUS_DIRECTORY_NUMBER
+        self._numbers = numbers or Numbers()
+        self._statuses: dict[int, list[Content]] = {}
+        self._last_status: Content | None = None
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -85,16 +97,39 @@ class SyntheticFiles:
         current = self._current.get(bundle)
         if current is not None and current[0] == generation.number:
             content = current[1]
-            self._contents[content.number] = content
-            return content
+            if self._is_known_again(content):
+                return content
         content = self._add(generation.view, generation.changed_ns)
         content.bundle = bundle
         self._current[bundle] = (generation.number, content)
         return content
 
-    def of_status(self) -> Content:
+    def recent_status(self, user: int) -> Content | None:
+        """Return what this user is given instead of a new status; None where that is a new one (promise I18)."""
+        if user == ROOT_USER:
+            return None
+        last = self._last_status
+        is_recent = last is not None and 0 <= time.time_ns() - last.time_ns < _RECENT_NS
+        if last is not None and is_recent and self._is_known_again(last):
+            return last
+        known = self._statuses.get(user, [])
+        return known[-1] if len(known) >= _USER_STATUSES else None
+
+    def of_status(self, user: int = ROOT_USER) -> Content:
         """Return a new inode with the status as it is now."""
-        return self._add(Text(self._render_status()), time.time_ns())
+        content = self._add(Text(self._render_status()), time.time_ns())
+        content.user = user
+        self._statuses.setdefault(user, []).append(content)
+        self._last_status = content
+        return content
+
+    def _is_known_again(self, content: Content) -> bool:
+        """Enter content again that the kernel may have forgotten; False if its number is another's by now."""
+        if content.number not in self._contents:
+            if not self._numbers.claim(content.number):
+                return False
+            self._contents[content.number] = content
+        return True
 
     def blank(self) -> Content:
         """Return a new inode of nothing."""
@@ -117,8 +152,7 @@ class SyntheticFiles:
         return current is content and number == bundle.generation.number
 
     def _add(self, readable: Readable, time_ns: int) -> Content:
-        self._next += 1
-        content = Content(self._next, readable, time_ns)
+        content = Content(self._numbers.own(), readable, time_ns)
         self._contents[content.number] = content
         return content
 
@@ -140,3 +174,12 @@ class SyntheticFiles:
             content.pushed = False
             if content.opens <= 0:
                 self._contents.pop(content.number, None)
+                self._numbers.release(content.number)
+                self._forget_status(content)
+
+    def _forget_status(self, content: Content) -> None:
+        known = self._statuses.get(content.user, [])
+        if content in known:
+            known.remove(content)
+            if not known:
+                del self._statuses[content.user]

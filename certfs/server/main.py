@@ -28,6 +28,7 @@ from certfs.fuse.base import BeingWritten, Tables
 from certfs.fuse.calls import Calls
 from certfs.fuse.handles import HandleTable
 from certfs.fuse.inodes import InodeTable
+from certfs.fuse.numbers import Numbers
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
@@ -51,7 +52,8 @@ from certfs.store.undo_log import Bequest
 log = logging.getLogger("certfs")
 
 _RETRY_SECONDS = 1.0
-_MAX_TASKS = 99
+_MAX_TASKS = 2560
+"""A request that waits keeps one: those that wait for the store are fewer (`certfs.fuse.slots`), and others go on."""
 _ECHO_SECONDS = 0.03
 _RESERVED_DESCRIPTORS = 128
 """For our own work and everybody's, however many files somebody has open (promise I18)."""
@@ -87,14 +89,14 @@ class Server:
         self.plain = PlainCopies(self.trust, active=not job.passive)
         self.status = StatusReport(job, settings, self.trust, self.plain, self._being_written)
         descriptors = _descriptor_limit()
-        calls = Calls()
+        calls, numbers = Calls(), Numbers()
         self.operations = Operations(
             roots,
             self.trust,
             Tables(
-                InodeTable(limit=descriptors // 2, let_go=calls.let_go),
+                InodeTable(limit=descriptors // 2, let_go=calls.let_go, numbers=numbers),
                 HandleTable(limit=(descriptors - _RESERVED_DESCRIPTORS) // 2),
-                SyntheticFiles(self.status.render, self.status.prepare),
+                SyntheticFiles(self.status.render, self.status.prepare, numbers),
             ),
             calls,
         )
@@ -157,7 +159,11 @@ class Server:
         self.trust.walker.device = top.device if top else None
 
     def _options(self) -> set[str]:
-        options = {"fsname=certfs", "subtype=certfs", "default_permissions"}
+        options = {
+            "fsname=certfs",
+            "subtype=certfs",
+            "default_permissions",
+        }
         if self._job.mount.allow_other:
             options.add("allow_other")
         if os.geteuid() == 0:
@@ -251,6 +257,8 @@ class Server:
     async def _beat(self, link: trio.socket.SocketType) -> None:
         """Show the supervisor that this server lives; end one that does not answer (its successor is started then).
 
+        A server whose loop runs but whose requests wait for each other is silent: the age of the oldest request that
+        does not wait for the store is what its callers see of it (promise I15).
         Beats are counted, not seconds: a server that was itself stopped must not take the supervisor for silent.
         """
         self._unanswered = 0
@@ -261,8 +269,9 @@ class Server:
                     log.warning("the supervisor answers no more: ending it")
                     self._in_charge.supervisor.kill()
                     return
-                await link.send(messages.BEAT)
-                self._unanswered += 1
+                if self.operations.requests.oldest() < messages.BEAT_SECONDS:
+                    await link.send(messages.BEAT)
+                    self._unanswered += 1
                 await trio.sleep(messages.BEAT_SECONDS)
 
     def _take_charge(self) -> None:

@@ -134,6 +134,11 @@ class LiveBundle:
         """Whether the bundle is the union with what it was before a swap."""
         return self.catalog.is_swapping
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether ``settle`` has nothing to wait for."""
+        return not self._links and not self._lock.locked()
+
     async def settle(self) -> None:
         """Return when every change asked for before this call is published, links to elsewhere looked at again."""
         if self._links and self.directory is not None:

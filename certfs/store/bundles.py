@@ -130,6 +130,14 @@ class Trust:
         """Whether a change of this name in this directory may mean anything to a bundle."""
         return self.is_source(directory, name) or self._leads_to_source(directory, name)
 
+    def is_on_the_way(self, directory: FileId) -> bool:
+        """Whether this directory is one in which the way to a bundle or to its sources goes on."""
+        return directory in self._roles.descriptors
+
+    def goes_on(self, directory: FileId, name: bytes) -> bool:
+        """Whether the way to a bundle or to its sources goes on with this name in this directory."""
+        return name in self._roles.components.get(directory, ())
+
     def is_source(self, directory: FileId, name: bytes) -> bool:
         """Whether this name in this directory is that of a source."""
         bundles = self._roles.sources.get(directory, ())
@@ -191,6 +199,11 @@ class Trust:
         """Carry the last complete content over a rename (new by old) of what is being written (promise I3)."""
         for bundle in self._roles.sources.get(directory, ()):
             bundle.keep(moves)
+
+    def is_current(self, bundle: LiveBundle) -> bool:
+        """Whether nothing is to be read before an answer about this bundle; one system call."""
+        self._hear()
+        return not self.news and not self._taking_in.locked() and bundle.is_settled
 
     async def catch_up(self) -> None:
         """Take in what happened in the store itself; one system call when nothing did.

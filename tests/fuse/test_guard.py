@@ -12,19 +12,40 @@ import trio
 
 from certfs.fuse.guard import guarded
 from certfs.fuse.operations import Operations
+from certfs.fuse.requests import Requests
 
 
 class PanicError(BaseException):
     """What a Rust extension raises: no Exception."""
 
 
-@guarded
+class Handlers:
+    """Handlers that do what they are told."""
+
+    def __init__(self) -> None:
+        self.requests = Requests()
+
+    @guarded
+    async def handler(self, error: BaseException | None) -> str:
+        """Raise what it is given."""
+        await trio.lowlevel.checkpoint()
+        if error is not None:
+            raise error
+        return "answer"
+
+    @guarded
+    async def forever(self, _inode: int) -> None:
+        """Answer nobody."""
+        await trio.sleep_forever()
+
+
 async def handler(error: BaseException | None) -> str:
-    """Raise what it is given."""
-    await trio.lowlevel.checkpoint()
-    if error is not None:
-        raise error
-    return "answer"
+    """Let a handler raise what it is given."""
+    handlers = Handlers()
+    try:
+        return await handlers.handler(error)
+    finally:
+        assert len(handlers.requests) == 0
 
 
 async def code_of(error: BaseException) -> int:
@@ -80,13 +101,8 @@ async def test_a_wish_to_end_passes(error: BaseException) -> None:
 
 async def test_a_cancelled_request_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     """Trio's own exception must come through, or the nursery would never end."""
-
-    @guarded
-    async def forever() -> None:
-        await trio.sleep_forever()
-
     with trio.move_on_after(0.01) as scope:
-        await forever()
+        await Handlers().forever(1)
     assert scope.cancelled_caught
     assert not caplog.records
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -18,7 +19,7 @@ CONTENT = Content(1, Text(b""), 0)
 def test_a_handle_is_found_by_its_number_and_kind() -> None:
     """Another kind, or a number that nobody was given, is EBADF."""
     table = HandleTable()
-    handle = DirectoryHandle(1)
+    handle = DirectoryHandle(0, 1)
     number = table.add(handle)
     assert table.get(number, DirectoryHandle) is handle
     for wrong, kind in ((number, ContentHandle), (number + 1, DirectoryHandle)):
@@ -30,11 +31,11 @@ def test_a_handle_is_found_by_its_number_and_kind() -> None:
 def test_numbers_are_not_used_again() -> None:
     """A late request for a closed handle can never meet another file."""
     table = HandleTable()
-    first = table.add(ContentHandle(CONTENT))
+    first = table.add(ContentHandle(0, CONTENT))
     assert table.remove(first) is not None
     assert table.remove(first) is None
     assert table.find(first) is None
-    assert table.add(ContentHandle(CONTENT)) != first
+    assert table.add(ContentHandle(0, CONTENT)) != first
     assert len(table) == 1
 
 
@@ -42,15 +43,15 @@ def test_only_so_many_files_are_open_at_once() -> None:
     """I18: beyond the limit the answer is ENFILE, before anything is opened; bundles cost no descriptor."""
     table = HandleTable(limit=2)
     for _ in range(3):
-        table.add(ContentHandle(CONTENT))
-    first = table.add(DirectoryHandle(1))
-    table.require_room()
-    table.add(DirectoryHandle(1))
+        table.add(ContentHandle(0, CONTENT))
+    first = table.add(DirectoryHandle(0, 1))
+    table.require_room(0)
+    table.add(DirectoryHandle(0, 1))
     with pytest.raises(OSError, match="Too many open files in system") as caught:
-        table.require_room()
+        table.require_room(0)
     assert caught.value.errno == errno.ENFILE
     table.remove(first)
-    table.require_room()
+    table.require_room(0)
 
 
 def test_closing_closes_the_files() -> None:
@@ -58,10 +59,58 @@ def test_closing_closes_the_files() -> None:
     reading, writing = os.pipe()
     table = HandleTable()
     inode = Inode(2, FileId(0, 2), None, b"")
-    table.add(FileHandle(reading, inode, None, writes=False, synchronous=False))
-    table.add(DirectoryHandle(1))
+    table.add(FileHandle(0, reading, inode, None, writes=False, synchronous=False))
+    table.add(DirectoryHandle(0, 1))
     table.close()
     assert len(table) == 0
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(reading)
     os.close(writing)
+
+
+def test_a_user_has_its_share_of_open_files() -> None:
+    """I18: one user leaves others something, and all users leave root something."""
+    table = HandleTable(limit=16)
+
+    def fill(user: int) -> int:
+        count = 0
+        with suppress(OSError):
+            while True:
+                table.require_room(user)
+                table.add(DirectoryHandle(user, 1))
+                count += 1
+        return count
+
+    assert [fill(user) for user in (1, 2, 3, 0)] == [8, 6, 0, 2]
+
+
+def test_a_user_has_its_share_of_open_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I18: they cost memory, if no descriptor; root's are not limited."""
+    monkeypatch.setattr("certfs.fuse.handles.USER_CONTENTS", 2)
+    table = HandleTable()
+    handles = [table.add(ContentHandle(1, CONTENT)) for _ in range(2)]
+    with pytest.raises(OSError, match="Too many open files in system"):
+        table.add(ContentHandle(1, CONTENT))
+    for user in (2, 0, 0, 0):
+        table.add(ContentHandle(user, CONTENT))
+    table.remove(handles[0])
+    table.add(ContentHandle(1, CONTENT))
+
+
+def test_a_user_has_its_share_of_listed_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I18: many open listings of a large directory; a single one may be as large as it is."""
+    monkeypatch.setattr("certfs.fuse.handles.USER_NAMES", 10)
+    table = HandleTable()
+    handles = [DirectoryHandle(1, 1) for _ in range(3)]
+    numbers = [table.add(handle) for handle in handles]
+    names = [b"x"] * 20
+    table.list(handles[0], names)
+    table.list(handles[0], names)
+    with pytest.raises(OSError, match="Too many open files in system"):
+        table.list(handles[1], names)
+    table.remove(numbers[0])
+    table.list(handles[1], names)
+    root = [DirectoryHandle(0, 1) for _ in range(3)]
+    for handle in root:
+        table.add(handle)
+        table.list(handle, names)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from certfs.fuse.inodes import FIRST_SYNTHETIC, ROOT, Inode, InodeTable
+from certfs.fuse.inodes import ROOT, Inode, InodeTable
+from certfs.fuse.numbers import FIRST
 from tests.support.examples import examples
 from tests.support.mounts import scratch_directory
 
@@ -107,7 +108,7 @@ def test_a_number_that_two_filesystems_share_is_told_apart(tree: Tree) -> None:
     first = tree.look("a")
     second = tree.table.remember(tree.root, b"other", other)
     assert first.number == number
-    assert second.number >= FIRST_SYNTHETIC
+    assert second.number >= FIRST
     assert tree.table[second.number] is second
     assert tree.table.remember(tree.root, b"other", other) is second
 

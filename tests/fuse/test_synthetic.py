@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from certfs.fuse import attributes
-from certfs.fuse.inodes import FIRST_SYNTHETIC
+from certfs.fuse.numbers import FIRST
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, SyntheticFiles, Text
 from certfs.store.path_walk import PathWalker
 from certfs.store.source_reader import SourceReader
@@ -36,7 +36,7 @@ async def test_a_generation_has_one_number_and_the_next_another(live: Scene) -> 
     await live.put("b.pem", TWO.pem)
     second = files.of_bundle(live.bundle)
     assert second.number not in {first.number, STATUS_DIRECTORY_NUMBER}
-    assert first.number >= FIRST_SYNTHETIC
+    assert first.number >= FIRST
     assert first.readable.read(0, 1 << 20) == ONE.pem
 
 
@@ -64,7 +64,7 @@ def test_a_number_is_known_as_long_as_somebody_knows_it(live: Scene) -> None:
 def test_forgetting_what_nobody_knows_is_nothing() -> None:
     """A number of a former life does no harm."""
     files = SyntheticFiles(lambda: b"")
-    files.forget(FIRST_SYNTHETIC + 99, 1)
+    files.forget(FIRST + 99, 1)
     assert len(files) == 0
 
 
@@ -91,7 +91,7 @@ def test_text_is_read_by_offset() -> None:
 
 def test_what_the_kernel_may_believe_is_bounded(tmp_path: Path) -> None:
     """I1, I13: a bundle's name not at all, the store's files for half of what is promised."""
-    own = attributes.of_content(FIRST_SYNTHETIC, 1000, 5, (1, 2))
+    own = attributes.of_content(FIRST, 1000, 5, (1, 2))
     assert own.entry_timeout == 0
     assert (own.st_mode & 0o777, own.st_uid, own.st_gid, own.st_size) == (0o644, 1, 2, 1000)
     assert own.st_blocks == 2
@@ -112,3 +112,21 @@ def test_attributes_are_the_store_s(tmp_path: Path) -> None:
     assert [getattr(entry, name) for name in names.split()] == [
         getattr(status, name) for name in names.split()
     ]
+
+
+def test_looks_at_the_status_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I18: a user that looks very often is given what others were, and one that keeps many the last of them."""
+    files = SyntheticFiles(lambda: b"status")
+    assert files.recent_status(1) is None
+    first = files.of_status(1)
+    first.lookups = 1
+    assert files.recent_status(1) is first
+    assert files.recent_status(2) is first
+    assert files.recent_status(0) is None
+    monkeypatch.setattr("certfs.fuse.synthetic._RECENT_NS", 0)
+    assert files.recent_status(1) is None
+    kept = [first, *(files.of_status(1) for _ in range(31))]
+    assert files.recent_status(1) is kept[-1]
+    assert files.recent_status(2) is None
+    files.forget(first.number, 1)
+    assert files.recent_status(1) is None

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import frozen, mounts
 from tests.support.mounts import CertfsMount
-from tests.support.peer import Peer
+from tests.support.peer import Peer, User
 from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
@@ -143,17 +143,92 @@ def test_a_frozen_store_delays_only_those_who_change_it(disk: tuple[CertfsMount,
     assert set(mount.pids) == pids
 
 
+def make_many(directory: str, count: int) -> int:
+    """Make so many directories, each in a thread of its own; give how many threads there are."""
+    threading.stack_size(64 << 10)
+    for number in range(count):
+        thread = threading.Thread(
+            target=outcome, args=(os.mkdir, f"{directory}/new-{number}"), daemon=True
+        )
+        thread.start()
+        _started.append(thread)
+    return len(_started)
+
+
+def outcome(call: Callable[[str], object], path: str) -> int:
+    """Call a function; give 0 or the errno."""
+    try:
+        call(path)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def test_one_user_does_not_take_every_task(disk: tuple[CertfsMount, Path]) -> None:
+    """I18: however many calls of a user wait for a frozen disk, others open bundles, list, and look at files."""
+    mount, filesystem = disk
+    place = mount.tree.xensource / "place"
+    place.mkdir()
+    place.chmod(0o777)
+    with Peer(user=User(uid=20_001, gid=20_001)) as user, Peer() as other:
+        with frozen.frozen(filesystem):
+            assert user.call(make_many, str(place), 300) == 300
+            begun = time.monotonic()
+            assert longest_open(mount.tree.pool_bundle, 0.5) < LONGEST
+            assert other.call(outcome, os.listdir, str(mount.tree.stunnel)) == 0
+            assert other.call(outcome, os.stat, str(mount.tree.xensource / "file-1")) == 0
+            assert time.monotonic() - begun < 2 + LONGEST
+        assert user.call(end_all) == 0
+    assert len(list(place.iterdir())) == 300
+
+
 @contextlib.contextmanager
-def stopped(mount: CertfsMount) -> Iterator[None]:
-    """Let a mount answer nobody for a while."""
-    pids = mount.pids
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+def bindfs(directory: Path, mountpoint: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Show a directory through the FUSE file system of another program."""
+    mounts.need_program("bindfs")
+    with subprocess.Popen(["bindfs", "-f", directory, mountpoint]) as process:
+        try:
+            mounts.wait_until(
+                lambda: str(mountpoint) in mounts.mountpoints(), what="the bindfs mount"
+            )
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            process.wait(20)
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let a file system answer nobody for a while."""
+    process.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_store_that_answers_nobody_at_all() -> None:
+    """I1, I15: over a FUSE file system that is dead, bundles are served with their last known content."""
+    mounts.need_root()
+    place = mounts.scratch_directory()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        store: list[subprocess.Popen[bytes]] = []
+
+        def use_bindfs(tree: Tree) -> None:
+            store.append(stack.enter_context(bindfs(place, tree.root)))
+            tree.make()
+
+        with mounts.mounted(prepare=use_bindfs, standard=False) as mount:
+            mount.expected_log.append("the store does not answer")
+            assert longest_open(mount.tree.pool_bundle, 0.1) < LONGEST
+            with stopped(store[0]):
+                time.sleep(0.1)  # The kernel believes names and attributes for 50 ms.
+                assert longest_open(mount.tree.pool_bundle, 1.0) < LONGEST
+            mounts.wait_until(
+                lambda: "the store answers again" in mount.read_log(), what="the end of the wait"
+            )
 
 
 def look_in(directory: str) -> list[str]:
@@ -167,13 +242,14 @@ def look_in(directory: str) -> list[str]:
 def test_a_mount_inside_the_store_that_answers_nobody() -> None:
     """A dead file system below the store hangs who asks for it, and no reader of a bundle."""
     mounts.need_root()
-    with mounts.mounted() as other, mounts.mounted() as mount:
+    place = mounts.scratch_directory()
+    (place / "x").touch()
+    with mounts.mounted() as mount:
         inside = mount.tree.store / "xensource" / "inside"
         inside.mkdir()
-        subprocess.run(["mount", "--bind", other.tree.root, inside], check=True, timeout=30)
-        try:
+        with bindfs(place, inside) as other:
             seen = mount.tree.xensource / "inside"
-            assert set(os.listdir(seen)) >= {"xensource", "stunnel"}
+            assert os.listdir(seen) == ["x"]
             with Peer() as victim, Peer() as lister:
                 with stopped(other):
                     victim.send(look_in, str(seen))
@@ -182,5 +258,5 @@ def test_a_mount_inside_the_store_that_answers_nobody() -> None:
                     assert longest_open(mount.tree.pool_bundle, 0.5) < LONGEST
                 victim.receive()
                 lister.receive()
-        finally:
             subprocess.run(["umount", "-l", inside], check=True, timeout=30)
+    shutil.rmtree(place, ignore_errors=True)
