@@ -59,7 +59,12 @@ def expand_bundles(
         for one in _expand(trees, spec):
             source, bundle = _located(trees, one.source), _located(trees, one.bundle)
             if source is not None and bundle is not None:
-                yield BundlePlace(Path(os.fsdecode(source)), Path(os.fsdecode(bundle)))
+                yield BundlePlace(
+                    Path(os.fsdecode(source)),
+                    Path(os.fsdecode(bundle)),
+                    one.suffixes,
+                    one.readers,
+                )
 
 
 def _expand(trees: Mapping[bytes, bytes], spec: BundleSpec) -> Iterator[BundleSpec]:
@@ -120,7 +125,7 @@ def update_bundle(place: BundlePlace) -> None:
         if is_made_by_a_mount(place):
             return
         name = os.fsencode(place.bundle.name)
-        content = _content(place.source)
+        content = _content(place)
         with open_directory(place.bundle.parent) as directory:
             if not content:
                 with contextlib.suppress(FileNotFoundError):
@@ -141,7 +146,7 @@ def is_stale(place: BundlePlace) -> bool:
     """
     if is_made_by_a_mount(place):
         return False
-    wanted = parse_source(_content(place.source)).certificates
+    wanted = parse_source(_content(place)).certificates
     return {one.fingerprint for one in wanted} != {
         one.fingerprint for one in certificates_in_bundle(place.bundle)
     }
@@ -180,17 +185,20 @@ def _is_on_a_mount(directory: Path) -> bool:
     return mount is not None and is_ours(mount)
 
 
-def _content(source: Path) -> bytes:
+def _content(place: BundlePlace) -> bytes:
     catalog = Catalog()
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_directory(source) as fd:
-        catalog.update(dict(_sources(fd)))
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        open_directory(place.source) as directory,
+    ):
+        catalog.update(dict(_sources(directory, place)))
     view = catalog.snapshot()
     return view.read(0, view.size)
 
 
-def _sources(directory: int) -> Iterator[tuple[bytes, Source]]:
-    reader = SourceReader(PathWalker(_not_served))
-    for name in source_names(directory):
+def _sources(directory: int, place: BundlePlace) -> Iterator[tuple[bytes, Source]]:
+    reader = SourceReader(PathWalker(_not_served), readers=place.readers)
+    for name in source_names(directory, lambda name: name.endswith(place.suffixes)):
         status = status_at(directory, name)
         # What cannot be read contributes nothing; the health check and ``certfs list`` say why.
         reading = reader.read(directory, name, status) if status is not None else None

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from certfs.core.bundle import SOURCE_SUFFIX
+from certfs.core.readers import Reader
 from certfs.core.text import printable
 from certfs.errors import StoreError, from_os_error
 from certfs.safe_open import open_trusted
@@ -42,10 +44,15 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class BundlePlace:
-    """A bundle, and the directory of certificates that it is made of."""
+    """A bundle, and the directory of certificates that it is made of.
+
+    ``suffixes`` are those of its sources; what one of the ``readers`` refuses is not in it.
+    """
 
     source: Path
     bundle: Path
+    suffixes: tuple[bytes, ...] = (SOURCE_SUFFIX,)
+    readers: tuple[Reader, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certfs.core.bundle import is_source_name
 from certfs.core.certificate import Certificate, parse_source
 from certfs.identity.bundles import bundle_places, certificates_in_bundle
 from certfs.identity.paths import BundlePlace, HostPaths, read_file
@@ -48,21 +47,21 @@ def _through_bundle(place: BundlePlace, wanted: tuple[Certificate, ...]) -> Iter
     for certificate in wanted:
         for is_same in (True, False):
             if any(_matches(one, certificate, is_same=is_same) for one in held):
-                files = tuple(_files(place.source, certificate, is_same=is_same))
+                files = tuple(_files(place, certificate, is_same=is_same))
                 sha256 = certificate.fingerprint.hex()
                 yield Trusted(sha256, place.bundle, place.source, files, is_same)
                 break
 
 
-def _files(source: Path, wanted: Certificate, *, is_same: bool) -> Iterator[Path]:
+def _files(place: BundlePlace, wanted: Certificate, *, is_same: bool) -> Iterator[Path]:
     with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(source)):
-            if not is_source_name(os.fsencode(name)):
+        for name in sorted(os.listdir(place.source)):
+            if not os.fsencode(name).endswith(place.suffixes):
                 continue
             with contextlib.suppress(OSError):
-                held = parse_source(read_file(source / name)).certificates
+                held = parse_source(read_file(place.source / name)).certificates
                 if any(_matches(one, wanted, is_same=is_same) for one in held):
-                    yield source / name
+                    yield place.source / name
 
 
 def _matches(one: Certificate, wanted: Certificate, *, is_same: bool) -> bool:

@@ -149,3 +149,16 @@ def test_plain_bundle_of_the_configuration_is_judged_and_mended(
     repair(configured)
     assert not is_stale(own)
     assert len(certificates_in(own.bundle.read_bytes())) == 1
+
+
+def test_bundle_with_other_suffixes_is_judged_by_them(host: HostPaths, authority: Pair) -> None:
+    """A configured bundle that takes ``.crt`` files is current with them, and not with other files."""
+    own = BundlePlace(host.stunnel / "mine", host.stunnel / "mine.pem", suffixes=(b".crt",))
+    own.source.mkdir()
+    shutil.copy(authority.certificate, own.source / "root.crt")
+    shutil.copy(authority.certificate, own.source / "other.pem")
+    update_bundle(own)
+    assert len(certificates_in(own.bundle.read_bytes())) == 1
+    assert not is_stale(own)
+    (own.source / "root.crt").unlink()
+    assert is_stale(own)
