@@ -177,6 +177,13 @@ def _explain(message: str) -> str:
     return f"{key}: {message[:1].lower()}{message[1:]}" if key else message
 
 
+def known_keys() -> frozenset[str]:
+    """Return every key that a configuration file may have, with its table before a dot."""
+    tables = {"dom0": _Dom0Table, "bundle": _BundleTable, "notify": NotifyTable}
+    keys = {f"{name}.{key}" for name, table in tables.items() for key in table.__struct_fields__}
+    return frozenset(keys | set(_File.__struct_fields__) - tables.keys())
+
+
 def _struct_of(key: str) -> type[msgspec.Struct]:
     if key.startswith("dom0."):
         return _Dom0Table

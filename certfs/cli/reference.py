@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import click
 from click.shell_completion import get_completion_class
 
+from certfs.cli import manual
 from certfs.errors import CertfsError
 
 _PROGRAM = "certfs"
@@ -148,6 +149,16 @@ def man_page(group: click.Group) -> str:
     for code in exit_codes():
         label = f"{code.code} {code.name}".strip()
         lines += [".TP", f".B {_roff(label)}", _roff(code.meaning.replace("`", ""))]
+    lines += [".SH CONFIGURATION", _roff(_CONFIGURATION_SAID)]
+    with open(manual.CONFIGURATION_PAGE, encoding="utf-8") as page:
+        for key in manual.configuration_keys(page.read()):
+            default = f" Default: {key.default}." if key.default else ""
+            text = f"{key.meaning[:1].upper()}{key.meaning[1:]}. Allowed: {key.allowed}.{default}"
+            lines += [".TP", f".B {_roff(key.name)}", _roff(text)]
+    for title, rows in (("FILES", manual.FILES), ("ENVIRONMENT", manual.ENVIRONMENT)):
+        lines.append(f".SH {title}")
+        for name, meaning in rows:
+            lines += [".TP", f".B {_roff(name)}", _roff(meaning)]
     lines += [".SH EXAMPLES", ".nf", *(_roff(example) for example in program.examples), ".fi"]
     return "\n".join(lines) + "\n"
 
@@ -166,6 +177,10 @@ def completion(*, shell: str) -> None:
 _EXIT_CODES_SAID = (
     "An exit code keeps its meaning for good. An error is one line on standard error; with `--json` it is one"
     " object on standard output instead, with `error` (a name), `exit_code`, `message` and `advice`."
+)
+_CONFIGURATION_SAID = (
+    "A TOML file, read at a mount and at certfs restart. bundle and notify are arrays of tables ([[bundle]],"
+    " [[notify]]), dom0 is a table."
 )
 _COMPLETION_SAID = (
     'For bash put `eval "$(certfs completion bash)"` into `~/.bashrc`; '

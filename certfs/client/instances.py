@@ -14,10 +14,13 @@ from certfs import procfs
 from certfs.client.cleanup import end_leftovers
 from certfs.client.mount import canonical, failure_error
 from certfs.errors import (
+    ConfigError,
     DeadlineError,
+    FuseError,
     MountpointError,
     NotMountedError,
     PrivilegeError,
+    StoreError,
 )
 from certfs.linux.installation import interpreter
 from certfs.protocol import control, state_file
@@ -28,6 +31,8 @@ from certfs.protocol.owned_mounts import devices_of
 ANSWER_SECONDS: Final = 25.0
 RESTART_SECONDS: Final = 130.0
 CONNECT_SECONDS: Final = 5.0
+_SAID: Final = frozenset(kind.exit_code for kind in (ConfigError, StoreError, FuseError))
+"""Failures of a server that say themselves what to do about them."""
 
 
 def find(mountpoint: str | None) -> str:
@@ -124,7 +129,18 @@ def unmount(directory: str) -> tuple[str, tuple[str, ...]]:
 
 def restart(directory: str) -> None:
     """Replace the server of an instance; returns when the new one serves."""
-    expect(ask(directory, "restart", RESTART_SECONDS))
+    reply = ask(directory, "restart", RESTART_SECONDS)
+    if reply is not None and reply.failure and reply.failure.exit_code not in _SAID:
+        raise DeadlineError(
+            f"{reply.failure.message}; the old server goes on", advice=f"see: {_log_of(directory)}"
+        )
+    expect(reply)
+
+
+def _log_of(directory: str) -> str:
+    """Return where an instance's log is read."""
+    state = state_file.read_state(directory)
+    return state.log if state is not None and state.log else "journalctl -u certfs"
 
 
 def _connect(directory: str) -> socket.socket | None:

@@ -324,9 +324,11 @@ def _await(receiving: int, log: str) -> None:
         )
     report = os.read(receiving, 65536)
     if not report:
-        raise DeadlineError("the supervisor ended before it served anything", advice=f"see {log}")
+        raise DeadlineError("certfs ended before anything was mounted", advice=f"see: {log}")
     failure = outcome_from_json(report)
     if failure:
+        if failure.exit_code == DeadlineError.exit_code:
+            raise DeadlineError(failure.message, advice=f"nothing is mounted. See: {log}")
         raise failure_error(failure)
 
 

@@ -32,7 +32,7 @@ from certfs.protocol.state_file import EventKind
 START_SECONDS: Final = 120.0
 """A server that is not ready by then is given up: the first scan of a very large store takes its time."""
 TOO_SLOW: Final = Failure(9, f"the server was not ready after {START_SECONDS:.0f} s")
-ENDED_EARLY: Final = Failure(1, "the server ended before it served", "its log says why")
+ENDED_EARLY: Final = Failure(9, "the new server did not start", "its log says why")
 LINGER_SECONDS: Final = 3600
 """How long a server that was replaced or unmounted goes on serving what is open."""
 _SILENT_SECONDS: Final = 4.0
