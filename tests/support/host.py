@@ -29,7 +29,9 @@ from tests.support.tree import Tree
 
 _SETUP = """
 set -e
-awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo | while read -r point; do umount -l "$point"; done
+awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo | while read -r point; do
+    umount -l "$(printf '%b' "$(echo "$point" | sed 's/\\\\/\\\\0/g')")"
+done
 mount -t tmpfs run /run
 mount --bind "$1" /etc
 echo ready
