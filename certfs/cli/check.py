@@ -87,6 +87,16 @@ def check(
                 )
     judgements.extend(judge_incomplete(place, now))
     judgements.extend(judge_readers(() if store else _readers(mountpoint)))
+    judgements.extend(
+        _Judgement(
+            Grade.WARNING,
+            "NOT_ANSWERING",
+            printable(directory),
+            "does not answer: what was last read of the sources there counts",
+            "look at what is mounted there",
+        )
+        for directory in place.silent
+    )
     host = place.host
     if host is not None:
         judgements.extend(

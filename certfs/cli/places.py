@@ -69,6 +69,8 @@ class Place:
     paths: HostPaths | None
     is_live: bool = False
     incomplete: tuple[Incomplete, ...] = ()
+    silent: tuple[str, ...] = ()
+    """Directories that a mount reads sources from and that do not answer it."""
 
     @property
     def host(self) -> HostPaths | None:
@@ -159,8 +161,8 @@ def _host(config_file: str | None) -> Place:
             f"there is no {' or '.join(candidates)} on this host",
             advice="name a MOUNTPOINT, or --store DIR",
         )
-    incomplete = _incomplete_of(status) if status else ()
-    return Place(trees, specs, config, DOM0, status is not None, incomplete)
+    place = Place(trees, specs, config, DOM0, is_live=status is not None)
+    return _with_findings(place, status) if status else place
 
 
 def _host_status() -> dict[str, Any] | None:
@@ -233,7 +235,7 @@ def _look(path: str) -> None:
 def _mounted(mountpoint: str, status: dict[str, Any], config_file: str | None) -> Place:
     config = load_config(config_file) if config_file else _config_of(status, host=False)
     place = _standalone(mountpoint, _specs_of(status), config, is_live=True)
-    return replace(place, incomplete=_incomplete_of(status))
+    return _with_findings(place, status)
 
 
 def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
@@ -249,6 +251,12 @@ def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
     )
 
 
+def _with_findings(place: Place, status: dict[str, Any]) -> Place:
+    """Return the place with what only the server knows; one of an older release does not say."""
+    silent = {place for bundle in status["bundles"] for place in bundle.get("not_answering", ())}
+    return replace(place, incomplete=_incomplete_of(status), silent=tuple(sorted(silent)))
+
+
 def _incomplete_of(status: dict[str, Any]) -> tuple[Incomplete, ...]:
     return tuple(
         Incomplete(
@@ -258,7 +266,7 @@ def _incomplete_of(status: dict[str, Any]) -> tuple[Incomplete, ...]:
             frozenset(one["certificates"]),
         )
         for bundle in status["bundles"]
-        for one in bundle.get("being_written", ())  # a server of an older release does not say
+        for one in bundle.get("being_written", ())
     )
 
 

@@ -222,6 +222,7 @@ class FilesystemBase(pyfuse3.Operations):
         recent = self.synthetic.recent_status(user)
         if recent is not None:
             return recent
+        await self.trust.compare()
         await self.calls.away(self.synthetic.prepare_status)
         return self.synthetic.of_status(user)
 

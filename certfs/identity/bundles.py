@@ -26,7 +26,7 @@ from certfs.identity.paths import (
     read_file,
 )
 from certfs.procfs import is_ours
-from certfs.safe_open import open_trusted
+from certfs.safe_open import LinkRefusedError, open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
 from certfs.store.path_walk import PathWalker
@@ -167,7 +167,7 @@ def is_made_by_a_mount(place: BundlePlace) -> bool:
         return False
     try:
         os.close(open_trusted(os.fsencode(place.bundle), os.O_WRONLY | os.O_NONBLOCK))
-    except FileNotFoundError:
+    except (FileNotFoundError, LinkRefusedError):
         return False
     except PermissionError as error:
         # EACCES: this user may not know. Who may not write it does not have to.
@@ -180,7 +180,8 @@ def _is_on_a_mount(directory: Path) -> bool:
     try:
         with open_directory(directory) as fd:
             mount = procfs.mount_of(fd)
-    except FileNotFoundError:
+    except (FileNotFoundError, LinkRefusedError):
+        # Who is about to write there is told of the link.
         return False
     return mount is not None and is_ours(mount)
 

@@ -64,7 +64,7 @@ class PlainCopies:
         self.wake()
         rest, ended = 0.0, trio.current_time()
         while True:
-            with trio.move_on_after(_RETRY_SECONDS if self._has_errors() else float("inf")):
+            with trio.move_on_after(_RETRY_SECONDS if self._is_waiting() else float("inf")):
                 await self._wanted.wait()
             # Whoever opens the bundle next is answered first: the writing thread would be in the loop's way.
             await trio.sleep(max(_PAUSE_SECONDS, rest - (trio.current_time() - ended)))
@@ -75,14 +75,19 @@ class PlainCopies:
             ended = trio.current_time()
             rest = _REST * (ended - began) if ended - began > _COSTLY_SECONDS else 0.0
 
-    def _has_errors(self) -> bool:
-        return self.active and any(copy.state.error for copy in self._trust.plain.values())
+    def _is_waiting(self) -> bool:
+        """Whether something failed or did not answer that nobody will tell of when it goes on."""
+        return self.active and any(
+            copy.state.error or bundle.is_waiting for bundle, copy in self._trust.plain.items()
+        )
 
     async def flush(self) -> None:
         """Bring every copy up to date now, if this server is the active one."""
         if not self.active:
             return
         async with self._lock:
+            # A target that was exchanged while nobody read the bundle must not stay trusted in the copy.
+            await self._trust.compare()
             for bundle, copy in list(self._trust.plain.items()):
                 before = copy.state.error
                 await trio.to_thread.run_sync(self._write, bundle, copy)

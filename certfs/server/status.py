@@ -97,6 +97,7 @@ class StatusReport:
                 {"source": printable(name), "line": remark.line, "reason": printable(remark.reason)}
                 for name, remark in bundle.catalog.remarks(Severity.WARNING)
             ],
+            "not_answering": [printable(place) for place in bundle.silent_places],
             "being_written": list(self._incomplete(bundle)),
             "plain_copy": {"current": self._plain.is_current(bundle), "error": plain.error or None},
         }

@@ -19,6 +19,14 @@ RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 UTIME_OMIT = (1 << 30) - 2
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_BASIC = 0x7FF
+_OPEN_TREE = 428
+_OPEN_TREE_CLONE = 1
+"""The numbers of openat2(2)'s generation are the same for every architecture but alpha."""
+_STATX = struct.Struct("=28xH2xQ96xII112x")
+"""Of struct statx: stx_mode, stx_ino, stx_dev_major and stx_dev_minor."""
 _STAMP = struct.Struct("=QQqqq")
 _TIME = struct.Struct("=q")
 
@@ -56,6 +64,11 @@ class RenameAt2:
 _renameat2 = RenameAt2(_libc, os.uname().machine)
 
 
+_libc.syscall.restype = ctypes.c_long
+_statx = getattr(_libc, "statx", None)
+"""None with a C library from before 2018 (glibc 2.28)."""
+
+
 class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
@@ -76,6 +89,35 @@ class FileId(NamedTuple):
 def file_id(status: os.stat_result) -> FileId:
     """Return the identity of the inode that ``status`` is of."""
     return FileId(status.st_dev, status.st_ino)
+
+
+def identity(fd: int) -> tuple[FileId, int]:
+    """Return the identity and the mode of a descriptor's inode as the kernel knows them, without asking a server.
+
+    A file system over a network or of another process may not answer; neither of the two ever changes (statx(2)).
+    """
+    buffer = ctypes.create_string_buffer(_STATX.size)
+    if _statx is None or _statx(
+        fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_BASIC, buffer
+    ):
+        status = os.stat(fd)
+        return file_id(status), status.st_mode
+    mode, inode, major, minor = _STATX.unpack(buffer.raw)
+    return FileId(os.makedev(major, minor), inode), mode
+
+
+def unpin(directory: int) -> None:
+    """Let a descriptor, which stays the same directory's, not keep its mount from being unmounted.
+
+    An open file makes umount(8) fail with EBUSY. One of a copy of the mount does not (open_tree(2)); that takes Linux
+    5.2 and the right to mount, and without them nothing changes.
+    """
+    copy = _libc.syscall(
+        _OPEN_TREE, directory, b"", _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
+    )
+    if copy >= 0:
+        os.dup2(copy, directory, inheritable=False)
+        os.close(copy)
 
 
 def stamp(status: os.stat_result) -> bytes:

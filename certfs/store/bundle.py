@@ -29,7 +29,10 @@ from certfs.core.certificate import (
 )
 from certfs.core.signature import OwnSignature
 from certfs.store.backing import FileId, file_id, stamp, stamp_head, stamp_of_data, status_at
+from certfs.store.backing import identity as identity_of
 from certfs.store.cached import is_local, status_cached
+from certfs.store.path_walk import Owner, as_owner
+from certfs.store.patience import PatientCall, Shared
 from certfs.store.source_reader import (
     Reading,
     SourceReader,
@@ -39,7 +42,7 @@ from certfs.store.source_reader import (
     is_lock_link,
     source_names,
 )
-from certfs.store.symlink_sources import LinkedSources
+from certfs.store.symlink_sources import SymlinkSources
 from certfs.store.undo_log import Bequest
 
 # What may be done on the event loop: 8 KiB have two dozen certificates at most, of 0.3 ms each if OpenSSL is asked.
@@ -121,8 +124,16 @@ class LiveBundle:
         self._kept: dict[bytes, SourceContent] = {}
         """What is in the bequest: sources that do not count with what their files hold."""
         self._kept_since: dict[bytes, float] = {}
-        self._links = LinkedSources(self._reader)
+        self._links = SymlinkSources(self._reader)
         self._lock = trio.Lock()
+        self._reading = PatientCall()
+        self._comparing: Shared[None] = Shared()
+        self._is_unread = False
+        """Whether the source directory did not answer when it was last to be read."""
+        self._held: set[bytes] = set()
+        """Sources that another program had a lease on when they were last to be read: nobody tells when it ends."""
+        self._link_turns: dict[bytes, object] = {}
+        """The last reading of each link that is under way."""
 
     @property
     def exists(self) -> bool:
@@ -137,13 +148,45 @@ class LiveBundle:
     @property
     def is_settled(self) -> bool:
         """Whether ``settle`` has nothing to wait for."""
-        return not self._links and not self._lock.locked()
+        return (
+            self._is_local
+            and not (self._links or self._held or self._is_unread)
+            and not self._lock.locked()
+        )
+
+    @property
+    def silent_places(self) -> list[bytes]:
+        """What does not answer: places that links lead to, and the source directory itself."""
+        own = [b"/".join(self.spec.source)] if self._reading.is_silent else []
+        return [*own, *sorted(self._links.silent_places)]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something does not answer, or is kept from being read, and nobody tells when that ends."""
+        return bool(self._held or self._is_unread or self._links.silent_places)
+
+    @property
+    def directories_of_links(self) -> set[FileId]:
+        """Every directory that a source leads over which is a link."""
+        return self._links.directories()
+
+    def links_over(self, directory: FileId, names: Iterable[bytes]) -> set[bytes]:
+        """Return the sources that are links and lead over one of these names in this directory."""
+        return self._links.leading_over(directory, names)
 
     async def settle(self) -> None:
-        """Return when every change asked for before this call is published, links to elsewhere looked at again."""
+        """Return when every change asked for before this call is published, and what nobody tells of is looked at.
+
+        That is the targets of links, and a source directory that other hosts or processes may change. Who does not
+        answer within a second counts as it was.
+        """
         if self._links and self.directory is not None:
             await self.refresh(await self._links.changed(self.directory), None)
-        if self._lock.locked():
+        if self._held:
+            await self.refresh(sorted(self._held), None, Writers.IDLE)
+        if self.directory is not None and (self._is_unread or not self._is_local):
+            await self._comparing.run(self.rescan)
+        if self._lock.locked() and not self._reading.is_silent:
             async with self._lock:
                 pass
 
@@ -170,41 +213,84 @@ class LiveBundle:
         await self._read_away(self._read_all, actor)
 
     async def _read_away(self, read: Callable[[int], _Batch], actor: Actor | None) -> None:
-        """Read in a thread and publish; the links among the sources after the files."""
+        """Read in a thread and publish; then the links among the sources, which nothing else waits for."""
         async with self._lock:
             if self.directory is None:
                 return
             # A descriptor of its own: the directory may be replaced while the thread reads.
             directory, identity = os.dup(self.directory), self.directory_id
             try:
-                # Safe across this await: nobody else publishes readings while the lock is held.
-                batch = await trio.to_thread.run_sync(lambda: self._verify(read(directory)))
-                if identity != self.directory_id:
-                    # What was read is of a directory that is no longer the source; its successor is read next.
+                # Safe across this await: nobody else publishes readings of files while the lock is held.
+                batch = await self._read_in_time(lambda own: self._verify(read(own)), directory)
+                # What was read of a directory that is no longer the source counts no more; its successor is read next.
+                if batch is None or identity != self.directory_id:
                     return
                 self._apply(batch.readings, actor, batch.verified)
-                if batch.links:
-                    readings = await self._links.read(directory, batch.links, self.catalog.get)
-                    # Safe across this await, as above.
-                    batch = await trio.to_thread.run_sync(self._verify, _Batch(readings, []))
-                    if identity == self.directory_id:
-                        self._apply(batch.readings, actor, batch.verified)
             finally:
                 os.close(directory)
+        if batch.links:
+            await self._read_links(batch.links, actor)
 
-    def attach(self, directory: int | None, actor: Actor | None = None) -> bool:
-        """Take ``directory`` (owned from now on) as the source directory; True if it is another than before.
+    async def _read_in_time(self, read: Callable[[int], _Batch], directory: int) -> _Batch | None:
+        """Read in a thread; None where a file system that is not a local one does not answer in time."""
+        if self._is_local:
+            return await trio.to_thread.run_sync(read, directory)
+        if self._reading.is_silent:
+            return None
+        own = os.dup(directory)
+
+        def call() -> _Batch:
+            try:
+                return read(own)
+            finally:
+                os.close(own)
+
+        try:
+            batch = await self._reading.run(call)
+        except TimeoutError:
+            self._is_unread = True
+            return None
+        self._is_unread = False
+        return batch
+
+    async def _read_links(self, names: list[bytes], actor: Actor | None) -> None:
+        if self.directory is None:
+            return
+        directory, identity = os.dup(self.directory), self.directory_id
+        turn = object()
+        self._link_turns |= dict.fromkeys(names, turn)
+        try:
+            readings = await self._links.read(directory, names, self.catalog.get)
+            batch = await trio.to_thread.run_sync(self._verify, _Batch(readings, []))
+            if identity == self.directory_id:
+                # What was read again since then counts, be it a link or not.
+                last = {
+                    name: reading
+                    for name, reading in batch.readings.items()
+                    if self._link_turns.get(name) is turn
+                }
+                self._apply(last, actor, batch.verified)
+        finally:
+            os.close(directory)
+
+    def attach(
+        self, directory: int | None, actor: Actor | None = None, owner: Owner | None = None
+    ) -> bool:
+        """Take ``directory`` (the bundle's from now on) as the source directory; True if it is another than before.
+
+        ``owner`` is that of a link which it was reached by: only what this user may read counts.
 
         Without a directory the sources are gone at once; with another one, ``rescan`` reads it.
         """
-        directory_id = None if directory is None else file_id(os.stat(directory))
-        if directory_id == self.directory_id:
+        directory_id = None if directory is None else identity_of(directory)[0]
+        if (directory_id, owner) == (self.directory_id, self._reader.owner):
             if directory is not None:
                 os.close(directory)
             return False
         if self.directory is not None:
             os.close(self.directory)
         self.directory, self.directory_id = directory, directory_id
+        self._reader = self._links.reader = replace(self._reader, owner=owner)
         self._is_local = directory is not None and is_local(directory)
         if directory is None:
             self._apply(dict.fromkeys(self.catalog.names()), actor)
@@ -349,7 +435,7 @@ class LiveBundle:
 
     def _read_all(self, directory: int, writers: Writers = Writers.UNLIKELY) -> _Batch:
         names = []
-        with suppress(OSError):
+        with suppress(OSError), as_owner(self._reader.owner):
             found = source_names(directory, self.spec.is_source)
             names = [name for name in found if name not in self._hidden_names]
         batch = self._read(directory, names, writers)
@@ -406,6 +492,11 @@ class LiveBundle:
         remarks: list[tuple[bytes, Remark]] = []
         for name, reading in readings.items():
             self._links.note(name, reading)
+            self._link_turns.pop(name, None)
+            if reading is not None and reading.is_held:
+                self._held.add(name)
+            else:
+                self._held.discard(name)
             changes[name] = source = reading.source if reading is not None else None
             self._keep(name, source if source is not None and source.kept else None)
             if source is not None and source.content.remarks:

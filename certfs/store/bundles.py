@@ -10,6 +10,7 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -18,15 +19,19 @@ from certfs.core.certificate import SourceContent
 from certfs.safe_open import LinkRefusedError, open_beneath
 from certfs.store.backing import FileId, describe, fd_path, file_id, status_at
 from certfs.store.bundle import Actor, LiveBundle, Observer
+from certfs.store.covers import find_covers
 from certfs.store.directories import Roles, Roots
 from certfs.store.events import StoreEvents, StoreNews, StoreWatcher
 from certfs.store.path_walk import PathWalker
+from certfs.store.patience import PATIENCE_SECONDS, PatientCall
 from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
 from certfs.store.source_reader import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Swaps
 from certfs.store.undo_log import Bequest
 
 DEFAULT_SWAP_TIMEOUT = 30.0
+_SPARE_WAYS = 64
+"""How many directories that no link leads over any more may stay watched."""
 
 
 class Trust:
@@ -49,13 +54,19 @@ class Trust:
         self.plain: dict[LiveBundle, PlainCopy] = {}
         self._roots = roots
         self._specs = tuple(specs)
-        self._reader = SourceReader(self.walker, size_limit, self._is_plain_copy)
+        self._reader = SourceReader(
+            self.walker, size_limit, self._is_plain_copy, watch_way=self.watcher.watch_way
+        )
         self._is_busy = is_busy
         self._observer = observer
-        self._roles = Roles(roots, self.walker)
+        self._covers: dict[tuple[bytes, ...], int] = {}
+        self._looking_at_mounts = PatientCall()
+        self._roles = Roles(roots, self.walker, self._covers)
         self._bundles: dict[BundleSpec, LiveBundle] = {}
         self._taking_in = trio.Lock()
         self._is_loaded = False
+        self._ways_in_use = 0
+        self._mounts_changed = False
         self.bequest = bequest or Bequest(None)
         self.swaps = Swaps(swap_timeout, self.bequest, self._has_directory)
 
@@ -158,6 +169,10 @@ class Trust:
         for bundle in self._roles.sources.get(directory, ()):
             sources = [name for name in names if bundle.spec.is_source(name)]
             await bundle.refresh(sources, actor, writers)
+        for bundle in list(self.bundles):
+            links = bundle.links_over(directory, names)
+            if links:
+                await bundle.refresh(sorted(links), actor, Writers.UNLIKELY)
         if any(self._leads_to_source(directory, name) for name in names):
             for bundle in self._resolve(actor):
                 await bundle.rescan(actor)
@@ -201,19 +216,53 @@ class Trust:
             bundle.keep(moves)
 
     def is_current(self, bundle: LiveBundle) -> bool:
-        """Whether nothing is to be read before an answer about this bundle; one system call."""
+        """Whether nothing is to be read before an answer about this bundle; two system calls."""
         self._hear()
-        return not self.news and not self._taking_in.locked() and bundle.is_settled
+        is_quiet = not (self.news or self._mounts_changed or self._taking_in.locked())
+        return is_quiet and bundle.is_settled
 
     async def catch_up(self) -> None:
-        """Take in what happened in the store itself; one system call when nothing did.
+        """Take in what happened in the store itself; two system calls when nothing did.
 
         Also what another task has begun to take in: nobody is to be told of a bundle that is another one by now.
         """
         self._hear()
-        if self.news or self._taking_in.locked():
+        if self.news or self._mounts_changed or self._taking_in.locked():
             async with self._taking_in:
+                if self._mounts_changed:
+                    self._mounts_changed = False
+                    await self._find_covers()
+                    # What is in view of a source directory may be another one now, and nothing else tells.
+                    for bundle in self._resolve(None):
+                        await bundle.rescan()
                 await self._take_in(self.news.take())
+
+    async def _find_covers(self) -> None:
+        paths = {
+            spec.source[:depth]
+            for spec in self._bundles
+            for depth in range(1, len(spec.source) + 1)
+        }
+        device = self.walker.device
+
+        def find() -> dict[tuple[bytes, ...], int]:
+            return find_covers(device, paths)
+
+        with suppress(TimeoutError, OSError):
+            old, self._covers = self._covers, await self._looking_at_mounts.run(find)
+            for descriptor in old.values():
+                os.close(descriptor)
+
+    async def compare(self) -> None:
+        """Look at everything that nobody tells of: mounts, the targets of links, directories of other hosts.
+
+        For what is made of all bundles without a reader who asks: status and plain copies. Takes a second at most.
+        """
+        await self.catch_up()
+        with trio.move_on_after(PATIENCE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for bundle in list(self.bundles):
+                    nursery.start_soon(bundle.settle)
 
     async def _take_in(self, events: StoreEvents) -> None:
         if events.overflow:
@@ -229,6 +278,10 @@ class Trust:
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
         await self._end_swaps(foreign=True)
+        if self.watcher.ways > 2 * self._ways_in_use + _SPARE_WAYS:
+            in_use = set[FileId]().union(*(bundle.directories_of_links for bundle in self.bundles))
+            self.watcher.forget_ways(in_use)
+            self._ways_in_use = len(in_use)
 
     async def end_swaps(self) -> None:
         """End the swaps whose D.bk was heard to be gone, and of which nobody else has said so by now."""
@@ -264,6 +317,7 @@ class Trust:
         """
         if self._is_loaded:
             self.swaps.hear(self.news.hear().directories)
+            self._mounts_changed = self.watcher.mounts_changed() or self._mounts_changed
 
     def open_place(self, bundle: LiveBundle) -> int:
         """Open the directory that a bundle's plain copy belongs in, to be closed by the caller; OSError with a reason.
@@ -294,6 +348,8 @@ class Trust:
         for bundle in self.bundles:
             bundle.close()
         self._roles.close()
+        for descriptor in self._covers.values():
+            os.close(descriptor)
         self.watcher.close()
 
     def _has_directory(self, directory: FileId, name: bytes) -> bool:
@@ -312,12 +368,18 @@ class Trust:
     def _resolve(self, actor: Actor | None) -> Iterator[LiveBundle]:
         """Find all directories anew; yield the bundles that have another source directory than before."""
         old = self._roles
-        roles = self._roles = Roles(self._roots, self.walker)
+        roles = self._roles = Roles(self._roots, self.walker, self._covers)
         changed = []
-        for spec in self._expand():
+        specs = list(self._expand())
+        for spec in specs:
+            roles.find(spec.source)
+            roles.find(spec.bundle[:-1])
+        roles.unpin()
+        for spec in specs:
             bundle = self._bundles.get(spec) or self._new_bundle(spec)
             source = roles.find(spec.source)
-            if bundle.attach(os.dup(source.descriptor) if source else None, actor) and source:
+            own = os.dup(source.descriptor) if source else None
+            if bundle.attach(own, actor, source.owner if source else None) and source:
                 changed.append(bundle)
             if source:
                 roles.sources.setdefault(source.id, []).append(bundle)

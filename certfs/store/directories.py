@@ -5,13 +5,15 @@ Owns the tables; `certfs.store.bundles` fills them. Directories are known by ide
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.backing import FileId, file_id
+from certfs.procfs import mount_id
+from certfs.store.backing import FileId, identity, unpin
 from certfs.store.bundle import LiveBundle
-from certfs.store.path_walk import PathWalker
+from certfs.store.path_walk import Owner, PathWalker
 from certfs.store.swaps import Backup
 
 
@@ -37,17 +39,26 @@ class Roots:
 
 
 class Found(NamedTuple):
-    """A directory of the store: an O_PATH ``descriptor`` of it, and whether the way to it leads ``through_link``."""
+    """A directory of the store: an O_PATH ``descriptor`` of it, and whether the way to it leads ``through_link``.
+
+    ``owner`` is that of the last link on the way which is not root's.
+    """
 
     descriptor: int
     id: FileId
     through_link: bool
+    owner: Owner | None
 
 
 class Roles:
-    """What directories mean, as of one look at them: each path is resolved once, whatever asks for it."""
+    """What directories mean, as of one look at them: each path is resolved once, whatever asks for it.
 
-    def __init__(self, roots: Roots, walker: PathWalker) -> None:
+    ``covers`` are the directories that are mounted over our own mount, and so in view instead of the store's.
+    """
+
+    def __init__(
+        self, roots: Roots, walker: PathWalker, covers: Mapping[tuple[bytes, ...], int]
+    ) -> None:
         self.sources: dict[FileId, list[LiveBundle]] = {}
         self.bundles: dict[FileId, dict[bytes, LiveBundle]] = {}
         self.places: dict[BundleSpec, Found] = {}
@@ -57,6 +68,7 @@ class Roles:
         self.descriptors: dict[FileId, int] = {}
         self._roots = roots
         self._walker = walker
+        self._covers = covers
         self._found: dict[tuple[bytes, ...], Found | None] = {}
 
     def find(self, path: tuple[bytes, ...]) -> Found | None:
@@ -67,28 +79,38 @@ class Roles:
 
     def _look(self, path: tuple[bytes, ...]) -> Found | None:
         through_link = False
+        owner: Owner | None = None
         try:
             start, rest = self._roots.locate(path)
-            if rest:
+            if path in self._covers:
+                descriptor, through_link = os.dup(self._covers[path]), True
+            elif rest:
                 parent = self.find(path[:-1])
                 if parent is None:
                     return None
-                self.components.setdefault(parent.id, set()).add(path[-1])
-                descriptor, _, through_link = self._walker.walk(parent.descriptor, path[-1])
+                descriptor, _, through_link, owner = self._walker.walk(
+                    parent.descriptor, path[-1], self._note_step, parent.owner
+                )
                 through_link = through_link or parent.through_link
             else:
                 descriptor = os.dup(start)
         except OSError:
             return None
-        status = os.stat(descriptor)
-        directory = file_id(status)
-        if not stat.S_ISDIR(status.st_mode) or directory in self.descriptors:
+        directory, mode = identity(descriptor)
+        if not stat.S_ISDIR(mode) or directory in self.descriptors:
             os.close(descriptor)
         else:
             self.descriptors[directory] = descriptor
-        if not stat.S_ISDIR(status.st_mode):
+        if not stat.S_ISDIR(mode):
             return None
-        return Found(self.descriptors[directory], directory, through_link)
+        return Found(self.descriptors[directory], directory, through_link, owner)
+
+    def _note_step(self, directory: int, name: bytes) -> None:
+        """Take note of a directory on a way, wherever links lead it: what has this name there decides where it goes."""
+        key, _ = identity(directory)
+        if key not in self.descriptors:
+            self.descriptors[key] = os.dup(directory)
+        self.components.setdefault(key, set()).add(name)
 
     def find_place(self, spec: BundleSpec) -> Found | None:
         """Return the directory that a bundle appears in; None also where the way to it leads through a link.
@@ -101,6 +123,13 @@ class Roles:
             return None
         self.places[spec] = found
         return found
+
+    def unpin(self) -> None:
+        """Let no descriptor keep what is mounted over a directory from being unmounted; for when all is found."""
+        own = {mount_id(root) for root in self._roots.directories.values()}
+        for descriptor in self.descriptors.values():
+            if mount_id(descriptor) not in own:
+                unpin(descriptor)
 
     def close(self) -> None:
         """Let go of every descriptor."""

@@ -7,7 +7,10 @@ visible as one made through the mount.
 
 import errno
 import os
+import select
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -15,7 +18,7 @@ import trio
 from inotify_simple import INotify, flags
 
 from certfs.errors import StoreError
-from certfs.store.backing import FileId, describe, fd_path
+from certfs.store.backing import FileId, describe, fd_path, identity
 
 _MASK = (
     flags.MODIFY
@@ -27,6 +30,11 @@ _MASK = (
     | flags.ATTRIB
     | flags.ONLYDIR
 )
+
+
+_MOUNTINFO = "/proc/self/mountinfo"
+_MOST_WAYS = 4096
+"""How many directories outside of the source directories are watched for the sake of links (promise I18)."""
 
 
 class DirectoryEvent(NamedTuple):
@@ -89,19 +97,70 @@ class StoreWatcher:
     """
 
     def __init__(self) -> None:
-        try:
-            self._inotify = INotify(nonblocking=True)
-        except OSError as e:
-            raise StoreError(
-                f"inotify: {describe(e)}",
-                advice="raise fs.inotify.max_user_instances with sysctl(8)",
-            ) from None
+        with ExitStack() as stack:
+            try:
+                self._mounts = stack.enter_context(open(_MOUNTINFO, "rb"))
+                self._mounts_to_wake = stack.enter_context(open(_MOUNTINFO, "rb"))
+                self._inotify = INotify(nonblocking=True)
+            except OSError as e:
+                raise StoreError(
+                    f"inotify: {describe(e)}",
+                    advice="raise fs.inotify.max_user_instances with sysctl(8)",
+                ) from None
+            stack.pop_all()
         self._watches: dict[int, FileId] = {}
+        self._ways: dict[int, FileId] = {}
+        self._lock = threading.Lock()
+        self._mounts_poll = select.poll()
+        # It is always readable: a change is POLLERR and POLLPRI, told once to each open file.
+        self._mounts_poll.register(self._mounts, select.POLLPRI)
+        self._mounts_epoll = select.epoll()
+        self._mounts_epoll.register(self._mounts_to_wake, select.EPOLLPRI)
         self.problem = ""
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when something happened."""
         return int(self._inotify.fileno())
+
+    def watch_way(self, directory: int) -> FileId:
+        """Watch a directory on the way of a link too, until `forget_ways`; any thread may call this.
+
+        That costs a watch and no more, so nothing is said where there are too many: links are looked at again anyway.
+        """
+        key, _ = identity(directory)
+        with self._lock:
+            is_known = key in self._ways.values() or len(self._ways) >= _MOST_WAYS
+        if not is_known:
+            with suppress(OSError):
+                watch = self._inotify.add_watch(fd_path(directory), _MASK)
+                with self._lock:
+                    self._ways[watch] = key
+        return key
+
+    def forget_ways(self, still: set[FileId]) -> None:
+        """End the watches of `watch_way` but for these directories."""
+        with self._lock:
+            gone = {watch for watch, key in self._ways.items() if key not in still}
+            for watch in gone:
+                del self._ways[watch]
+        for watch in gone - self._watches.keys():
+            self._remove(watch)
+
+    @property
+    def ways(self) -> int:
+        """How many directories are watched because a link leads over them."""
+        return len(self._ways)
+
+    def mounts_fileno(self) -> int:
+        """Return a descriptor that becomes readable when something was mounted or unmounted."""
+        return self._mounts_epoll.fileno()
+
+    def mounts_changed(self) -> bool:
+        """Whether something was mounted or unmounted since the last call; one system call (proc(5), mountinfo)."""
+        changed = bool(self._mounts_poll.poll(0))
+        if changed:
+            self._mounts_epoll.poll(0)
+        return changed
 
     def watch(self, directories: Iterable[tuple[int, FileId]]) -> None:
         """Watch exactly these directories (descriptor and identity) from now on."""
@@ -113,7 +172,7 @@ class StoreWatcher:
             except OSError as e:
                 used_up = e.errno == errno.ENOSPC
                 self.problem = "fs.inotify.max_user_watches is used up" if used_up else describe(e)
-        for watch in self._watches.keys() - wanted.keys():
+        for watch in self._watches.keys() - wanted.keys() - self._ways.keys():
             self._remove(watch)
         self._watches = wanted
 
@@ -134,7 +193,7 @@ class StoreWatcher:
         for event in self._inotify.read(timeout=0):
             if event.mask & flags.Q_OVERFLOW:
                 overflow = True
-            directory = self._watches.get(event.wd)
+            directory = self._watches.get(event.wd) or self._ways.get(event.wd)
             if directory is not None and event.name:
                 found = modified if event.mask & flags.MODIFY else names
                 name = os.fsencode(event.name)
@@ -148,6 +207,9 @@ class StoreWatcher:
     def close(self) -> None:
         """Stop watching."""
         self._inotify.close()
+        self._mounts_epoll.close()
+        self._mounts.close()
+        self._mounts_to_wake.close()
 
 
 class StoreNews:
@@ -182,11 +244,12 @@ class StoreNews:
         self._arrived = trio.Event()
         async with trio.open_nursery() as nursery:
 
-            async def readable() -> None:
-                await trio.lowlevel.wait_readable(self._watcher.fileno())
+            async def readable(descriptor: int) -> None:
+                await trio.lowlevel.wait_readable(descriptor)
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(readable)
+            nursery.start_soon(readable, self._watcher.fileno())
+            nursery.start_soon(readable, self._watcher.mounts_fileno())
             await self._arrived.wait()
             nursery.cancel_scope.cancel()
 

@@ -1,8 +1,9 @@
-"""Asking after the targets of symbolic links, which may be on a filesystem that answers nobody.
+"""Asking after the targets of symbolic links, which may be on a file system that answers slowly or never.
 
-Owns the patience: a question that is not answered in time is left to its thread, and no other one is asked of the same
-place until that thread is back. So a hung filesystem costs a reader a second once, and no other link its answer
-(promises I4, I18). Knows nothing of what is asked.
+Owns the patience. Links are asked after by *place*, the directory that they lead to. Of each place one question is
+under way at a time, in a thread of its own, so that a slow place delays no other. What has not been answered in time is
+left to its thread, and its place is *silent* until that thread is back: it is not waited for again (promises I4, I18).
+Knows nothing of what is asked.
 """
 
 import os
@@ -10,113 +11,153 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
 
-_PATIENCE_SECONDS = 1.0
-_IMPATIENCE_SECONDS = 0.25
-"""How long the second place that does not answer is waited for, and every further one."""
-_MOST_SECONDS = 5.0
-"""How long all answers of one place together may take, if each of them comes in time."""
-_MOST_SILENT = 8
-"""How many places may keep a thread; beyond, nothing is asked any more until one of them answers."""
+PATIENCE_SECONDS: Final = 1.0
+"""How long an asker waits without an answer."""
+MOST_SECONDS: Final = 5.0
+"""How long at most where answers keep coming: very many links take long without any of them hanging."""
+_PAUSE_SECONDS: Final = 0.05
+"""After so long without an answer the next places get threads of their own."""
+_THREADS: Final = 8
+_MOST_THREADS: Final = 64
+"""How many threads may wait for silent places; beyond, only places that have answered before are asked."""
 
 T = TypeVar("T")
 
 
-class Targets:
-    """The places that links of one directory lead to; a place is the directory part of what a link says."""
+class LinkProbe:
+    """The places that links of one directory lead to; ``silent`` are those that do not answer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._silent: set[bytes] = set()
+        self._answering: set[bytes] = set()
+        self.silent: set[bytes] = set()
 
     def ask(
-        self, directory: int, names: Iterable[bytes], question: Callable[[int, bytes], T]
+        self,
+        directory: int,
+        names: Iterable[bytes],
+        question: Callable[[int, bytes], T],
+        *,
+        most: float = MOST_SECONDS,
     ) -> dict[bytes, T]:
         """Ask ``question(directory, name)`` for each name; return the answers that came in time.
 
-        Blocks for a few seconds at most, however many places do not answer. The question gets a descriptor of its own,
-        because it may outlive this call.
+        Blocks for ``most`` seconds at most, and for a second without an answer. The question gets a descriptor of its
+        own, because it may outlive this call.
         """
-        waiting = {name: _place_of(directory, name) for name in names}
-        answers: dict[bytes, T] = {}
-        patience = _PATIENCE_SECONDS
-        while waiting:
-            with self._lock:
-                silent = set(self._silent)
-            waiting = {name: place for name, place in waiting.items() if place not in silent}
-            if not waiting or len(silent) >= _MOST_SILENT:
-                break
-            errand = _Errand(os.dup(directory), waiting, question, self._silent, self._lock)
-            answered = errand.run_for(patience)
-            answers |= answered
-            waiting = {name: place for name, place in waiting.items() if name not in answered}
-            patience = _IMPATIENCE_SECONDS
-        return answers
-
-
-class _Errand(Generic[T]):
-    """A thread that asks one question after another, and is left alone where it gets no answer.
-
-    ``lock`` guards ``silent`` and all that both threads touch.
-    """
-
-    def __init__(
-        self,
-        directory: int,
-        places: dict[bytes, bytes],
-        question: Callable[[int, bytes], T],
-        silent: set[bytes],
-        lock: threading.Lock,
-    ) -> None:
-        self._directory = directory
-        self._places = places
-        self._question = question
-        self._silent = silent
-        self._lock = lock
-        self._place: bytes | None = None
-        self._abandoned = False
-        self._answers: dict[bytes, T] = {}
-        self._error: Exception | None = None
-
-    def run_for(self, seconds: float) -> dict[bytes, T]:
-        """Return the answers that came, each of them within ``seconds`` of the one before."""
-        thread = threading.Thread(target=self._run, name="certfs-target", daemon=True)
-        thread.start()
-        deadline = time.monotonic() + _MOST_SECONDS
-        heard = -1
-        # Very many links take long without any of them hanging: it goes on while there are answers.
-        while heard < len(self._answers) and time.monotonic() < deadline:
-            heard = len(self._answers)
-            thread.join(seconds)
-            if not thread.is_alive():
-                break
+        places: dict[bytes, list[bytes]] = {}
+        for name in names:
+            places.setdefault(_place_of(directory, name), []).append(name)
         with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._place is not None:
-                self._abandoned = True
-                self._silent.add(self._place)
-            return dict(self._answers)
+            is_full = len(self.silent) >= _MOST_THREADS
+            asked = [
+                place
+                for place in places
+                if place not in self.silent and (not is_full or place in self._answering)
+            ]
+            # Those that are known to answer first: whatever else there is, they are waited for.
+            asked.sort(key=lambda place: place not in self._answering)
+        if not asked:
+            return {}
+        inquiry = _Inquiry(directory, {place: places[place] for place in asked}, question)
+        inquiry.wait(most)
+        return self._end(inquiry)
 
-    def _run(self) -> None:
+    def _end(self, inquiry: "_Inquiry[T]") -> dict[bytes, T]:
+        with self._lock, inquiry.lock:
+            inquiry.abandoned = True
+            self.silent |= inquiry.current
+            self._answering -= inquiry.current
+            self._answering |= inquiry.done
+            inquiry.on_return = self._returned
+            if inquiry.error is not None:
+                raise inquiry.error
+            return dict(inquiry.answers)
+
+    def _returned(self, place: bytes) -> None:
+        with self._lock:
+            self.silent.discard(place)
+
+
+@dataclass(slots=True, eq=False)
+class _Inquiry(Generic[T]):
+    """Questions that are under way, and what is known of them; ``lock`` guards all but the first three fields."""
+
+    directory: int
+    places: dict[bytes, list[bytes]]
+    question: Callable[[int, bytes], T]
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    current: set[bytes] = field(default_factory=set)
+    done: set[bytes] = field(default_factory=set)
+    answers: dict[bytes, T] = field(default_factory=dict)
+    error: Exception | None = None
+    abandoned: bool = False
+    on_return: Callable[[bytes], None] = lambda _: None
+    _waiting: list[bytes] = field(default_factory=list)
+
+    def wait(self, most: float) -> None:
+        """Return when all is answered, the time is over, or no answer has come for a while."""
+        self._waiting = list(reversed(self.places))
+        deadline = time.monotonic() + most
+        heard, since = -1, time.monotonic()
+        with self.lock:
+            while self.current or self._waiting:
+                now = time.monotonic()
+                if len(self.answers) > heard:
+                    heard, since = len(self.answers), now
+                if now >= deadline or now - since >= PATIENCE_SECONDS or self.error is not None:
+                    return
+                busy = len(self.current)
+                if self._waiting and (busy < _THREADS or now - since >= _PAUSE_SECONDS):
+                    for _ in range(min(_THREADS, _MOST_THREADS - busy, len(self._waiting))):
+                        self._start(self._waiting.pop())
+                self.lock.wait(_PAUSE_SECONDS)
+
+    def _start(self, place: bytes) -> None:
+        self.current.add(place)
+        directory = os.dup(self.directory)
+        threading.Thread(
+            target=self._run, args=(directory, place), name="certfs-link-probe", daemon=True
+        ).start()
+
+    def _run(self, directory: int, place: bytes) -> None:
+        returned: list[bytes] = []
         try:
-            for name, place in self._places.items():
-                with self._lock:
-                    if self._abandoned:
-                        return
-                    self._place = place
-                answer = self._question(self._directory, name)
-                with self._lock:
-                    self._answers[name] = answer
+            while True:
+                self._ask(directory, place)
+                with self.lock:
+                    if self.abandoned:
+                        returned.append(place)
+                        break
+                    self.current.discard(place)
+                    self.done.add(place)
+                    if not self._waiting:
+                        break
+                    place = self._waiting.pop()
+                    self.current.add(place)
         except Exception as e:  # noqa: BLE001 - raised again by whoever waits
-            self._error = e
+            with self.lock:
+                self.error = e
+                self.current.discard(place)
+                returned.append(place)
         finally:
-            with self._lock:
-                if self._abandoned and self._place is not None:
-                    self._silent.discard(self._place)
-                self._place = None
-            os.close(self._directory)
+            os.close(directory)
+            with self.lock:
+                self.lock.notify_all()
+                on_return = self.on_return
+            for each in returned:
+                on_return(each)
+
+    def _ask(self, directory: int, place: bytes) -> None:
+        for name in self.places[place]:
+            if self.abandoned:
+                return
+            answer = self.question(directory, name)
+            with self.lock:
+                self.answers[name] = answer
 
 
 def _place_of(directory: int, name: bytes) -> bytes:

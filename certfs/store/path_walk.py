@@ -8,28 +8,37 @@ beneath instead: a source that is a symbolic link to ``/etc/stunnel/...`` is rea
 import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import NamedTuple
 
 from certfs import procfs
 from certfs.procfs import mount_id
 from certfs.store.backing import O_PATH_NOFOLLOW
+from certfs.store.credentials import Identity
 
 _MAX_LINKS = 40
+_MAX_STEPS = 2048
+"""As many as a path of PATH_MAX bytes can have, for the path and the links on it together."""
 
 StoreRoot = Callable[[bytes], tuple[int, list[bytes]]]
 """What turns a path within our mount into a descriptor of the store (not to be closed) and the rest to walk."""
 
 
+Owner = tuple[int, int]
+OnStep = Callable[[int, bytes], None]
+
+
 class Walked(NamedTuple):
     """Where a walk ended: an O_PATH ``descriptor``.
 
-    Whether it came ``through_mount``, which is ours, and ``through_link``, which is anybody's.
+    Whether it came ``through_mount``, which is ours, and ``through_link``; the ``owner`` (uid and gid) of the last link
+    that does not belong to root, None if there is none: what that leads to is for this user to see.
     """
 
     descriptor: int
     through_mount: bool
     through_link: bool
+    owner: Owner | None
 
 
 class PathWalker:
@@ -46,41 +55,59 @@ class PathWalker:
         """Do as ``walk`` and return the descriptor alone."""
         return self.walk(start, path).descriptor
 
-    def walk(self, start: int, path: bytes) -> Walked:
-        """Walk ``path`` from the directory ``start``; OSError as open(2) has it."""
-        links = 0
+    def walk(
+        self,
+        start: int,
+        path: bytes,
+        on_step: OnStep = lambda _directory, _name: None,
+        owner: Owner | None = None,
+    ) -> Walked:
+        """Walk ``path`` from the directory ``start``; OSError as open(2) has it.
+
+        ``on_step`` is called with each directory on the way and the name that leads on from it, before that is looked
+        up: who watches the directory then misses no change of the way. ``owner`` is that of a link which led to the
+        start.
+        """
+        links = steps = 0
         through_mount = False
-        pending = _components(path)
+        # The next component is the last: a chain of links with very many must not cost the square of their number.
+        pending = _reversed(path)
         current = self._enter(b"/") if path.startswith(b"/") else os.dup(start)
         try:
             while pending:
-                name = pending.pop(0)
-                following = os.open(name, O_PATH_NOFOLLOW, dir_fd=current)
+                name = pending.pop()
+                steps += 1
+                if links > _MAX_LINKS or steps > _MAX_STEPS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # noqa: TRY301
+                on_step(current, name)
+                with as_owner(owner):
+                    following = os.open(name, O_PATH_NOFOLLOW, dir_fd=current)
                 inner = self._inside_own_mount(current, following)
                 if inner is not None:
                     through_mount = True
                     os.close(following)
                     store, rest = self._store_root(inner)
-                    pending[:0] = rest
+                    pending.extend(reversed(rest))
                     following = os.dup(store)
                 target = _link_target(following)
                 if target is None:
                     os.close(current)
                     current = following
                     continue
+                owner = _owner_of(following) or owner
                 os.close(following)
                 links += 1
-                if links > _MAX_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # noqa: TRY301
-                pending[:0] = _components(target)
+                pending.extend(_reversed(target))
                 if target.startswith(b"/"):
                     os.close(current)
                     current = self._enter(b"/")
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # noqa: TRY301
         except BaseException:
             with suppress(OSError):
                 os.close(current)
             raise
-        return Walked(current, through_mount, links > 0)
+        return Walked(current, through_mount, links > 0, owner)
 
     @staticmethod
     def _enter(path: bytes) -> int:
@@ -94,11 +121,27 @@ class PathWalker:
         return os.fsencode(mount.root) if mount and mount.device == self.device else None
 
 
-def _components(path: bytes) -> list[bytes]:
+def as_owner(owner: Owner | None) -> AbstractContextManager[object]:
+    """Be the owner of a link in the context: nobody gets to see by a link what its owner could not (promise I19).
+
+    Without supplementary groups: to look them up can take as long as a directory service does.
+    """
+    return nullcontext() if owner is None else Identity(*owner, (), 0)
+
+
+def _owner_of(link: int) -> Owner | None:
+    if os.geteuid() != 0:
+        return None
+    status = os.stat(link)
+    return (status.st_uid, status.st_gid) if status.st_uid != 0 else None
+
+
+def _reversed(path: bytes) -> list[bytes]:
+    """Return the components of a path, the last first."""
     parts = path.split(b"/")
     # A slash or a dot at the end says that what is before it is a directory.
     ending = [b"."] if parts[-1] in {b"", b"."} else []
-    return [part for part in parts if part not in {b"", b"."}] + ending
+    return ending + [part for part in reversed(parts) if part not in {b"", b"."}]
 
 
 def _link_target(fd: int) -> bytes | None:

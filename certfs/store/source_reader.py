@@ -24,15 +24,17 @@ from certfs.store.backing import (
     describe,
     fd_path,
     file_id,
+    identity,
     stamp,
     stamp_head,
     status_at,
 )
-from certfs.store.path_walk import PathWalker
+from certfs.store.path_walk import Owner, PathWalker, as_owner
 
 DEFAULT_SIZE_LIMIT = 1 << 20
 """Bytes above which a source file is not read."""
 
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _ATTEMPTS = 3
 _TICK_NS = 20_000_000
 """Before Linux 6.13 two changes within a tick of the kernel (up to 10 ms) leave a file with the same times."""
@@ -63,16 +65,23 @@ class Writers(Enum):
     """A write was heard of, and no more: it is read only if the kernel says that nobody has it open."""
 
 
+Step = tuple[FileId, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A source as it was found; ``is_link`` if it is a symbolic link, whose target can change on its own.
 
     ``through_mount`` if the way to the target leads over our own mount, where the kernel must not be asked for it.
+    ``way`` is what decides where a link leads: names and the directories that they are in, the target's at the end.
+    ``is_held`` if another program has a lease on it (fcntl(2)) and was asked to give it back: it is to be read again.
     """
 
     source: Source
     is_link: bool = False
     through_mount: bool = False
+    way: tuple[Step, ...] = ()
+    is_held: bool = False
 
 
 def source_names(
@@ -118,6 +127,14 @@ def inherited(found: Source, before: SourceContent) -> Source:
     return Source(content, found.stamp, kept=True)
 
 
+def _held(known: Source | None) -> Source:
+    """Return what a source contributes while another program, such as Samba or an NFS server, has a lease on it."""
+    if known is not None and known.content.certificates:
+        return replace(known, stamp=b"", kept=True)
+    reason = "another program has a lease on it, and was asked to give it back"
+    return _left_out(reason, severity=Severity.WARNING)
+
+
 def _is_whole(content: SourceContent) -> bool:
     defects = (remark.severity is Severity.DEFECT for remark in content.remarks)
     return bool(content.certificates) and not any(defects)
@@ -153,12 +170,16 @@ class SourceReader:
     """Reads sources: ``size_limit`` in bytes; ``is_bundle`` tells the plain copy of a bundle, which is no source.
 
     What one of the ``readers`` refuses is left out of them.
+    ``watch_way`` is told of each directory that a link leads over, before that is looked into; it returns its identity.
+    ``owner`` is that of a link which the directory was reached by: what this user may not read is not read.
     """
 
     walker: PathWalker
     size_limit: int = DEFAULT_SIZE_LIMIT
     is_bundle: Callable[[FileId], bool] = lambda _: False
     readers: tuple[Reader, ...] = ()
+    watch_way: Callable[[int], FileId] = lambda directory: identity(directory)[0]
+    owner: Owner | None = None
 
     def read(
         self,
@@ -175,18 +196,29 @@ class SourceReader:
         """
         is_link = stat.S_ISLNK(status.st_mode)
         through_mount = False
+        owner = self.owner
+        way: list[Step] = []
         try:
             if is_link:
-                fd, through_mount, _ = self.walker.walk(directory, name)
+                fd, through_mount, _, owner = self.walker.walk(
+                    directory,
+                    name,
+                    lambda at, step: way.append((self.watch_way(at), step)),
+                    self.owner,
+                )
             elif known is not None and known.stamp == stamp(status):
                 return Reading(known)
             else:
                 fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=directory)
         except OSError as e:
-            return _reading_of_error(e, status, is_link=is_link)
+            reading = _reading_of_error(e, status, is_link=is_link)
+            return replace(reading, way=tuple(way)) if reading else None
         try:
-            source = self._read_inode(fd, known, writers, is_link=is_link)
-            return Reading(source, is_link, through_mount)
+            source = self._read_inode(fd, known, writers, owner, is_link=is_link)
+        except BlockingIOError:
+            return Reading(_held(known), is_link, through_mount, tuple(way), is_held=True)
+        else:
+            return Reading(source, is_link, through_mount, tuple(way))
         finally:
             os.close(fd)
 
@@ -206,7 +238,13 @@ class SourceReader:
         return b""
 
     def _read_inode(  # noqa: PLR0911 - one for each reason to leave a source out
-        self, fd: int, known: Source | None, writers: Writers, *, is_link: bool
+        self,
+        fd: int,
+        known: Source | None,
+        writers: Writers,
+        owner: Owner | None,
+        *,
+        is_link: bool,
     ) -> Source:
         status = os.stat(fd)
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
@@ -219,27 +257,36 @@ class SourceReader:
         if status.st_size > self.size_limit:
             return self._too_large(status)
         try:
-            file = os.open(fd_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            with as_owner(owner):
+                file = os.open(fd_path(fd), _READ)
+        except BlockingIOError:
+            raise
         except OSError as e:
             return _unread(e, status)
         try:
-            if writers is not Writers.NONE:
-                found = has_writer(file)
-                # Nobody tells when a link's target is closed.
-                is_quiet = is_link and time.time_ns() - status.st_mtime_ns > _QUIET_NS
-                if found and (writers is Writers.IDLE or is_quiet):
-                    source = self._read_file(file, certain=False)
-                    return source if _is_whole(source.content) else as_it_was(known)
-                if found or (found is None and writers is Writers.LIKELY):
-                    return as_it_was(known)
-            source = self._read_file(file, certain=writers is Writers.NONE)
-            # Somebody may have begun while it was read, and emptied it first.
-            begun = writers is not Writers.NONE and has_writer(file)
-            return as_it_was(known) if begun else source
+            is_quiet = time.time_ns() - status.st_mtime_ns > _QUIET_NS
+            # Nobody tells when a link's target is closed.
+            is_idle = writers is Writers.IDLE or (is_link and is_quiet)
+            return self._read_open(file, known, writers, is_idle=is_idle)
         except OSError as e:
             return _unread(e, status)
         finally:
             os.close(file)
+
+    def _read_open(
+        self, file: int, known: Source | None, writers: Writers, *, is_idle: bool
+    ) -> Source:
+        if writers is not Writers.NONE:
+            found = has_writer(file)
+            if found and is_idle:
+                source = self._read_file(file, certain=False)
+                return source if _is_whole(source.content) else as_it_was(known)
+            if found or (found is None and writers is Writers.LIKELY):
+                return as_it_was(known)
+        source = self._read_file(file, certain=writers is Writers.NONE)
+        # Somebody may have begun while it was read, and emptied it first.
+        begun = writers is not Writers.NONE and has_writer(file)
+        return as_it_was(known) if begun else source
 
     def _too_large(self, status: os.stat_result) -> Source:
         return _left_out(

@@ -1,0 +1,325 @@
+"""Ways to sources that are turned: links, links behind links, directories on the way, and mounts (I1, I12, I13)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from certfs.server.plain_copies import PlainCopies
+from certfs.store.source_reader import SourceReader
+from tests.store.scenes import Store, spec, store
+from tests.support import mounts, pki
+from tests.support.mounts import need_root
+
+OLD, NEW = (pki.authority(f"moving {name}") for name in ("old", "new"))
+BUNDLE = "ca.pem"
+
+
+def turn(link: Path, target: str) -> None:
+    """Let a link lead elsewhere in one step, as a deployment does."""
+    draft = link.with_name(f"{link.name}.new")
+    draft.symlink_to(target)
+    draft.rename(link)
+
+
+def swap(one: Path, other: Path) -> None:
+    """Exchange two directories by renaming."""
+    one.rename(one.with_name("away"))
+    other.rename(one)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Give a store, and outside of it two releases that a chain of links chooses from.
+
+    ``store/certs -> ../outside/site -> current -> releases/1``
+    """
+    for number, ca in ((1, OLD), (2, NEW)):
+        release = tmp_path / "outside" / "releases" / str(number)
+        release.mkdir(parents=True)
+        (release / "ca.crt").write_bytes(ca.pem)
+        (release / "ca.pem").write_bytes(ca.pem)
+    (tmp_path / "outside" / "current").symlink_to("releases/1")
+    (tmp_path / "outside" / "site").symlink_to("current")
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+TURNS: dict[str, Callable[[Path], None]] = {
+    "the link in the store": lambda root: turn(root / "certs", "../outside/releases/2"),
+    "the first outside": lambda root: turn(root / "../outside/site", "releases/2"),
+    "the second outside": lambda root: turn(root / "../outside/current", "releases/2"),
+    "the directory": lambda root: swap(
+        root / "../outside/releases/1", root / "../outside/releases/2"
+    ),
+    "a directory on the way": lambda root: swap(root / "../outside/releases", root / "other"),
+    "the way to the first link": lambda root: swap(root / "../outside", root / "elsewhere"),
+}
+
+
+def prepare_other_ways(root: Path) -> None:
+    """Make what some turns put in the place of what was there."""
+    (root / "other" / "1").mkdir(parents=True)
+    for name in ("ca.pem", "ca.crt"):
+        (root / "other" / "1" / name).write_bytes(NEW.pem)
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere" / "site").symlink_to(root / "other" / "1")
+
+
+@contextlib.contextmanager
+def opened(root: Path) -> Iterator[Store]:
+    """Read the store, for as long as the context lasts."""
+    found = store(root, [spec("certs", BUNDLE)])
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("way", TURNS)
+async def test_a_source_directory_behind_links_is_followed(root: Path, way: str) -> None:
+    """I1, I13: whatever on the way to a source directory is turned, the bundle is that of what `ls` shows."""
+    (root / "certs").symlink_to("../outside/site")
+    prepare_other_ways(root)
+    with opened(root) as found:
+        assert found.content(BUNDLE) == OLD.pem
+        TURNS[way](root)
+        await found.trust.catch_up()
+        assert (root / "certs" / "ca.pem").read_bytes() == NEW.pem
+        assert found.content(BUNDLE) == NEW.pem
+        # What is on the new way counts from now on.
+        (root / "certs" / "b.pem").write_bytes(OLD.pem)
+        await found.trust.catch_up()
+        assert OLD.pem in found.content(BUNDLE)
+
+
+@pytest.mark.parametrize("way", [*TURNS, "the target's content", "the target's name"])
+async def test_a_source_that_is_a_link_is_followed_while_nobody_reads(root: Path, way: str) -> None:
+    """I1, I12: whatever on the way to the target is turned, bundle and plain copy follow without a reader."""
+    (root / "certs").mkdir()
+    (root / "certs" / "a.pem").symlink_to("../../outside/site/ca.crt")
+    prepare_other_ways(root)
+    turns = TURNS | {
+        "the link in the store": lambda root: turn(
+            root / "certs" / "a.pem", "../../outside/releases/2/ca.crt"
+        ),
+        "the target's content": lambda root: (
+            (root / "certs/a.pem").resolve().write_bytes(NEW.pem) and None
+        ),
+        "the target's name": lambda root: (
+            (root / "../outside/releases/2/ca.crt").rename(root / "../outside/releases/1/ca.crt")
+            and None
+        ),
+    }
+    with opened(root) as found:
+        copies = PlainCopies(found.trust, active=True)
+        await copies.flush()
+        assert (root / BUNDLE).read_bytes() == OLD.pem
+        turns[way](root)
+        await found.trust.catch_up()
+        assert (root / "certs" / "a.pem").read_bytes() == NEW.pem
+        assert found.content(BUNDLE) == NEW.pem
+        await copies.flush()
+        assert (root / BUNDLE).read_bytes() == NEW.pem
+
+
+async def test_a_link_into_nowhere_is_followed_when_it_leads_somewhere(root: Path) -> None:
+    """I13: what is missing on the way is noticed when it comes."""
+    (root / "certs").symlink_to("../outside/later/certs")
+    with opened(root) as found:
+        assert found.content(BUNDLE) == b""
+        (root / "../outside/later/certs").mkdir(parents=True)
+        (root / "../outside/later/certs/a.pem").write_bytes(NEW.pem)
+        for _ in range(3):
+            await found.trust.catch_up()
+        assert found.content(BUNDLE) == NEW.pem
+
+
+def test_a_mount_over_the_mount_is_followed() -> None:
+    """I1: a file system mounted over a source directory, where people see it, is what the bundle is made of."""
+    need_root()
+    with mounts.mounted() as mount:
+        certs, bundle = mount.tree.certs, mount.tree.user_bundle
+        (certs / "a.pem").write_bytes(OLD.pem)
+        assert bundle.read_bytes() == OLD.pem
+        subprocess.run(["mount", "-t", "tmpfs", "over", certs], check=True)
+        try:
+            assert not bundle.exists()
+            (certs / "b.pem").write_bytes(NEW.pem)
+            assert bundle.read_bytes() == NEW.pem
+            plain = mount.tree.store / "stunnel" / bundle.name
+            mounts.wait_until(
+                lambda: plain.exists() and plain.read_bytes() == NEW.pem, what="the plain copy"
+            )
+        finally:
+            subprocess.run(["umount", certs], check=True)
+        assert bundle.read_bytes() == OLD.pem
+
+
+async def test_what_no_link_leads_over_is_watched_no_more(root: Path) -> None:
+    """I18: links that come and go leave no watches behind."""
+    (root / "certs").mkdir()
+    with opened(root) as found:
+        for number in range(200):
+            place = root / "places" / str(number)
+            place.mkdir(parents=True)
+            (place / "ca.crt").write_bytes(OLD.pem)
+            turn(root / "certs" / "a.pem", str(place / "ca.crt"))
+            await found.trust.catch_up()
+        assert found.content(BUNDLE) == OLD.pem
+        assert found.trust.watcher.ways < 150
+
+
+async def test_a_mount_over_a_source_directory_is_followed(root: Path) -> None:
+    """I1: what is in view of a source directory counts, before, during and after a mount over it."""
+    need_root()
+    certs = root / "certs"
+    certs.mkdir()
+    (certs / "a.pem").write_bytes(OLD.pem)
+    with opened(root) as found:
+        await trio.run_process(["mount", "-t", "tmpfs", "over", certs])
+        try:
+            await found.trust.catch_up()
+            assert found.content(BUNDLE) == b""
+            (certs / "b.pem").write_bytes(NEW.pem)
+            await found.trust.catch_up()
+            assert found.content(BUNDLE) == NEW.pem
+        finally:
+            await trio.run_process(["umount", certs])
+        await found.trust.catch_up()
+        assert found.content(BUNDLE) == OLD.pem
+        assert os.listdir(certs) == ["a.pem"]
+
+
+_HOLDER = """
+import fcntl, signal, sys, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1], "r+b")
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print(flush=True)
+sys.stdin.readline()
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def leased(path: Path) -> Iterator[Callable[[], None]]:
+    """Hold a write lease on a file, as Samba does for a client; give what returns it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+
+        def give_back() -> None:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            holder.stdin.write(b"\n")
+            holder.stdin.flush()
+            holder.stdout.readline()
+
+        yield give_back
+        holder.kill()
+
+
+async def test_a_lease_takes_no_certificate_away(root: Path) -> None:
+    """I4: a source that another program has a lease on counts as it was, and is read when that is given back."""
+    source = root / "certs" / "a.pem"
+    source.parent.mkdir()
+    source.write_bytes(OLD.pem)
+    with opened(root) as found:
+        bundle = found.bundle(BUNDLE)
+        assert bundle is not None
+        source.write_bytes(NEW.pem)
+        with leased(source) as give_back:
+            await found.trust.catch_up()
+            assert found.content(BUNDLE) == OLD.pem
+            assert bundle.is_waiting
+            give_back()
+            await bundle.settle()
+            assert found.content(BUNDLE) == NEW.pem
+            assert not bundle.is_waiting
+
+
+@contextlib.contextmanager
+def disk(beneath: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Show a directory by a file system of another process, which can be stopped; nothing is cached."""
+    mounts.need_fuse()
+    mounts.need_program("bindfs")
+    options = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
+    process = subprocess.Popen(mounts.bindfs_command("-f", "-o", options, beneath, path))
+    try:
+        mounts.wait_until(path.is_mount, what="the bindfs mount")
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        mounts.force_unmount(str(path))
+        process.terminate()
+        process.wait(10)
+
+
+async def test_a_source_directory_that_hangs_costs_a_second_once(root: Path) -> None:
+    """I18: what was last read counts, whoever asks, and it is read again when it answers."""
+    beneath, certs = root / "beneath", root / "certs"
+    beneath.mkdir()
+    certs.mkdir()
+    (beneath / "a.pem").write_bytes(OLD.pem)
+    with disk(beneath, certs) as process, opened(root) as found:
+        bundle = found.bundle(BUNDLE)
+        assert bundle is not None
+        # Nobody tells of what is changed on the other side: it is compared.
+        (beneath / "a.pem").write_bytes(NEW.pem)
+        await bundle.settle()
+        assert found.content(BUNDLE) == NEW.pem
+        process.send_signal(signal.SIGSTOP)
+        (beneath / "b.pem").write_bytes(OLD.pem)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(bundle.settle)
+        for _ in range(20):
+            await bundle.settle()
+        assert trio.current_time() - began < 3
+        assert found.content(BUNDLE) == NEW.pem
+        assert bundle.silent_places == [b"certs"]
+        process.send_signal(signal.SIGCONT)
+        with trio.fail_after(30):
+            while OLD.pem not in found.content(BUNDLE):
+                await bundle.settle()
+        assert not bundle.is_waiting
+
+
+async def test_readers_share_the_look_at_a_slow_target(root: Path) -> None:
+    """I18: twenty readers of a bundle with a slow link take as long as two."""
+    (root / "certs").mkdir()
+    (root / "certs" / "a.pem").symlink_to("../../outside/current/ca.crt")
+    with opened(root) as found:
+        bundle = found.bundle(BUNDLE)
+        assert bundle is not None
+        asked = 0
+
+        def slow(*_: object, **__: object) -> bytes:
+            nonlocal asked
+            asked += 1
+            time.sleep(0.1)
+            return b""
+
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(SourceReader, "link_stamp", slow)
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(bundle.settle)
+        assert asked in {1, 2}
+        assert found.content(BUNDLE) == OLD.pem
