@@ -7,6 +7,7 @@ CERTFS_TEST_PACKAGES names (`scripts/nightly packages` builds them), and root.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -28,7 +29,8 @@ PACKAGES = Path(os.environ.get("CERTFS_TEST_PACKAGES", "dist"))
 CONFIG = '[[bundle]]\nsource = "certs"\nbundle = "ca.pem"\n'
 _SETUP = """
 set -e
-awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo | while read -r point; do umount -l "$point"; done
+awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo |
+    while read -r point; do umount -l "$point" || true; done
 mount -t tmpfs none "$1/run"
 mount --rbind /proc "$1/proc"
 mount --rbind /dev "$1/dev"
@@ -210,6 +212,34 @@ def test_the_rpm_needs_nothing(tmp_path: Path) -> None:
     assert {line.split("(")[0] for line in required.splitlines()} <= {"rpmlib", "config"}, required
 
 
+def test_the_bill_of_materials_has_every_component(empty: Root) -> None:
+    """It is CycloneDX, with version, origin and SHA-256 of each component, and certfs says where it is."""
+    empty.rpm("-i", rpm(1))
+    said = empty.inside("/usr/bin/certfs", "--version", "--verbose")
+    place = f"/opt/certfs/{__version__}-1/share/certfs.cdx.json"
+    assert place in said
+    bill = json.loads(empty.path(place).read_text())
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    found = {component["name"].lower(): component for component in bill["components"]}
+    assert {
+        "libc6",
+        "libfuse3-3",
+        "libssl3",
+        "python3.11-minimal",
+        "cryptography",
+        "pyfuse3",
+    } <= found.keys()
+    for component in found.values():
+        assert component["version"]
+        assert component["purl"].startswith(("pkg:deb/debian/", "pkg:pypi/"))
+        assert [one["alg"] for one in component["hashes"]] == ["SHA-256"]
+    directories = empty.path(f"/opt/certfs/{__version__}-1/lib/python3.11/site-packages").glob(
+        "*.dist-info"
+    )
+    installed = {one.name.split("-")[0].replace("_", "-").lower() for one in directories}
+    assert installed <= {name.replace("_", "-") for name in found}
+
+
 def test_an_rpm_is_upgraded_under_readers(empty: Root) -> None:
     """I17: rpm -U while mounted: no open fails, and what serves afterwards is the new version."""
     empty.rpm("-i", rpm(1))
@@ -246,6 +276,7 @@ def test_a_removed_rpm_leaves_an_ordinary_host(empty: Root) -> None:
         "usr/lib/systemd",
         "usr/lib/systemd/system",
         "usr/lib/modules-load.d",
+        "usr/sbin",
     }
 
 
