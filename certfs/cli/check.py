@@ -29,6 +29,7 @@ from certfs.core.text import printable
 from certfs.errors import NotMountedError
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
+from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.validate import iso
 from certfs.protocol.notify_state import Entry
 from certfs.store.inspection import Item
@@ -70,9 +71,9 @@ def check(
     with opened(place) as trust:
         for bundle in trust.bundles:
             # The validity of what a host has installed is judged with the host's own files, as the platform alerts it.
-            judges_validity = place.paths is None or bundle.spec.source not in _INSTALLED
+            is_installed = place.paths is not None and bundle.spec.source in _INSTALLED
             judgements.extend(
-                _judge_bundle(place, items_of(place, bundle), now if judges_validity else None)
+                _judge_bundle(place, items_of(place, bundle), now, is_installed=is_installed)
             )
             problem = trust.problem_of_place(bundle)
             if problem:
@@ -132,8 +133,14 @@ def check(
     sys.exit(worst)
 
 
-def _judge_bundle(place: Place, items: list[Item], now: datetime | None) -> Iterator[_Judgement]:
-    """Yield what is wrong with one bundle; without ``now`` validity is not judged."""
+def _judge_bundle(
+    place: Place, items: list[Item], now: datetime, *, is_installed: bool
+) -> Iterator[_Judgement]:
+    """Yield what is wrong with one bundle.
+
+    The validity of what ``is_installed`` on a host is judged with the host's own files, but for the certificates that
+    only the bundle can read.
+    """
     for item in items:
         source = _absolute(place, item.source)
         if item.certificate is None and item.severity > Severity.NOTE:
@@ -147,7 +154,7 @@ def _judge_bundle(place: Place, items: list[Item], now: datetime | None) -> Iter
             )
         elif item.certificate is not None and item.included:
             yield from _judge_readers(item.certificate, item, source)
-            if now is not None:
+            if not is_installed or _is_unusual(item.certificate):
                 yield from _judge_validity(item, source, now)
     sources = [item for item in items if item.is_source]
     if sources and not any(item.included for item in sources):
@@ -158,6 +165,10 @@ def _judge_bundle(place: Place, items: list[Item], now: datetime | None) -> Iter
             "is empty although it has sources",
             "certfs list shows why each of them was left out",
         )
+
+
+def _is_unusual(certificate: Certificate) -> bool:
+    return isinstance(parse_certificates(certificate.pem), HostPemDefect)
 
 
 def _judge_readers(certificate: Certificate, item: Item, source: str) -> Iterator[_Judgement]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from certfs.core.certificate import Severity, SourceContent, parse_source
+from certfs.core.certificate import Severity, parse_source
 from certfs.errors import StoreError
 from certfs.identity.bundles import update_bundles_of
 from certfs.identity.certificate_library import Library
@@ -23,7 +23,7 @@ from certfs.identity.errors import (
     CertificateDoesNotExistError,
     CertificateNameInvalidError,
 )
-from certfs.identity.hostpem import parse_certificates
+from certfs.identity.hostpem import showable
 from certfs.identity.paths import SOURCE_DIRECTORY_MODE, HostPaths, file_errors
 from certfs.identity.trusted import Trusted, trusted_through
 from certfs.identity.validate import ANOTHER_NAME, Document, iso, validate_name
@@ -101,7 +101,7 @@ def install_authority(
             f"{document.path} holds no certificate", advice=advice_for(document)
         )
     data = b"".join(certificate.pem for certificate in content.certificates)
-    certificates = _shown(content)
+    certificates = showable(content)[0]
     if purpose is not None:
         _need_trusted_certs(paths, dry_run=dry_run)
     place.add(name, data, dry_run=dry_run)
@@ -131,7 +131,7 @@ def uninstall_authority(
     if data is None:
         return AuthorityChange(path, (), changed=False)
     content = parse_source(data)
-    certificates = _shown(content)
+    certificates = showable(content)[0]
     if dry_run:
         return AuthorityChange(path, certificates, changed=True)
     update_bundles_of(paths, place.directory)
@@ -188,12 +188,3 @@ def advice_for(document: Document) -> str:
         if mark in document.data:
             return advice.format(file=document.path)
     return "give a file of certificates in PEM form"
-
-
-def _shown(content: SourceContent) -> tuple[x509.Certificate, ...]:
-    """Return the certificates that can be shown to people; OpenSSL reads some that cannot."""
-    shown: list[x509.Certificate] = []
-    for certificate in content.certificates:
-        found = parse_certificates(certificate.pem)
-        shown += found if isinstance(found, tuple) else ()
-    return tuple(shown)

@@ -17,7 +17,7 @@ from certfs.core.bundle import is_editors_lock, is_source_name
 from certfs.core.certificate import Severity, parse_source
 from certfs.errors import StoreError
 from certfs.identity.ensure import HOST_UUID, STATE, common_name, parse_uuid
-from certfs.identity.hostpem import HostPemDefect, parse_certificates, parse_host_pem
+from certfs.identity.hostpem import HostPemDefect, parse_host_pem, showable
 from certfs.identity.paths import POOL_PEM, SERVER_PEM, HostPaths, file_errors, read_file
 from certfs.identity.subject import read_inventory
 
@@ -158,8 +158,6 @@ def _sources(kind: Kind, directory: Path) -> Iterator[Installed]:
             continue
         content = parse_source(data)
         defects = [remark.reason for remark in content.remarks if remark.severity > Severity.NOTE]
-        certificates = parse_certificates(b"".join(one.pem for one in content.certificates))
-        if isinstance(certificates, HostPemDefect):
-            defects.append(certificates.reason)
-            certificates = ()
+        certificates, hidden = showable(content)
+        defects += [f"holds {subject}, which only certfs list can show" for subject in hidden]
         yield Installed(kind, path, certificates, defects[0] if defects else "")

@@ -587,3 +587,17 @@ def test_only_an_overlooked_certificate_is_no_empty_bundle(place: Place) -> None
     """I9: a note does not make check fail, also where there is no source at all."""
     place.put("x.crt", ONE.pem)
     assert place.check() == (0, [])
+
+
+def test_the_validity_of_an_unusual_authority_of_a_host_is_judged(tmp_path: Path) -> None:
+    """I9: also where a host's own certificates are judged by a parser that refuses it."""
+    certs = tmp_path / "stunnel" / "certs"
+    certs.mkdir(parents=True)
+    (tmp_path / "xensource").mkdir()
+    dateless = pki_deviations.every()["dates that are none"]
+    (certs / "odd.pem").write_bytes(pki_forms.block(b"CERTIFICATE", dateless))
+    ended = run("check", "--store", str(tmp_path), "--json")
+    findings = json.loads(ended.stdout)["findings"]
+    assert ("VALIDITY_UNKNOWN", str(certs / "odd.pem")) in {
+        (each["name"], each["file"]) for each in findings
+    }
