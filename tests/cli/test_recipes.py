@@ -1,0 +1,83 @@
+"""Tests that the recipes of docs/operations.md do what is said of them, run as they are written there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import pki
+from tests.support.host import Host, host
+from tests.support.mounts import need_root, wait_until
+from tests.support.pki import certificates_in
+
+pytestmark = pytest.mark.mount
+
+_PAGE = Path(__file__).parents[2] / "docs/operations.md"
+OLD, NEW, OTHER = (pki.authority(f"recipe {name}") for name in ("old", "new", "other"))
+
+
+def _recipe(name: str) -> str:
+    """Give the shell lines that follow a recipe's mark."""
+    found = re.search(rf"<!-- recipe: {name} -->\n```\n(.*?)```", _PAGE.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def serving() -> Iterator[Host]:
+    """Give a host that serves two CAs."""
+    need_root()
+    with host() as made:
+        (made.store.certs / "old-1.pem").write_bytes(OLD.pem)
+        (made.store.certs / "other.pem").write_bytes(OTHER.pem)
+        made.certfs("mount")
+        yield made
+        made.certfs("unmount")
+
+
+def _shell(made: Host, script: str) -> str:
+    """Run lines on the host as its admin does, with certfs on the path."""
+    program = Path(made.program()[0]).parent
+    done = made.run("sh", "-ec", f"PATH={program}:$PATH\n{script}")
+    return f"{done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def test_batch_change_is_seen_as_a_whole_at_its_end(serving: Host) -> None:
+    """I10: until the last line the old certificate is trusted beside the new one, afterwards it is not."""
+    new = serving.directory / "new"
+    new.mkdir()
+    (new / "n.pem").write_bytes(NEW.pem)
+    lines = _recipe("batch").replace("/root/new", str(new)).splitlines()
+    bundle = serving.tree.user_bundle
+    before = "\n".join(line for line in lines if not line.startswith("rmdir"))
+    assert _shell(serving, before).startswith("0\n")
+    assert set(certificates_in(bundle.read_bytes())) == {OLD.sha256, NEW.sha256, OTHER.sha256}
+    last = next(line for line in lines if line.startswith("rmdir"))
+    assert _shell(serving, f"cd /etc/stunnel\n{last}").startswith("0\n")
+    wait_until(
+        lambda: set(certificates_in(bundle.read_bytes())) == {NEW.sha256, OTHER.sha256},
+        what="the end of the swap",
+    )
+
+
+def test_certificate_is_added_by_its_directory(serving: Host) -> None:
+    """What cannot be written into the bundle is in it when it is in the directory."""
+    partner = serving.directory / "partner.crt"
+    partner.write_bytes(NEW.pem)
+    bundle = serving.tree.user_bundle
+    assert "not permitted" in _shell(serving, "echo x >> /etc/stunnel/xapi-stunnel-ca-bundle.pem")
+    add, remove = _recipe("edit").replace("/root/partner.crt", str(partner)).splitlines()
+    assert _shell(serving, add).startswith("0\n")
+    assert NEW.sha256 in certificates_in(bundle.read_bytes())
+    assert _shell(serving, remove).startswith("0\n")
+    assert NEW.sha256 not in certificates_in(bundle.read_bytes())
+
+
+def test_one_command_monitors_the_host(serving: Host) -> None:
+    """The check of a host names what is wrong with it, for people and for programs."""
+    people, programs = _recipe("monitoring").splitlines()
+    assert _shell(serving, people).startswith("2\n")
+    assert '"findings"' in _shell(serving, programs)
