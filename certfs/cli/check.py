@@ -98,6 +98,16 @@ def check(
         )
         for directory in place.silent
     )
+    judgements.extend(
+        _Judgement(
+            Grade.WARNING,
+            "TREE_NOT_PRESENTED",
+            tree,
+            "is not presented: it came after the mount, or dom0.trees has changed",
+            "certfs unmount, then certfs mount; until then certfs repair writes its bundles",
+        )
+        for tree in place.not_presented
+    )
     host = place.host
     if host is not None:
         judgements.extend(

@@ -78,9 +78,20 @@ class Place:
         if self.paths is None:
             return None
         trees = {name: os.fsencode(path) for name, path in self.roots.items()}
+        if self.paths.root is None:
+            # Also where it is not presented, because it came later: then its bundles are plain files.
+            trees.setdefault(b"trusted-certs", os.fsencode(self.paths.trusted_certs))
         places = expand_bundles(trees, (*self.specs, *PLATFORM_BUNDLES))
         by_bundle = {place.bundle: place for place in reversed(tuple(places))}
         return replace(self.paths, bundles=tuple(reversed(by_bundle.values())))
+
+    @property
+    def not_presented(self) -> tuple[str, ...]:
+        """The host's directories that the configuration presents and its running mount does not."""
+        if not self.is_live or self.paths is None or self.paths.root is not None:
+            return ()
+        presented = set(self.roots.values())
+        return tuple(tree for tree in self.config.dom0_trees if canonical(tree) not in presented)
 
     def path(self, components: tuple[bytes, ...]) -> str:
         """Return the absolute path of what has this path from the root of the mount."""

@@ -186,7 +186,10 @@ def _lock(directory: str) -> int:
 
 def _already_running(state: state_file.State | None) -> AlreadyRunningError:
     if state is None:
-        return AlreadyRunningError("certfs is being started here at this moment")
+        return AlreadyRunningError(
+            "certfs is being started here at this moment",
+            advice="wait a moment; certfs status shows it then",
+        )
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.since))
     where = " and ".join(state.targets)
     return AlreadyRunningError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -215,3 +216,24 @@ def _leaves(kind: type[CertfsError]) -> Iterator[type[CertfsError]]:
         yield kind
     for one in derived:
         yield from _leaves(one)
+
+
+def _raised(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Give each error for people that a module makes."""
+    kinds = {kind.__name__ for kind in _leaves(CertfsError)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
+            yield node.func.id, node
+
+
+def test_every_error_says_what_to_do() -> None:
+    """No error for people is made anywhere without the one thing to do about it."""
+    collect(group)
+    package = Path(__file__).parents[2] / "certfs"
+    silent = [
+        f"{path.relative_to(package)}:{call.lineno} {name}"
+        for path in package.rglob("*.py")
+        for name, call in _raised(path)
+        if not any(word.arg in {"advice", None} for word in call.keywords)
+    ]
+    assert silent == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,20 @@ def test_restart_says_that_the_presented_directories_stay(configured: Host) -> N
     finally:
         file.write_text(_CONFIG, encoding="ascii")
         assert "warning" not in configured.certfs("restart")
+
+
+def test_tree_that_comes_later_is_not_claimed_and_has_its_bundles(configured: Host) -> None:
+    """A directory that XAPI makes after the mount is not listed; the check says so, and repair writes its bundle."""
+    directory = configured.inside("/etc/trusted-certs/ca-general")
+    directory.mkdir(parents=True)
+    (directory / "ca.pem").write_bytes(CA.pem)
+    try:
+        assert all("trusted-certs" not in item["bundle"] for item in _json(configured, "list"))
+        findings = _json(configured, "check", expect=2)["findings"]
+        said = {(one["name"], one["file"]) for one in findings if "trusted-certs" in one["file"]}
+        bundle = "/etc/trusted-certs/ca-bundle-general.pem"
+        assert said == {("TREE_NOT_PRESENTED", "/etc/trusted-certs"), ("BUNDLE_STALE", bundle)}
+        configured.run(*configured.program(), "repair")
+        assert certificates_in(configured.inside(bundle).read_bytes()) == [CA.sha256]
+    finally:
+        shutil.rmtree(configured.inside("/etc/trusted-certs"))
