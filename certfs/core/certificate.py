@@ -52,14 +52,12 @@ _MOST_VERIFIABLE = 256
 """Certificates of one source whose signature may be verified to put them in order; 0.5 ms each at most."""
 UNKNOWN_TIME = -(1 << 62)
 """The notBefore of a certificate whose date cannot be read."""
-
-
 _BEGIN_LINE = b"-----BEGIN CERTIFICATE-----\n"
 _END_LINE = b"-----END CERTIFICATE-----\n"
 
 
 class Severity(enum.IntEnum):
-    """How much a remark matters: a NOTE was left out as everybody wants it; the others want a person's eye."""
+    """How much a remark matters: what has a NOTE was left out as its writer wants it; the others want a look."""
 
     NOTE = 0
     WARNING = 1
@@ -121,12 +119,12 @@ def parse_source(data: bytes, readers: Collection[Reader] = ()) -> SourceContent
         elif block.label not in CERTIFICATE_LABELS:
             certificate = None
             remarks.append(_remark_on_other_block(block))
-        elif len(certificates) == _MOST_CERTIFICATES:
-            reason = f"more than {_MOST_CERTIFICATES} certificates: what follows is left out"
-            remarks.append(Remark(Severity.DEFECT, block.line, reason))
-            break
         else:
             certificate = _read_certificate(data, block, remarks)
+        if certificate is not None and len(certificates) == _MOST_CERTIFICATES:
+            reason = f"more than {_MOST_CERTIFICATES} certificates: this one and what follows is left out"
+            remarks.append(Remark(Severity.DEFECT, block.line, reason))
+            break
         if certificate is not None and readers:
             refusal = next(
                 (one for one in refusals(certificate.der) if one.reader in readers), None

@@ -68,6 +68,21 @@ def read_first(data: bytes, parent: Element, count: int) -> list[Element]:
     return found
 
 
+def walk(data: bytes, outermost: Element) -> Iterator[Element]:
+    """Yield an element and all that are in it; DerError where they do not fill each other, or are nested too deeply.
+
+    The depth is bounded because to find the end of an element whose length is left open takes all that is in it.
+    """
+    open_elements = [(outermost, 0)]
+    while open_elements:
+        element, depth = open_elements.pop()
+        yield element
+        if element.tag & _CONSTRUCTED:
+            if depth == _MOST_NESTED:
+                raise DerError("elements are nested too deeply")
+            open_elements.extend((inner, depth + 1) for inner in read_elements(data, element))
+
+
 def content_of(data: bytes, element: Element) -> bytes:
     """Return the content of a string, put together if it is in several pieces (X.690, 8.7.3 and 8.21)."""
     if not element.tag & _CONSTRUCTED:

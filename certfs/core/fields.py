@@ -21,6 +21,7 @@ _VERSION = 0xA0
 _EXTENSIONS = 0xA3
 _UTC_TIME = 0x17
 _FEWEST_FIELDS = 6
+_LONGEST_VERSION = 4
 _UTC_TIME_FORM = re.compile(rb"(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)?(?:Z|([+-])(\d\d)(\d\d))")
 _GENERALIZED_TIME_FORM = re.compile(
     rb"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(?:(\d\d)(?:\.\d+)?)?(?:Z|([+-])(\d\d)(\d\d))"
@@ -30,7 +31,10 @@ _PIVOT_YEAR = 50  # RFC 5280, 4.1.2.5.1
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where the fields of a certificate are; ``version`` counts from 1, ``extensions`` is None where it has none."""
+    """Where the fields of a certificate are; ``version`` counts from 1, ``extensions`` is None where it has none.
+
+    A version that is no number of reason is 0.
+    """
 
     version: int
     serial_number: Element
@@ -51,7 +55,8 @@ def read_fields(der: bytes) -> Fields:
     version = 1
     if fields and fields[0].tag == _VERSION:
         (number,) = read_first(der, fields.pop(0), 1)
-        version = int.from_bytes(content_of(der, number), signed=True) + 1
+        octets = content_of(der, number)
+        version = int.from_bytes(octets, signed=True) + 1 if len(octets) <= _LONGEST_VERSION else 0
     if len(fields) < _FEWEST_FIELDS:
         raise DerError("certificate lacks fields")
     serial_number, signature, issuer, validity, subject, public_key, *optional = fields

@@ -26,6 +26,7 @@ from certfs.core.rendering import LONGEST_ESCAPED, LONGEST_LOGGED, Rendering
 from certfs.core.text import printable
 
 _TAG_NUMBER = 0x1F
+_LONGEST_IDENTIFIER = 64
 _CANONICAL = 0x0C
 _LONGEST_DER = 4096
 """Bytes of DER that are looked at: what is longer prints to more than ``LONGEST_LOGGED``, but for its structure."""
@@ -45,7 +46,7 @@ _ENCODINGS = {**_CANONICAL_ENCODINGS, 0x12: "latin-1"}  # NumericString
 _PLAIN_TAGS = frozenset({0x0C, 0x13, 0x16})
 
 _OCSP = bytes.fromhex("06082b06010505073001")
-_UNIFORM_RESOURCE_IDENTIFIERS = frozenset({0x86, 0xA6})
+_URL, _URL_IN_PIECES = b"\x86", b"\xa6"
 # RFC 4514, section 3, and what OpenSSL and the platform call the others.
 _TYPES = {
     bytes.fromhex("550403"): "CN",
@@ -116,9 +117,12 @@ def longest_responder(der: bytes) -> int:
     found = der.find(_OCSP)
     while found >= 0:
         start = found + len(_OCSP)
-        with suppress(DerError):
-            location = read_element(der, start, len(der))
-            if location.tag in _UNIFORM_RESOURCE_IDENTIFIERS:
+        if der[start : start + 1] == _URL_IN_PIECES:
+            # No authority writes one, and to find its end could take the whole certificate, each time.
+            return len(der)
+        if der[start : start + 1] == _URL:
+            with suppress(DerError):
+                location = read_element(der, start, len(der))
                 longest = max(longest, location.end - location.content)
         found = der.find(_OCSP, start)
     return longest
@@ -160,7 +164,9 @@ def _attribute_text(der: bytes, kind: Element, value: Element) -> str:
 
 
 def dotted(identifier: bytes) -> str:
-    """Return an object identifier in digits (X.690, 8.19)."""
+    """Return an object identifier in digits (X.690, 8.19); in hexadecimal if it is longer than any registered one."""
+    if len(identifier) > _LONGEST_IDENTIFIER:
+        return f"#{identifier.hex()}"
     numbers = []
     number = 0
     for octet in identifier:

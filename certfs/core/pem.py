@@ -128,7 +128,7 @@ class _Search:
     def begin(self, marker: re.Match[bytes], label: str) -> Iterator[PemDefect]:
         """Take a BEGIN."""
         lead = self._lead(marker.start())
-        # The rest of a block that was cut short in the middle of a line is no text of anybody's.
+        # What is left of a block that was cut short in the middle of a line is no text before a marker.
         is_rest = bool(self._begun) and _BASE64.fullmatch(lead) is not None
         if self._is_line_start(marker.start(), lead) or is_rest:
             if self._begun:

@@ -20,6 +20,7 @@ from certfs.core.der import (
     read_element,
     read_elements,
     read_first,
+    walk,
 )
 from certfs.core.fields import Fields, read_dates, read_fields
 
@@ -120,7 +121,7 @@ class _Subject:
 
 
 def refusals(der: bytes) -> tuple[Refusal, ...]:
-    """Return who refuses the certificate ``der``, which OpenSSL loads; one reason for each reader."""
+    """Return the readers that refuse the certificate ``der``, which OpenSSL loads; one reason for each."""
     try:
         subject = _Subject(der)
     except DerError:
@@ -236,25 +237,17 @@ def _wide_length(subject: _Subject) -> str:
 
 
 def _elements(der: bytes) -> Iterator[Element]:
-    """Yield all elements of a certificate, those first that others are in; what cannot be parsed has none in it."""
-    open_elements = [read_element(der, 0, len(der))]
-    while open_elements:
-        element = open_elements.pop()
-        yield element
-        if element.tag & _CONSTRUCTED:
-            with suppress(DerError):
-                open_elements.extend(read_elements(der, element))
+    """Yield the elements of a certificate, as far as they can be parsed."""
+    with suppress(DerError):
+        yield from walk(der, read_element(der, 0, len(der)))
 
 
 def _is_well_formed(value: bytes) -> bool:
     """Whether a value is one element, filled by elements all the way down."""
     try:
         outermost = read_element(value, 0, len(value))
-        open_elements = [outermost]
-        while open_elements:
-            element = open_elements.pop()
-            if element.tag & _CONSTRUCTED:
-                open_elements.extend(read_elements(value, element))
+        for _ in walk(value, outermost):
+            pass
     except DerError:
         return False
     return outermost.end == len(value)

@@ -14,9 +14,12 @@ from certfs.core.certificate import (
     own_signature,
     parse_source,
 )
+from certfs.core.details import describe
 from certfs.core.pem import render
+from certfs.core.readers import Reader, refusals
 from certfs.core.signature import OwnSignature
 from tests.support import pki, pki_raw
+from tests.support.counting import calls_of
 
 
 @pytest.fixture
@@ -137,3 +140,58 @@ def test_the_certificates_of_a_source_are_bounded(monkeypatch: pytest.MonkeyPatc
     assert remark.severity is Severity.DEFECT
     assert remark.line == b"".join(pems[:3]).count(b"\n") + 1
     assert "more than 3 certificates" in remark.reason
+
+
+_RESPONDER = bytes.fromhex("06082b06010505073001")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param(_RESPONDER + b"\xa6\x80", id="open URLs"),
+        pytest.param(_RESPONDER + b"\x86\x84\x7f\xff\xff\xff", id="URLs without an end"),
+        pytest.param(b"\x30\x80", id="open elements"),
+        pytest.param(b"\x24\x80", id="open strings"),
+        pytest.param(b"\x30\x83\x00\x00\x00", id="empty elements"),
+        pytest.param(b"\x1f\xff", id="long tags"),
+    ],
+)
+def test_a_certificate_is_judged_in_proportion_to_its_size(hostile: bytes) -> None:
+    """I18: ten times the bytes take about ten times the calls, whatever is in an extension; also for the readers."""
+
+    def judge(size: int) -> int:
+        value = hostile * (size // len(hostile))
+        extension = pki_raw.sequence(
+            bytes.fromhex("0603551d11"), b"\x01\x01\xff", pki_raw.element(0x04, value)
+        )
+        subject = pki_raw.name(pki_raw.attribute(b"hostile"))
+        data = render(pki_raw.certificate(subject, extensions=[extension]))
+        return calls_of(lambda: parse_source(data, (Reader.GNUTLS, Reader.JAVA)))
+
+    assert judge(200_000) <= 12 * judge(20_000) + 2_000
+
+
+@pytest.mark.parametrize(
+    "der",
+    [
+        pki_raw.certificate(
+            pki_raw.name(
+                pki_raw.attribute(
+                    b"x", identifier=pki_raw.element(0x06, b"\x2a" + b"\xff" * 3000 + b"\x01")
+                )
+            )
+        ),
+        pki_raw.certificate(
+            pki_raw.name(pki_raw.attribute(b"version")),
+            version=pki_raw.element(0xA0, pki_raw.element(0x02, b"\x80" + b"\0" * 3000)),
+            extensions=[pki_raw.sequence(bytes.fromhex("0603551d0e"), b"\x04\x00")],
+        ),
+    ],
+    ids=["object identifier", "version"],
+)
+def test_a_number_of_thousands_of_digits_is_shown_in_short(der: bytes) -> None:
+    """I16: Python refuses to write such a number in digits; a description must not raise."""
+    content = parse_source(render(der))
+    for certificate in content.certificates:
+        assert describe(certificate).subject.isprintable()
+    assert all(each.reason for each in refusals(der))
