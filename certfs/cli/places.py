@@ -17,7 +17,7 @@ import click
 
 from certfs import procfs
 from certfs.client.mount import canonical
-from certfs.client.query import ANSWER_SECONDS, ask_instance, ask_mount
+from certfs.client.query import ANSWER_SECONDS, ask_host, ask_instance, ask_mount
 from certfs.config import DEFAULT_FILE, Config, load_config
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import Severity, parse_source
@@ -178,7 +178,7 @@ def _host(config_file: str | None) -> Place:
 
 def _host_status() -> dict[str, Any] | None:
     """Return what the host's own mount says of itself; None if there is none that answers this user."""
-    answer = ask_instance(f"{state_file.runtime_directory()}/dom0")
+    answer = ask_instance(f"{state_file.runtime_directory()}/dom0") or ask_host()
     return None if answer is None else answer.report
 
 
@@ -256,7 +256,7 @@ def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
             _components(bundle["bundle"]),
             # A server of before an upgrade does not say it.
             tuple(map(os.fsencode, bundle.get("suffixes", [".pem"]))),
-            tuple(map(Reader, bundle.get("readers", ()))),
+            tuple(reader for reader in Reader if reader.value in bundle.get("readers", ())),
         )
         for bundle in status["bundles"]
     )
@@ -264,7 +264,7 @@ def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
 
 def _with_findings(place: Place, status: dict[str, Any]) -> Place:
     """Return the place with what only the server knows; one of an older release does not say."""
-    silent = {place for bundle in status["bundles"] for place in bundle.get("not_answering", ())}
+    silent = {place for bundle in status["bundles"] for place in bundle.get("not_answering") or ()}
     return replace(place, incomplete=_incomplete_of(status), silent=tuple(sorted(silent)))
 
 
@@ -277,7 +277,7 @@ def _incomplete_of(status: dict[str, Any]) -> tuple[Incomplete, ...]:
             frozenset(one["certificates"]),
         )
         for bundle in status["bundles"]
-        for one in bundle.get("being_written", ())
+        for one in bundle.get("being_written") or ()
     )
 
 

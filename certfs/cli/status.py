@@ -13,7 +13,7 @@ import click
 
 from certfs.client.instances import find
 from certfs.client.mount import canonical
-from certfs.client.query import Answer, ask_instance, ask_mount
+from certfs.client.query import Answer, ask_host, ask_instance, ask_mount
 from certfs.core.text import printable
 from certfs.errors import DeadlineError, NotMountedError
 from certfs.protocol import state_file
@@ -66,6 +66,8 @@ def _answers(mountpoint: str | None) -> list[Answer]:
             advice="certfs status without an argument shows what you have mounted",
         )
     answers = [answer for place in state_file.instances() if (answer := ask_instance(place))]
+    if not answers and (host := ask_host()):
+        return [host]
     if not answers:
         raise NotMountedError(
             "you have no certfs mounted",
@@ -79,7 +81,12 @@ def _at(mountpoint: str) -> Answer | None:
     try:
         return ask_instance(find(mountpoint))
     except NotMountedError:
-        return ask_mount(canonical(mountpoint))
+        where = canonical(mountpoint)
+        host = ask_host()
+        is_the_hosts = host is not None and any(
+            each["target"] == where for each in host.to_json()["mounts"]
+        )
+        return host if is_the_hosts else ask_mount(where)
 
 
 def _shown(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
@@ -96,7 +103,7 @@ def _shown(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
 
 def _lines(status: dict[str, Any]) -> Iterator[str]:
     for each in status["mounts"]:
-        same = each["target"] == each["store"]
+        same = each["store"] in {each["target"], None}
         store = "" if same else f"  (store {each['store']})"
         yield click.style(each["target"], bold=True) + store
     phase = _PHASES[status["phase"]]
@@ -114,7 +121,7 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         yield from _bundle_lines(bundle)
     for reader in status.get("notify", ()):
         yield from _reader_lines(reader)
-    events = status["events"][-_LAST_EVENTS:]
+    events = (status["events"] or ())[-_LAST_EVENTS:]
     for event in events:
         yield f"  {_moment(event['at'])}  {event['kind']}: {event['detail']}{_times(event)}"
 
@@ -123,14 +130,20 @@ def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
     if not bundle["exists"]:
         yield f"  {bundle['bundle']}: absent, no certificate in {bundle['source']}"
     else:
-        yield (
-            f"  {bundle['bundle']}: {bundle['certificates']} certificates"
-            f" from {bundle['sources']} sources, {bundle['size']} bytes, generation {bundle['generation']}"
-        )
-        yield f"    sha256 {bundle['sha256']}, last change {_moment(bundle['changed'])}"
+        what = f"{bundle['certificates']} certificates from {bundle['sources']} sources"
+        if bundle["sha256"] is None:  # a summary
+            yield f"  {bundle['bundle']}: {what}"
+            yield f"    last change {_moment(bundle['changed'])}"
+        else:
+            size = f"{bundle['size']} bytes, generation {bundle['generation']}"
+            yield f"  {bundle['bundle']}: {what}, {size}"
+            yield f"    sha256 {bundle['sha256']}, last change {_moment(bundle['changed'])}"
     if bundle["swap"]:
         yield "    a swap of the source directory is in progress"
-    for remark in bundle["left_out"]:
+    if bundle.get("left_out_count"):
+        text = f"    {bundle['left_out_count']} left out, wholly or in part: root can see which"
+        yield click.style(text, fg="yellow")
+    for remark in bundle["left_out"] or ():
         line = f" line {remark['line']}" if remark["line"] else ""
         yield click.style(
             f"    left out: {remark['source']}{line}: {remark['reason']}", fg="yellow"

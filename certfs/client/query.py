@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from certfs import procfs
-from certfs.linux.processes import output_of_child
+from certfs.linux.processes import in_child, output_of_child
 from certfs.protocol import state_file
 from certfs.protocol.checked import decoded
 from certfs.protocol.link import notify_state_file, wishes_file
@@ -20,6 +20,7 @@ from certfs.protocol.notify_spec import Wishes
 from certfs.protocol.notify_state import Entry, recalled
 from certfs.protocol.owned_mounts import devices_of
 from certfs.protocol.state_file import Event, Phase, State
+from certfs.protocol.summary import Summary, read_hosts
 
 ANSWER_SECONDS: Final = 3.0
 REPORT_BYTES: Final = 64 << 20
@@ -88,6 +89,9 @@ class _Bundle:
     swap: bool
     left_out: tuple[_LeftOut, ...]
     plain_copy: _PlainCopy
+    suffixes: tuple[str, ...] = (".pem",)
+    readers: tuple[str, ...] = ()
+    not_answering: tuple[str, ...] = ()
     being_written: tuple[_BeingWritten, ...] = ()
     """A server of an older release does not say."""
 
@@ -122,6 +126,8 @@ class Answer:
     """The user who made the mount, where there is no ``state``: what it says of itself is this user's word."""
     notified: tuple[Entry, ...] = ()
     """The readers that are told of changes, where there is a ``state``."""
+    last: dict[str, Any] | None = None
+    """What it said before it died, where there is no ``state``."""
 
     @property
     def is_trusted(self) -> bool:
@@ -151,7 +157,7 @@ class Answer:
     def _from_state(self) -> dict[str, Any]:
         state = self.state
         if state is None:
-            return {}
+            return self.last or {}
         return {
             "version": state.version,
             "mode": state.mode,
@@ -250,7 +256,12 @@ def _status_through(mountpoint: str, device: str | None) -> bytes:
     if mount is None or not mount.is_certfs or device not in {None, mount.device}:
         raise OSError(errno.ENOENT, "no certfs is mounted there", mountpoint)
     directory = os.open(".certfs", os.O_PATH | os.O_DIRECTORY | flags, dir_fd=root)
-    file = os.open("status.json", os.O_RDONLY | os.O_NONBLOCK | flags, dir_fd=directory)
+    flags |= os.O_RDONLY | os.O_NONBLOCK
+    try:
+        file = os.open("status.json", flags, dir_fd=directory)
+    except PermissionError:
+        # For root and the owner of the store; what everybody may know is beside it.
+        file = os.open("summary.json", flags, dir_fd=directory)
     if {procfs.mount_id(fd) for fd in (directory, file)} != {mount.mount_id}:
         raise OSError(errno.EXDEV, "something else is mounted there", mountpoint)
     if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -259,9 +270,67 @@ def _status_through(mountpoint: str, device: str | None) -> bytes:
         return b"%d\n" % (-1 if mount.owner is None else mount.owner) + stream.read(REPORT_BYTES)
 
 
+def ask_host() -> Answer | None:
+    """Return what everybody may know of the host's own mount; None if there is none."""
+    summary = read_hosts()
+    if summary is None:
+        return None
+    report = report_of(summary)
+    if not summary.is_served():
+        # Plain directories are in view, unless nobody was left to see to that.
+        phase: Phase | Literal["dead"] = "dead" if summary.is_left_dead() else "plain"
+        return Answer(phase, None, None, 0, last=report)
+    answers = in_child(lambda: _ask_each(summary.targets), ANSWER_SECONDS) is None
+    return Answer("serving", report if answers else None, None, 0, last=report)
+
+
+def _ask_each(targets: tuple[str, ...]) -> None:
+    for target in targets:
+        os.statvfs(target)  # never answered from the kernel's memory
+
+
+def report_of(summary: Summary) -> dict[str, Any]:
+    """Return a summary in the form of a report: what is only for root and the owner of the store is null."""
+    return {
+        "version": summary.version,
+        "mode": summary.mode,
+        "config_file": summary.config_file,
+        "mounts": [{"target": target, "store": None} for target in summary.targets],
+        "server": {"pid": summary.server.pid, "since": summary.server_since},
+        "supervisor": None,
+        "since": summary.since,
+        "bundles": [
+            {
+                "bundle": each.bundle,
+                "source": each.source,
+                "suffixes": list(each.suffixes),
+                "readers": list(each.readers),
+                "exists": each.exists,
+                "generation": None,
+                "certificates": each.certificates,
+                "sources": each.sources,
+                "size": None,
+                "sha256": None,
+                "changed": each.changed,
+                "swap": None,
+                "left_out": None,
+                "left_out_count": each.left_out,
+                "not_answering": None,
+                "being_written": None,
+                "plain_copy": {"current": each.plain_copy_current, "error": None},
+            }
+            for each in summary.bundles
+        ],
+        "plain_copies_current": summary.plain_copies_current,
+        "events": None,
+    }
+
+
 def decoded_report(content: bytes) -> dict[str, Any]:
     """Return a status report with at least what every reader of it relies on; ValueError if it is none."""
-    checked_report = decoded(_Relied, content)
-    del checked_report
+    try:
+        return report_of(Summary.from_json(content))
+    except ValueError:
+        decoded(_Relied, content)
     report: dict[str, Any] = json.loads(content)
     return report

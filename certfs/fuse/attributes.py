@@ -41,18 +41,20 @@ def from_status(
 
 
 def of_content(
-    number: int, size: int, time_ns: int, owner: tuple[int, int]
+    number: int, size: int, time_ns: int, owner: tuple[int, int], *, mode: int = 0o644
 ) -> pyfuse3.EntryAttributes:
     """Return the attributes of a file of our own making; its name is asked for anew at every open (I1)."""
-    entry = _synthetic(number, stat.S_IFREG | 0o644, time_ns, owner)
+    entry = _synthetic(number, stat.S_IFREG | mode, time_ns, owner)
     entry.st_size = size
     entry.st_blocks = -(-size // _BLOCK)
     return entry
 
 
-def of_directory(number: int, time_ns: int, owner: tuple[int, int]) -> pyfuse3.EntryAttributes:
+def of_directory(
+    number: int, time_ns: int, owner: tuple[int, int], *, mode: int = 0o755
+) -> pyfuse3.EntryAttributes:
     """Return the attributes of a directory of our own making."""
-    entry = _synthetic(number, stat.S_IFDIR | 0o755, time_ns, owner)
+    entry = _synthetic(number, stat.S_IFDIR | mode, time_ns, owner)
     entry.st_nlink = 2
     return entry
 

@@ -31,7 +31,13 @@ from certfs.fuse.handles import FileHandle, HandleTable
 from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, Use, permissions_of
 from certfs.fuse.patience import Patience
 from certfs.fuse.requests import Requests, current_user, waiting_for_store
-from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, Content, SyntheticFiles
+from certfs.fuse.synthetic import (
+    DETAILS_MODE,
+    STATUS_DIRECTORY_NUMBER,
+    STATUS_FILE,
+    Content,
+    SyntheticFiles,
+)
 from certfs.procfs import command_of
 from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
 from certfs.store.bundle import Actor, LiveBundle
@@ -124,6 +130,7 @@ class FilesystemBase(pyfuse3.Operations):
         self.announcements = Announcements(tables.synthetic)
         self.traffic = Traffic()
         self.owner = (os.geteuid(), os.getegid())
+        self.details_owner = self.owner
         self.started_ns = time.time_ns()
         self.unsettled: set[Inode] = set()
         self.on_init: Callable[[], None] = lambda: None
@@ -131,6 +138,8 @@ class FilesystemBase(pyfuse3.Operations):
         whole = roots.directories.get(b"")
         self.trees: dict[bytes, Inode] = {}
         if whole is not None:
+            store = os.stat(whole)
+            self.details_owner = (store.st_uid, store.st_gid)
             inodes.add_root(os.dup(whole), ROOT)
         else:
             self.trees = {
@@ -226,11 +235,28 @@ class FilesystemBase(pyfuse3.Operations):
         await self.calls.away(self.synthetic.prepare_status)
         return self.synthetic.of_status(user)
 
+    async def own_content(self, name: bytes) -> Content:
+        """Return a new inode of one of our `OWN_FILES` as it is now."""
+        return await self.status_content() if name == STATUS_FILE else self.synthetic.of_summary()
+
     def content_entry(self, content: Content) -> pyfuse3.EntryAttributes:
         """Return the attributes of a file of our own."""
         return attributes.of_content(
-            content.number, content.readable.size, content.time_ns, self.owner
+            content.number,
+            content.readable.size,
+            content.time_ns,
+            self.details_owner if content.mode == DETAILS_MODE else self.owner,
+            mode=content.mode,
         )
+
+    def directory_entry(self, number: int) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a directory of our own.
+
+        A root that holds several trees is mounted out of sight and shown in parts: there is no other way into them
+        through it than through the directories above each part (promise I19).
+        """
+        mode = 0o700 if number == ROOT else 0o755
+        return attributes.of_directory(number, self.started_ns, self.owner, mode=mode)
 
     def entry(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
         """Return the attributes of a file of the store."""

@@ -15,7 +15,7 @@ from certfs.fuse.guard import guarded
 from certfs.fuse.handles import DirectoryHandle
 from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.requests import is_for
-from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
+from certfs.fuse.synthetic import OWN_FILES, STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER
 from certfs.store.backing import fd_path
 from certfs.store.cached import status_cached, status_on_mount
 
@@ -83,7 +83,7 @@ class DirectoryOperations(FilesystemBase):
 
     async def _names(self, number: int) -> list[bytes]:
         if number == STATUS_DIRECTORY_NUMBER:
-            return [*_DOTS, STATUS_FILE]
+            return [*_DOTS, *OWN_FILES]
         if self.is_virtual(number):
             return [*_DOTS, *self.trees]
         directory = self.inodes[number]
@@ -115,7 +115,7 @@ class DirectoryOperations(FilesystemBase):
         if name in _DOTS:
             return pyfuse3.readdir_reply(token, name, self._dot_entry(number, name), next_id)
         if number == STATUS_DIRECTORY_NUMBER:
-            content = await self.status_content()
+            content = await self.own_content(name)
             content.lookups += 1
             if pyfuse3.readdir_reply(token, name, self.content_entry(content), next_id):
                 return True

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyfuse3
 
-from certfs.fuse import attributes, xattrs
+from certfs.fuse import xattrs
 from certfs.fuse.base import FilesystemBase, error
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import FileHandle
@@ -35,7 +35,7 @@ class MetadataOperations(FilesystemBase):
         if content is not None:
             return self.content_entry(content)
         if self.is_virtual(inode):
-            return attributes.of_directory(inode, self.started_ns, self.owner)
+            return self.directory_entry(inode)
         return await self._attributes(self.inodes[inode])
 
     async def _attributes(self, node: Inode) -> pyfuse3.EntryAttributes:

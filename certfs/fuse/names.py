@@ -10,13 +10,12 @@ from collections.abc import Sequence
 
 import pyfuse3
 
-from certfs.fuse import attributes
 from certfs.fuse.base import FilesystemBase, error, script_temporaries
 from certfs.fuse.caller import as_caller
 from certfs.fuse.guard import guarded
 from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.requests import waiting_for_store
-from certfs.fuse.synthetic import STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER, STATUS_FILE
+from certfs.fuse.synthetic import OWN_FILES, STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER
 from certfs.store import backing
 from certfs.store.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, fd_path
 from certfs.store.bundle import LiveBundle
@@ -62,13 +61,13 @@ class NameOperations(FilesystemBase):
 
     async def _lookup_virtual(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if parent == STATUS_DIRECTORY_NUMBER:
-            if name != STATUS_FILE:
+            if name not in OWN_FILES:
                 raise error(errno.ENOENT)
-            content = await self.status_content()
+            content = await self.own_content(name)
             content.lookups += 1
             return self.content_entry(content)
         if name == STATUS_DIRECTORY:
-            return attributes.of_directory(STATUS_DIRECTORY_NUMBER, self.started_ns, self.owner)
+            return self.directory_entry(STATUS_DIRECTORY_NUMBER)
         tree = self.trees.get(name)
         if tree is None:
             raise error(errno.ENOENT)

@@ -16,6 +16,11 @@ from certfs.store.bundle import LiveBundle
 
 STATUS_DIRECTORY = b".certfs"
 STATUS_FILE = b"status.json"
+"""The details, with names of sources: for root and the owner of the store."""
+SUMMARY_FILE = b"summary.json"
+"""For everybody."""
+OWN_FILES = (STATUS_FILE, SUMMARY_FILE)
+DETAILS_MODE = 0o400
 STATUS_DIRECTORY_NUMBER = numbers.FIRST
 
 _RECENT_NS = 50_000_000
@@ -61,6 +66,7 @@ class Content:
     lookups: int = 0
     opens: int = 0
     pushed: bool = False
+    mode: int = 0o644
     bundle: LiveBundle | None = None
     """Of which this is a generation."""
     user: int = ROOT_USER
@@ -75,7 +81,9 @@ class SyntheticFiles:
         render_status: Callable[[], bytes],
         prepare_status: Callable[[], None] = lambda: None,
         numbers: Numbers | None = None,
+        render_summary: Callable[[], bytes] = lambda: b"",
     ) -> None:
+        self._render_summary = render_summary
         self.prepare_status = prepare_status
         self._render_status = render_status
         self._contents: dict[int, Content] = {}
@@ -83,6 +91,7 @@ class SyntheticFiles:
         self._numbers = numbers or Numbers()
         self._statuses: dict[int, list[Content]] = {}
         self._last_status: Content | None = None
+        self._last_summary: Content | None = None
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -109,8 +118,7 @@ class SyntheticFiles:
         if user == ROOT_USER:
             return None
         last = self._last_status
-        is_recent = last is not None and 0 <= time.time_ns() - last.time_ns < _RECENT_NS
-        if last is not None and is_recent and self._is_known_again(last):
+        if last is not None and self._is_recent(last) and self._is_known_again(last):
             return last
         known = self._statuses.get(user, [])
         return known[-1] if len(known) >= _USER_STATUSES else None
@@ -121,6 +129,7 @@ class SyntheticFiles:
         content.user = user
         self._statuses.setdefault(user, []).append(content)
         self._last_status = content
+        content.mode = DETAILS_MODE
         return content
 
     def _is_known_again(self, content: Content) -> bool:
@@ -130,6 +139,21 @@ class SyntheticFiles:
                 return False
             self._contents[content.number] = content
         return True
+
+    def of_summary(self) -> Content:
+        """Return an inode with the summary as it is now; the same one while it does not change (promise I18)."""
+        last = self._last_summary
+        if last is not None and self._is_recent(last) and self._is_known_again(last):
+            return last
+        text = Text(self._render_summary())
+        if last is not None and last.readable == text and self._is_known_again(last):
+            return last
+        self._last_summary = self._add(text, time.time_ns())
+        return self._last_summary
+
+    @staticmethod
+    def _is_recent(content: Content) -> bool:
+        return 0 <= time.time_ns() - content.time_ns < _RECENT_NS
 
     def blank(self) -> Content:
         """Return a new inode of nothing."""

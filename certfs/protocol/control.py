@@ -51,9 +51,13 @@ def listen(directory: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     with suppress(FileNotFoundError):
         os.unlink(f"{directory}/control")
-    with _Nearby(directory) as near:
-        listener.bind(f"{near}/control")
-    os.chmod(f"{directory}/control", 0o600)
+    # From its first moment: others may be able to reach it, and who connects can have everything unmounted.
+    umask = os.umask(0o177)
+    try:
+        with _Nearby(directory) as near:
+            listener.bind(f"{near}/control")
+    finally:
+        os.umask(umask)
     listener.listen(16)
     return listener
 

@@ -25,6 +25,8 @@ from certfs.safe_open import private, read_own, refusal
 
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
 """Environment variable that names another runtime directory, for containers that have no writable /run."""
+HOST_INSTANCE: Final = "dom0"
+HOST_MODE: Final = 0o711
 REMEMBERED_EVENTS: Final = 50
 STATE_BYTES: Final = 4 << 20
 """More than any state file has: events have short texts, and paths 4 KiB."""
@@ -55,7 +57,7 @@ def runtime_directory() -> str:
 def instance_name(mode: Mode, mountpoint: str) -> str:
     """Return the name of an instance's directory; the same mountpoint gives the same name."""
     if mode == "dom0":
-        return "dom0"
+        return HOST_INSTANCE
     raw = os.fsencode(mountpoint).strip(b"/")
     name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in raw)
     name = name.replace("%2f", "-")
@@ -76,12 +78,19 @@ def instances() -> tuple[str, ...]:
 
 
 def make_instance(mode: Mode, mountpoint: str) -> str:
-    """Make an instance's directory, mode 0700, and return it. PrivilegeError if somebody else owns the place."""
+    """Make an instance's directory and return it. PrivilegeError if somebody else owns the place.
+
+    The host's may be passed through by everybody, for its summary and so that statfs(2) of its hidden mount answers
+    everybody (df, lsof); what else is in it has the mode 0600 or 0700. All others are for their user alone: below them
+    a store would be reached without the directories above it (promise I19).
+    """
     directory = f"{runtime_directory()}/{instance_name(mode, mountpoint)}"
     for path in (os.path.dirname(directory), directory):
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
         check_own(path)
+        if mode == "dom0" and os.geteuid() == 0:
+            os.chmod(path, HOST_MODE)
     return directory
 
 
@@ -93,6 +102,8 @@ def remake_directory(directory: str) -> None:
         reason = refusal(path)
         if reason:
             raise PermissionError(errno.EPERM, reason, path)
+        if os.geteuid() == 0 and os.path.basename(directory) == HOST_INSTANCE:
+            os.chmod(path, HOST_MODE)
 
 
 def check_own(path: str) -> None:
@@ -227,5 +238,5 @@ def clear_instance(directory: str) -> None:
                 os.rmdir(path)
             elif name == "bequest":
                 shutil.rmtree(path)
-            elif name.startswith(("state.json", "control", "settings.json")):
+            elif name.startswith(("state.json", "control", "settings.json", "summary.json")):
                 os.unlink(path)

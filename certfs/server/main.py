@@ -33,6 +33,7 @@ from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
 from certfs.protocol import link as messages
+from certfs.protocol import summary
 from certfs.protocol.link import Failure, InCharge, Job, failure_message
 from certfs.safe_open import LinkRefusedError
 from certfs.server import audit
@@ -55,6 +56,9 @@ _RETRY_SECONDS = 1.0
 _MAX_TASKS = 2560
 """A request that waits keeps one: those that wait for the store are fewer (`certfs.fuse.slots`), and others go on."""
 _ECHO_SECONDS = 0.03
+_SUMMARY_SECONDS = 0.1
+"""Between a change and the summary of the status that shows it, so that a burst of changes is one."""
+_SUMMARY_RETRY_SECONDS = 5.0
 _RESERVED_DESCRIPTORS = 128
 """For our own work and everybody's, however many files somebody has open (promise I18)."""
 _READ_AHEAD_KB = 1024
@@ -96,7 +100,12 @@ class Server:
             Tables(
                 InodeTable(limit=descriptors // 2, let_go=calls.let_go, numbers=numbers),
                 HandleTable(limit=(descriptors - _RESERVED_DESCRIPTORS) // 2),
-                SyntheticFiles(self.status.render, self.status.prepare, numbers),
+                SyntheticFiles(
+                    self.status.render,
+                    self.status.prepare,
+                    numbers,
+                    self.status.render_summary,
+                ),
             ),
             calls,
         )
@@ -187,6 +196,7 @@ class Server:
             nursery.start_soon(self._watch_store)
             nursery.start_soon(self.trust.swaps.expire, self.trust.bundles)
             nursery.start_soon(self.plain.keep)
+            nursery.start_soon(self._keep_summary)
             nursery.start_soon(self.announcing.run)
             nursery.start_soon(self._obey_signals, nursery.cancel_scope)
             nursery.start_soon(self._obey, nursery.cancel_scope)
@@ -209,6 +219,23 @@ class Server:
             await self.trust.end_swaps()
             self._report_watching()
             self.plain.wake()
+
+    async def _keep_summary(self) -> None:
+        """Write the summary soon after whatever is in it has changed, while this server is the one in charge."""
+        fails = False
+        while True:
+            if self.plain.active:
+                try:
+                    summary.write(self._job.mount.runtime, self.status.summary())
+                    fails = False
+                except OSError as e:
+                    if not fails:
+                        log.warning("%s: the summary of the status: %s", e.filename, e.strerror)
+                    fails = True
+            with trio.move_on_after(_SUMMARY_RETRY_SECONDS if fails else float("inf")):
+                await self.plain.changed.wait()
+            await trio.sleep(_SUMMARY_SECONDS)
+            self.plain.changed = trio.Event()
 
     async def _obey_signals(self, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:

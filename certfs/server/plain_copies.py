@@ -36,11 +36,14 @@ class PlainCopies:
         self.active = active
         self._trust = trust
         self._wanted = trio.Event()
+        self.changed = trio.Event()
+        """Something was published, or a copy was written or could not be: whoever waits for that replaces it."""
         self._lock = trio.Lock()
 
     def wake(self) -> None:
         """Take note that something may have changed."""
         self._wanted.set()
+        self.changed.set()
 
     def state(self, bundle: LiveBundle) -> PlainState:
         """Return how the copy of a bundle stands."""
@@ -72,6 +75,7 @@ class PlainCopies:
             self._wanted = trio.Event()
             began = trio.current_time()
             await self.flush()
+            self.changed.set()
             ended = trio.current_time()
             rest = _REST * (ended - began) if ended - began > _COSTLY_SECONDS else 0.0
 

@@ -12,8 +12,10 @@ from typing import Any
 from certfs.core.certificate import Severity, SourceContent
 from certfs.core.text import printable
 from certfs.fuse.base import BeingWritten
+from certfs.linux.processes import ProcessId
 from certfs.protocol.link import Job
 from certfs.protocol.state_file import read_state
+from certfs.protocol.summary import BundleSummary, Summary
 from certfs.server.plain_copies import PlainCopies
 from certfs.server.settings import Settings
 from certfs.store.bundle import LiveBundle
@@ -76,6 +78,38 @@ class StatusReport:
             ],
         }
         return json.dumps(status, indent=2).encode() + b"\n"
+
+    def summary(self) -> Summary:
+        """Return what everybody may know: no name of a source, no reason."""
+        state = read_state(self.job.mount.runtime)
+        return Summary(
+            mode=self.job.mount.mode,
+            config_file=self._settings.file,
+            targets=tuple(tree.target for tree in self.job.mount.trees),
+            since=state.since if state is not None else self._since,
+            server=ProcessId.of(os.getpid()),
+            server_since=self._since,
+            bundles=tuple(map(self._bundle_summary, self._trust.bundles)),
+            plain_copies_current=all(map(self._plain.is_current, self._trust.bundles)),
+        )
+
+    def render_summary(self) -> bytes:
+        """Return the summary as it is now."""
+        return self.summary().to_json()
+
+    def _bundle_summary(self, bundle: LiveBundle) -> BundleSummary:
+        return BundleSummary(
+            bundle=os.fsdecode(b"/".join(bundle.spec.bundle)),
+            source=os.fsdecode(b"/".join(bundle.spec.source)),
+            suffixes=tuple(map(os.fsdecode, bundle.spec.suffixes)),
+            readers=tuple(reader.value for reader in bundle.spec.readers),
+            exists=bundle.exists,
+            certificates=bundle.generation.certificates,
+            sources=len(bundle.catalog.names()),
+            changed=bundle.generation.changed_ns / 1e9,
+            left_out=sum(1 for _ in bundle.catalog.remarks(Severity.WARNING)),
+            plain_copy_current=self._plain.is_current(bundle),
+        )
 
     def _bundle(self, bundle: LiveBundle) -> dict[str, Any]:
         generation = bundle.generation

@@ -172,7 +172,7 @@ def test_a_crash_without_a_runtime_directory_is_a_blip(dom0: Host) -> None:
     dom0.live_again(began, not_pid=server)
     assert dom0.supervisor() == supervisor
     directory = dom0.inside("/run/certfs/dom0").stat()
-    assert stat.S_IMODE(directory.st_mode) == 0o700
+    assert stat.S_IMODE(directory.st_mode) == 0o711
     assert "serving" in dom0.certfs("status")
     dom0.certfs("unmount")
     assert dom0.certfs_mounts() == []

@@ -42,7 +42,7 @@ ExecStart=/bin/grep -q " /etc/stunnel .* - fuse.certfs " /proc/self/mountinfo
 """
 BOOT = """
 set -e
-awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo | while read -r point; do umount -l "$point"; done
+umount --all --lazy --types fuse.certfs || true
 mount --make-rshared /
 mount -t proc proc /proc
 mount -t tmpfs run /run

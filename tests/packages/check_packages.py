@@ -29,8 +29,7 @@ PACKAGES = Path(os.environ.get("CERTFS_TEST_PACKAGES", "dist"))
 CONFIG = '[[bundle]]\nsource = "certs"\nbundle = "ca.pem"\n'
 _SETUP = """
 set -e
-awk '$0 ~ / - fuse\\.certfs / {print $5}' /proc/self/mountinfo |
-    while read -r point; do umount -l "$point" || true; done
+umount --all --lazy --types fuse.certfs || true
 mount -t tmpfs none "$1/run"
 mount --rbind /proc "$1/proc"
 mount --rbind /dev "$1/dev"

@@ -22,9 +22,10 @@ def names() -> tuple[str, ...]:
 @click.command(
     epilog="\b\nExamples:\n"
     "  certfs schema check\n"
-    "  certfs schema error        what every command answers that fails"
+    "  certfs schema error        what every command answers that fails\n"
+    "  certfs schema summary      what everybody may know of a mount"
 )
-@click.argument("command", type=click.Choice(names()), metavar="COMMAND|error")
+@click.argument("command", type=click.Choice(names()), metavar="COMMAND|error|summary")
 def schema(*, command: str) -> None:
     """Print the JSON Schema of what COMMAND answers with --json."""
     text = resources.files(__package__).joinpath(command + _SUFFIX).read_text(encoding="utf-8")

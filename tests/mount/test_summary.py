@@ -1,0 +1,132 @@
+"""What everybody may know of a mount, and what only root and the owner of the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from certfs.cli.json_forms import FORMS
+from tests.support import pki
+from tests.support.host import Host, kill
+from tests.support.mounts import CertfsMount, need_root, wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+NOBODY = 65534
+SUMMARY = "/run/certfs/dom0/summary.json"
+
+
+def as_nobody(made: Host, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command on a host as an ordinary user."""
+    who = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return made.run("setpriv", *who, "env", "-u", "XDG_RUNTIME_DIR", *command)
+
+
+def status(made: Host) -> tuple[int, dict[str, Any]]:
+    """Return exit code and answer of `certfs status --json` for an ordinary user."""
+    result = as_nobody(made, *made.program(), "status", "--json")
+    answer = json.loads(result.stdout)
+    msgspec.convert(answer, FORMS["status"])
+    return result.returncode, answer
+
+
+def test_a_monitor_without_privilege_gets_a_true_answer(dom0: Host) -> None:
+    """An ordinary user is told whether the host's directories are served, since when, and what the bundles hold."""
+    (dom0.tree.certs_pool / "junk.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\nnothing")
+    count = dom0.tree.pool_bundle.read_bytes().count(b"BEGIN")
+
+    def is_told() -> bool:
+        _, answer = status(dom0)
+        (bundle,) = (each for each in answer["bundles"] if "pool" in each["bundle"])
+        return (bundle["certificates"], bundle["left_out_count"]) == (count, 1)
+
+    wait_until(is_told, what="a summary of now")
+    code, answer = status(dom0)
+    assert (code, answer["phase"], answer["answering"]) == (0, "serving", True)
+    assert answer["since"] == pytest.approx(dom0.state()["since"])
+    assert "junk" not in json.dumps(answer)
+    assert as_nobody(dom0, *dom0.program(), "status", "/etc/stunnel").returncode == 0
+    text = as_nobody(dom0, *dom0.program(), "status")
+    assert text.returncode == 0, text.stderr
+    assert "junk" not in text.stdout
+
+
+def test_a_monitor_hears_of_a_mount_that_does_not_serve(dom0: Host) -> None:
+    """Where the processes are stopped, dead, or unmounted, the summary that is left does not say otherwise."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    for pid in (supervisor, server):
+        os.kill(pid, signal.SIGSTOP)
+    code, answer = status(dom0)
+    assert (code, answer["answering"]) == (9, False)
+    os.kill(server, signal.SIGCONT)
+    kill(server)
+    wait_until(lambda: status(dom0)[1]["phase"] in {"plain", "dead"}, what="plain directories")
+    assert status(dom0)[0] == 9
+    os.kill(supervisor, signal.SIGCONT)
+    wait_until(lambda: status(dom0)[0] == 0, what="the live mount", seconds=20)
+    dom0.certfs("unmount")
+    assert not dom0.inside(SUMMARY).exists()
+    assert as_nobody(dom0, *dom0.program(), "status").returncode == 7
+
+
+READ = """
+import os, sys
+for path in sys.argv[1:]:
+    try:
+        print(os.listdir(path) if os.path.isdir(path) else len(open(path).read()))
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+def test_details_are_for_root_and_the_hidden_mount_is_no_way_in(dom0: Host) -> None:
+    """An ordinary user reads the summary, passes `df`, and reaches nothing through the runtime directory (I19)."""
+    hidden = dom0.state()["mountpoint"]
+    paths = [SUMMARY, hidden, f"{hidden}/.certfs/status.json", f"{hidden}/stunnel"]
+    private = ["state.json", "settings.json", "log", "lock", "bequest"]
+    result = as_nobody(
+        dom0, sys.executable, "-c", READ, *paths, *(f"/run/certfs/dom0/{name}" for name in private)
+    )
+    size, *refused = result.stdout.split()
+    assert int(size) > 100, result
+    assert set(refused) <= {"13", "2"}, result.stdout
+    assert as_nobody(dom0, "df", hidden).returncode == 0
+    assert as_nobody(dom0, "stat", "-f", hidden).returncode == 0
+    for name in os.listdir(dom0.inside("/run/certfs/dom0")):
+        path = dom0.inside(f"/run/certfs/dom0/{name}")
+        public = 0o644 if name == "summary.json" else 0o700
+        if not name.startswith("mount-"):
+            assert path.stat().st_mode & 0o777 & ~public == 0, name
+
+
+def test_details_of_a_mount_are_for_root_and_its_owner(certfs_mount: CertfsMount) -> None:
+    """In a mount that others see there is a summary for them, and details that they may not read."""
+    need_root()
+    certfs_mount.expected_log.append("secret-name.pem")
+    own = certfs_mount.tree.root / ".certfs"
+    (certfs_mount.tree.certs_pool / "secret-name.pem").write_bytes(b"-----BEGIN CERTIFICATE-----")
+    (certfs_mount.tree.certs_pool / "a.pem").write_bytes(pki.issue("a").pem)
+    summary = json.loads((own / "summary.json").read_bytes())
+    assert {bundle["left_out"] for bundle in summary["bundles"]} == {0, 1}
+    msgspec.convert(summary, FORMS["summary"])
+    assert "secret" not in json.dumps(summary)
+    details = subprocess.run(
+        [*Host.program(), "status", "--json", certfs_mount.tree.root],
+        check=True,
+        capture_output=True,
+        env=certfs_mount.environment,
+    )
+    msgspec.convert(json.loads(details.stdout), FORMS["status"])
+    assert b"secret" in (own / "status.json").read_bytes()
+    store = certfs_mount.tree.store.stat()
+    status_file = (own / "status.json").stat()
+    assert (status_file.st_mode & 0o777, status_file.st_uid) == (0o400, store.st_uid)
+    assert (own / "summary.json").stat().st_mode & 0o777 == 0o444 | 0o200
