@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 PATIENCE_SECONDS: Final = 1.0
-"""How long an asker waits without an answer."""
+"""How long an asker waits without an answer, where nobody waits for it in turn."""
 MOST_SECONDS: Final = 5.0
 """How long at most where answers keep coming: very many links take long without any of them hanging."""
 _PAUSE_SECONDS: Final = 0.05
@@ -41,12 +41,13 @@ class LinkProbe:
         names: Iterable[bytes],
         question: Callable[[int, bytes], T],
         *,
+        patience: float = PATIENCE_SECONDS,
         most: float = MOST_SECONDS,
     ) -> dict[bytes, T]:
         """Ask ``question(directory, name)`` for each name; return the answers that came in time.
 
-        Blocks for ``most`` seconds at most, and for a second without an answer. The question gets a descriptor of its
-        own, because it may outlive this call.
+        Blocks for ``most`` seconds at most, and for ``patience`` without an answer. The question gets a descriptor of
+        its own, because it may outlive this call.
         """
         places: dict[bytes, list[bytes]] = {}
         for name in names:
@@ -63,7 +64,7 @@ class LinkProbe:
         if not asked:
             return {}
         inquiry = _Inquiry(directory, {place: places[place] for place in asked}, question)
-        inquiry.wait(most)
+        inquiry.wait(patience, most)
         return self._end(inquiry)
 
     def _end(self, inquiry: "_Inquiry[T]") -> dict[bytes, T]:
@@ -98,7 +99,7 @@ class _Inquiry(Generic[T]):
     on_return: Callable[[bytes], None] = lambda _: None
     _waiting: list[bytes] = field(default_factory=list)
 
-    def wait(self, most: float) -> None:
+    def wait(self, patience: float, most: float) -> None:
         """Return when all is answered, the time is over, or no answer has come for a while."""
         self._waiting = list(reversed(self.places))
         deadline = time.monotonic() + most
@@ -108,7 +109,7 @@ class _Inquiry(Generic[T]):
                 now = time.monotonic()
                 if len(self.answers) > heard:
                     heard, since = len(self.answers), now
-                if now >= deadline or now - since >= PATIENCE_SECONDS or self.error is not None:
+                if now >= deadline or now - since >= patience or self.error is not None:
                     return
                 busy = len(self.current)
                 if self._waiting and (busy < _THREADS or now - since >= _PAUSE_SECONDS):

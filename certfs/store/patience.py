@@ -12,13 +12,14 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
-PATIENCE_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 0.4
+"""Less than what an open of a bundle waits for all of it together (`certfs.fuse.patience`)."""
 
 T = TypeVar("T")
 
 
 class PatientCall:
-    """One blocking call at a time, each waited for a second."""
+    """One blocking call at a time, each waited for `PATIENCE_SECONDS`."""
 
     def __init__(self) -> None:
         self._limiter = trio.CapacityLimiter(1)

@@ -13,8 +13,8 @@ import trio
 
 from certfs.core.catalog import Source
 from certfs.store.backing import FileId, status_at
-from certfs.store.link_probe import PATIENCE_SECONDS, LinkProbe
-from certfs.store.patience import Shared
+from certfs.store.link_probe import LinkProbe
+from certfs.store.patience import PATIENCE_SECONDS, Shared
 from certfs.store.source_reader import Reading, SourceReader, Step, Writers, unanswered
 
 
@@ -121,7 +121,9 @@ class SymlinkSources:
             return self.reader.link_stamp(own, name, through_mount=links[name].through_mount)
 
         def ask() -> dict[bytes, bytes]:
-            return self._probe.ask(directory, links, stamp, most=PATIENCE_SECONDS)
+            return self._probe.ask(
+                directory, links, stamp, patience=PATIENCE_SECONDS, most=PATIENCE_SECONDS
+            )
 
         stamps = await trio.to_thread.run_sync(ask)
         for name in (links.keys() - stamps.keys()) & self._links.keys():
