@@ -24,6 +24,7 @@ from certfs.cli.places import Place, find_place, items_of, opened, with_place
 from certfs.client.instances import find
 from certfs.client.query import readers_of
 from certfs.core.certificate import Certificate, Severity
+from certfs.core.details import describe
 from certfs.core.readers import refusals
 from certfs.core.text import printable
 from certfs.errors import NotMountedError
@@ -32,7 +33,9 @@ from certfs.identity.health import judge
 from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.validate import iso
 from certfs.protocol.notify_state import Entry
+from certfs.store.bundle import LiveBundle
 from certfs.store.inspection import Item
+from certfs.store.plain import aside_name
 
 _WARNING_DAYS = 30
 _WRITING_SECONDS = 60
@@ -75,6 +78,7 @@ def check(
             judgements.extend(
                 _judge_bundle(place, items_of(place, bundle), now, is_installed=is_installed)
             )
+            judgements.extend(_judge_kept_aside(place, bundle, trust.kept_aside(bundle)))
             problem = trust.problem_of_place(bundle)
             if problem:
                 judgements.append(
@@ -197,6 +201,21 @@ def _judge_readers(certificate: Certificate, item: Item, source: str) -> Iterato
 
 def _absolute(place: Place, path: bytes) -> str:
     return file_form(place.path(tuple(path.split(b"/"))))
+
+
+def _judge_kept_aside(
+    place: Place, bundle: LiveBundle, certificates: Iterable[Certificate]
+) -> Iterator[_Judgement]:
+    """Yield what was trusted before the first mount and is in no source: nobody has decided about it."""
+    for certificate in certificates:
+        details = describe(certificate)
+        yield _Judgement(
+            Grade.WARNING,
+            "BEFORE_CERTFS",
+            place.path((*bundle.spec.bundle[:-1], aside_name(bundle.spec.bundle[-1]))),
+            f"holds {printable(details.subject)}, which was trusted before certfs and is not any more",
+            f"copy it to {place.path(bundle.spec.source)} to trust it; remove the file when it is settled",
+        )
 
 
 def judge_incomplete(place: Place, now: datetime) -> Iterator[_Judgement]:

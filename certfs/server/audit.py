@@ -12,12 +12,14 @@ from typing import TextIO
 
 from cryptography.utils import CryptographyDeprecationWarning
 
+from certfs.core.bundle import BundleSpec
 from certfs.core.catalog import Entry
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.text import printable
 from certfs.linux.log_file import follow
 from certfs.store.bundle import Actor, Published
+from certfs.store.plain import aside_name
 
 log = logging.getLogger("certfs")
 
@@ -122,3 +124,17 @@ def report_start(bundles: Iterable[tuple[bytes, int, int]]) -> None:
 def store_problem(bundle: bytes, error: str) -> None:
     """Log that a plain copy could not be written."""
     log.error("%s: the store's plain copy cannot be written: %s", printable(bundle), error)
+
+
+def report_kept_aside(spec: BundleSpec, certificates: Iterable[Certificate]) -> None:
+    """Log what was in the place of a bundle before the first mount, and is in no source."""
+    bundle = printable(b"/".join(spec.bundle))
+    for certificate in certificates:
+        log.warning(
+            "%s held %s sha256=%s before certfs, and %s does not: it is not trusted any more (kept in %s)",
+            bundle,
+            subject_of(certificate),
+            certificate.fingerprint.hex(),
+            printable(b"/".join(spec.source)),
+            printable(aside_name(spec.bundle[-1])),
+        )

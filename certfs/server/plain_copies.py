@@ -95,6 +95,9 @@ class PlainCopies:
             for bundle, copy in list(self._trust.plain.items()):
                 before = copy.state.error
                 await trio.to_thread.run_sync(self._write, bundle, copy)
+                if copy.kept_aside:
+                    audit.report_kept_aside(bundle.spec, copy.kept_aside)
+                    copy.kept_aside = ()
                 now = trio.current_time()
                 if copy.state.error not in {"", before} and now >= copy.report_after:
                     copy.report_after = now + _REPORT_SECONDS

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 TEMPORARY_PREFIX = b".certfs-"
 TEMPORARY_SUFFIX = b".tmp"
@@ -36,19 +36,21 @@ def write_atomic(  # noqa: PLR0913 - what open(2), fchmod(2) and fchown(2) take
     mode: int,
     owner: tuple[int, int] | None = None,
     temporary: bytes | None = None,
+    finish: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Make ``name`` in the directory hold ``data`` (in one or in pieces), in one step.
 
     ``mode`` is the permission bits that the file has, whatever the umask; ``owner`` is (uid, gid),
     -1 for "leave it", or None for the caller's own. ``temporary`` names the file while it is
     written. The data is written only when owner and mode are what they will be, so that a private
-    key is at no moment readable by anybody who may not read it in the end.
+    key is at no moment readable by anybody who may not read it in the end. ``finish`` is called
+    with the file's descriptor when everything is written.
 
     ``directory_fd`` may be opened with O_PATH. Raises ``OSError``: then the temporary is gone and
     the target is untouched, except for a failure of the last step (fsync of the directory), when
     the target is replaced but a power cut could still bring back the old one.
     """
-    with _draft(directory_fd, data, mode, owner, temporary) as (directory, draft):
+    with _draft(directory_fd, data, mode, owner, temporary, finish) as (directory, draft):
         os.rename(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
@@ -72,12 +74,13 @@ def create_exclusive(
 
 
 @contextlib.contextmanager
-def _draft(
+def _draft(  # noqa: PLR0913, PLR0917 - what the two above take
     directory_fd: int,
     data: Data,
     mode: int,
     owner: tuple[int, int] | None,
     temporary: bytes | None,
+    finish: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[int, bytes]]:
     """Yield the directory and a finished temporary file's name, to be put in its place."""
     draft = temporary if temporary is not None else _temporary_name()
@@ -90,7 +93,7 @@ def _draft(
         fd = os.open(draft, _CREATE, mode & 0o700, dir_fd=directory)
         try:
             try:
-                _fill(fd, data, mode=mode, owner=owner)
+                _fill(fd, data, mode=mode, owner=owner, finish=finish)
             finally:
                 os.close(fd)
             yield directory, draft
@@ -103,7 +106,14 @@ def _draft(
         os.close(directory)
 
 
-def _fill(fd: int, data: Data, *, mode: int, owner: tuple[int, int] | None) -> None:
+def _fill(
+    fd: int,
+    data: Data,
+    *,
+    mode: int,
+    owner: tuple[int, int] | None,
+    finish: Callable[[int], None],
+) -> None:
     if owner is not None:
         os.fchown(fd, *owner)
     # After the chown, which drops set-id bits; and in any case, because the umask took its share.
@@ -115,6 +125,7 @@ def _fill(fd: int, data: Data, *, mode: int, owner: tuple[int, int] | None) -> N
             if written == 0:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             remaining = remaining[written:]
+    finish(fd)
     os.fsync(fd)
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 import trio
 
 from certfs.core.bundle import BundleSpec
-from certfs.core.certificate import SourceContent
+from certfs.core.certificate import Certificate, SourceContent
 from certfs.safe_open import LinkRefusedError, open_beneath
 from certfs.store.backing import FileId, describe, fd_path, file_id, status_at
 from certfs.store.bundle import Actor, LiveBundle, Observer
@@ -23,13 +23,22 @@ from certfs.store.covers import find_covers
 from certfs.store.directories import Roles, Roots
 from certfs.store.events import StoreEvents, StoreNews, StoreWatcher
 from certfs.store.path_walk import PathWalker
-from certfs.store.patience import PATIENCE_SECONDS, PatientCall
-from certfs.store.plain import TEMPORARY_PREFIX, PlainCopy, missing, sweep, temporary_name
+from certfs.store.patience import PatientCall
+from certfs.store.plain import (
+    TEMPORARY_PREFIX,
+    PlainCopy,
+    date,
+    kept_aside,
+    missing,
+    sweep,
+    temporary_name,
+)
 from certfs.store.source_reader import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Swaps
 from certfs.store.undo_log import Bequest
 
 DEFAULT_SWAP_TIMEOUT = 30.0
+_COMPARE_SECONDS = 1.0
 _SPARE_WAYS = 64
 """How many directories that no link leads over any more may stay watched."""
 
@@ -89,6 +98,8 @@ class Trust:
         if estate is None:
             for bundle in self.bundles:
                 bundle.inherit({}, functools.partial(self._missing, bundle))
+                self.plain[bundle].is_first = True
+            self._date()
             return
         lost = [
             spec
@@ -107,6 +118,18 @@ class Trust:
             bundle.inherit(kept, functools.cache(functools.partial(self._missing, bundle)))
         await self.catch_up()
         self.swaps.complete(self._missing)
+        self._date()
+
+    def _date(self) -> None:
+        for bundle in self.bundles:
+            place = self._roles.places.get(bundle.spec)
+            if place is not None:
+                date(bundle, place.descriptor)
+
+    def kept_aside(self, bundle: LiveBundle) -> tuple[Certificate, ...]:
+        """Return what was only in the file that the first mount found in the place of a bundle, and still is."""
+        place = self._roles.places.get(bundle.spec)
+        return () if place is None else kept_aside(bundle, place.descriptor)
 
     def _missing(self, bundle: LiveBundle) -> SourceContent:
         place = self._roles.places.get(bundle.spec)
@@ -259,7 +282,7 @@ class Trust:
         For what is made of all bundles without a reader who asks: status and plain copies. Takes a second at most.
         """
         await self.catch_up()
-        with trio.move_on_after(PATIENCE_SECONDS):
+        with trio.move_on_after(_COMPARE_SECONDS):
             async with trio.open_nursery() as nursery:
                 for bundle in list(self.bundles):
                     nursery.start_soon(bundle.settle)

@@ -10,10 +10,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from certfs.core.bundle import Generation
-from certfs.core.certificate import SourceContent, parse_source
+from certfs.core.certificate import Certificate, SourceContent, parse_source
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import describe, fd_path, stamp, status_at
 from certfs.store.bundle import LiveBundle
@@ -21,6 +21,10 @@ from certfs.store.bundle import LiveBundle
 TEMPORARY_PREFIX = b".certfs-plain-"
 """What a copy's name begins with while it is being written; the mount never shows such a name."""
 
+_ASIDE_SUFFIX = b".before-certfs"
+_MARK = "user.certfs"
+"""An extended attribute of the copies that certfs has written: size and time, so that another's change shows."""
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MODE = 0o644
 _PIECE = 1 << 20
 _MOST_READ = 256 << 20
@@ -44,12 +48,16 @@ class PlainState:
 class PlainCopy:
     """The plain copy of one bundle. ``write`` blocks; it is to be called by one thread at a time.
 
-    ``report_after`` is for whoever reports its errors: not before that time on its clock.
+    ``report_after`` is for whoever reports its errors: not before that time on its clock. ``is_first`` until the first
+    copy of the first server of a mount is written: what is in its place may be another program's, and hold what no
+    source has. Those certificates are ``kept_aside``.
     """
 
     def __init__(self, bundle: LiveBundle) -> None:
         self._bundle = bundle
         self.report_after = float("-inf")
+        self.is_first = False
+        self.kept_aside: tuple[Certificate, ...] = ()
         self.state = PlainState()
 
     @property
@@ -65,11 +73,15 @@ class PlainCopy:
             status = status_at(directory, name)
             if self.state.generation == generation.number and self.state.stamp == _stamp(status):
                 return
+            holds = bool(status) and _holds(directory, name, generation)
+            if self.is_first and not holds:
+                self.kept_aside = _keep_aside(directory, name, self._bundle)
+            self.is_first = False
             if not generation.certificates:
                 if status:  # a read-only store refuses to remove also what is not there
                     with suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=directory)
-            elif status is None or not _holds(directory, name, generation):
+            elif not holds:
                 self._replace(directory, name, generation, status)
             status = status_at(directory, name)
         except OSError as e:
@@ -95,7 +107,85 @@ class PlainCopy:
             # Left by a server that was killed in the middle of a copy.
             os.unlink(draft, dir_fd=directory)
         owner = (old.st_uid, old.st_gid) if old and os.geteuid() == 0 else None
-        write_atomic(directory, name, _pieces(generation), mode=_MODE, owner=owner, temporary=draft)
+
+        def finish(file: int) -> None:
+            # The time of the bundle itself: no cache and no rsync is to see another file after a restart.
+            os.utime(file, ns=(generation.changed_ns, generation.changed_ns))
+            with suppress(OSError):
+                os.setxattr(file, _MARK, _mark(os.fstat(file)))
+
+        write_atomic(
+            directory,
+            name,
+            _pieces(generation),
+            mode=_MODE,
+            owner=owner,
+            temporary=draft,
+            finish=finish,
+        )
+
+
+def _mark(status: os.stat_result) -> bytes:
+    return b"%d %d" % (status.st_size, status.st_mtime_ns)
+
+
+def _is_own(file: int) -> bool:
+    """Whether a file is a copy as certfs wrote it."""
+    with suppress(OSError):
+        return os.getxattr(file, _MARK) == _mark(os.fstat(file))
+    return False
+
+
+def aside_name(bundle: bytes) -> bytes:
+    """Return the name under which the first mount keeps what another program had in the place of the copy."""
+    return bundle + _ASIDE_SUFFIX
+
+
+def _keep_aside(directory: int, name: bytes, bundle: LiveBundle) -> tuple[Certificate, ...]:
+    """Keep a file that holds certificates which no source has, once; return those (promise I12)."""
+    try:
+        file = os.open(name, _READ, dir_fd=directory)
+    except OSError:
+        return ()
+    try:
+        if _is_own(file):
+            return ()
+    finally:
+        os.close(file)
+    lost = _only_in(directory, name, bundle)
+    if lost:
+        with suppress(FileExistsError):
+            # Another name for it: the copy is written to a new file.
+            os.link(
+                name,
+                aside_name(name),
+                src_dir_fd=directory,
+                dst_dir_fd=directory,
+                follow_symlinks=False,
+            )
+    return lost
+
+
+def kept_aside(bundle: LiveBundle, directory: int) -> tuple[Certificate, ...]:
+    """Return what the first mount kept aside and no source of the bundle has yet."""
+    return _only_in(directory, aside_name(bundle.spec.bundle[-1]), bundle)
+
+
+def _only_in(directory: int, name: bytes, bundle: LiveBundle) -> tuple[Certificate, ...]:
+    """Return the certificates of a file, however that is written, which no source of the bundle has."""
+    return tuple(
+        certificate
+        for certificate in parse_source(_read(directory, name)).certificates
+        if bundle.catalog.owner(certificate.fingerprint) is None
+    )
+
+
+def date(bundle: LiveBundle, directory: int) -> None:
+    """Let a bundle that is what its copy holds have the time of the copy, and so that of before a restart."""
+    name = bundle.spec.bundle[-1]
+    status = status_at(directory, name)
+    if status is not None and bundle.exists and _holds(directory, name, bundle.generation):
+        bundle.generation = replace(bundle.generation, changed_ns=status.st_mtime_ns)
 
 
 def _stamp(status: os.stat_result | None) -> bytes:
@@ -110,9 +200,7 @@ def _pieces(generation: Generation) -> Iterator[bytes]:
 def _holds(directory: int, name: bytes, generation: Generation) -> bool:
     """Whether the file already has this generation's content."""
     try:
-        file = os.open(
-            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
-        )
+        file = os.open(name, _READ, dir_fd=directory)
     except OSError:
         return False
     try:
@@ -137,8 +225,7 @@ def missing(bundle: LiveBundle, directory: int) -> SourceContent:
 
 
 def _read(directory: int, name: bytes) -> bytes:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with suppress(OSError), open(os.open(name, flags, dir_fd=directory), "rb") as file:
+    with suppress(OSError), open(os.open(name, _READ, dir_fd=directory), "rb") as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return file.read(_MOST_READ)
     return b""
