@@ -230,7 +230,7 @@ def _checked(path: str, file: _File, *, host: bool) -> Config:
 
 
 def _standalone_bundles(path: str, file: _File) -> tuple[BundleSpec, ...]:
-    """Return the bundles of a store of somebody's own: those that the file names, else the platform's."""
+    """Return the bundles of a standalone store: those that the file names, else the platform's."""
     if file.bundle is None:
         return PLATFORM_BUNDLES
     named = _named_bundles(path, file)

@@ -16,7 +16,7 @@ class CertfsError(Exception):
     """
 
     exit_code: ClassVar[int] = 70
-    """Of an error that is of no kind: then nobody thought of it."""
+    """Of an error without a kind of its own, which a test refuses."""
     name: ClassVar[str] = ""
     """What programs know the error by, where that is not the name of its class."""
 

@@ -151,7 +151,7 @@ def main() -> NoReturn:
     """
     _open_standard_streams()
     if not sys.warnoptions:
-        # A library's warning about an odd certificate is for whoever calls it, and that is us.
+        # A library's warning about an odd certificate is for the calling program, not for its user.
         warnings.simplefilter("ignore")
     try:
         code = run(group)

@@ -1,7 +1,7 @@
 """Where the commands look: a mount, a store that is not mounted, or this host itself.
 
 Owns finding out which bundles there are, by what a running mount says of itself or else by the configuration, and
-reading their sources. Needs nobody to be serving.
+reading their sources. Works without a running server.
 """
 
 import errno
@@ -137,7 +137,7 @@ def host_paths(store: Path | None) -> HostPaths:
     except NotMountedError:
         return DOM0
     except ConfigError as error:
-        # A certificate can be installed all the same, and whoever mounts is told.
+        # A certificate can be installed all the same; certfs mount reports the error.
         click.echo(f"warning: {error}; the platform's bundles are assumed", err=True)
         return DOM0
 

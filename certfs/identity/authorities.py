@@ -169,7 +169,7 @@ def _doubts(certificates: Iterable[x509.Certificate], *, pinned: bool) -> Iterab
 
 
 _ADVICE = (
-    (b"PRIVATE KEY-----", "a private key belongs to nobody else: give the file with the CA's certificate"),
+    (b"PRIVATE KEY-----", "a private key must stay secret: give the file with the CA's certificate"),
     (b"-----BEGIN X509 CRL-----", "a revocation list is installed with: certfs pool-install-crl {file}"),
     (b"-----BEGIN PKCS7-----", "make certificates of it with: openssl pkcs7 -print_certs -in {file}"),
     (b"CERTIFICATE REQUEST-----", "a request is no certificate yet: have it signed by the CA"),

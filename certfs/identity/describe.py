@@ -37,7 +37,7 @@ class Description:
 
 
 def describe(certificate: x509.Certificate) -> Description:
-    """Describe a certificate; what it says in a form that nobody understands is left out."""
+    """Describe a certificate; extensions that cannot be parsed are left out."""
     return Description(
         subject=name_text(certificate.subject),
         issuer=name_text(certificate.issuer),

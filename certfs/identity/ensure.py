@@ -1,7 +1,7 @@
 """The identity of a store that has none yet: made once, never changed afterwards.
 
-Owns which files a standalone store needs and the order in which they appear, so that whatever
-interrupts it, the next run completes it. Must not know who mounts the store.
+Owns which files a standalone store needs and the order in which they appear, so that the
+next run completes an interrupted one. Must not know who mounts the store.
 """
 
 import contextlib
@@ -49,14 +49,14 @@ class IdentityReport:
 def host_uuid(store_fd: int) -> str:
     """Return the UUID of the host that a standalone store stands for, from ``.certfs/host-uuid``.
 
-    Where there is none yet it is the one in the store's pool certificate, which is then somebody's
-    already, or a new one; either way it is kept. Raises ``StoreError`` if the file holds something
+    Where there is none yet it is the one in the store's pool certificate, which other
+    hosts may know already, or a new one; either way it is kept. Raises ``StoreError`` if the file holds something
     else.
     """
     with open_directory(STATE, within=store_fd, create_mode=_DIRECTORY_MODE) as state:
         if not is_present(HOST_UUID, within=state):
             made = _uuid_of_pool_certificate(store_fd) or str(uuid.uuid4())
-            # Somebody else may have been faster: then theirs is the store's.
+            # Another process may have been faster: then the store has its UUID.
             with contextlib.suppress(FileExistsError):
                 create_exclusive(state, HOST_UUID, f"{made}\n".encode(), mode=PUBLIC_MODE)
         text = read_file(HOST_UUID, within=state).decode("utf-8", "replace").strip()
@@ -87,7 +87,7 @@ def ensure_identity(store_fd: int, *, host_uuid: str) -> IdentityReport:
 
     These are ``xensource/xapi-ssl.pem``, ``xensource/xapi-pool-tls.pem`` and the public part of the
     latter, ``stunnel/certs-pool/UUID.pem``, which is made together with the key and not again when
-    it was removed. What is there stays as it is, whatever it is. Raises ``OSError``.
+    it was removed. A file that is there stays as it is. Raises ``OSError``.
     """
     created: list[str] = []
     problems: list[str] = []
@@ -132,7 +132,7 @@ def _make_pool_pem(xensource: int, certs_pool: int, host_uuid: str, public_name:
 
 
 def _create(directory: int, name: bytes, data: bytes, *, mode: int) -> bool:
-    """Create the file unless somebody else just did; tell whether it was us."""
+    """Create the file unless another process just did; tell whether it was made here."""
     with contextlib.suppress(FileExistsError):
         create_exclusive(directory, name, data, mode=mode)
         return True

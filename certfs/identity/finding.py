@@ -13,7 +13,7 @@ class Severity(enum.IntEnum):
     NOTE = 0
     """Nothing is wrong that could be seen."""
     WARNING = 1
-    """It works now and will not for ever, or nobody would want it so."""
+    """It works now, and will fail later or is not as it should be."""
     CRITICAL = 2
     """Connections fail, or a secret is open."""
 
@@ -22,7 +22,7 @@ class Severity(enum.IntEnum):
 class Finding:
     """Something wrong with a file: ``name`` is for programs.
 
-    ``what`` completes a sentence that begins with ``file``. ``mend`` is the command or the deed
+    ``what`` completes a sentence that begins with ``file``. ``mend`` is the command or the action
     that mends it; ``remedy`` is what ``certfs repair`` does about it, None if that takes a
     decision.
     """

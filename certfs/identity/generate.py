@@ -7,7 +7,7 @@ What the platform does (xapi-project/xen-api, ``ocaml/gencert/selfcert.ml``), an
 - RSA 2048, SHA-256, valid for 3,650 days; the key unencrypted PKCS #8 (``PRIVATE KEY``), an empty
   line, the certificate.
 - Valid from the moment of making by this host's clock, not backdated: a clock that is ahead at
-  installation gives a certificate that nobody accepts until the rest of the world has caught up
+  installation gives a certificate that clients refuse until their clocks have caught up
   (the health check says so).
 - The server certificate: subject and issuer are one CN; a subjectAltName that is not critical, DNS
   names first, then addresses; no other extension.

@@ -38,7 +38,7 @@ READ_LIMIT = 1 << 20
 """Bytes; what is larger is no PEM file of a host and is not read (promise I18)."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# O_NONBLOCK: opening a FIFO or a device that somebody put there must not block (promise I6).
+# O_NONBLOCK: opening a FIFO or a device in the file's place must not block (promise I6).
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 

@@ -6,7 +6,7 @@ xapi-project/xen-api), and telling from the files alone which of them are done:
 1. ``xapi-pool-tls.new``: the new key and certificate, beside those in use
 2. ``certs-pool/UUID.new.pem``: its public part; from here on clients trust both
 3. the other hosts of the pool get UUID.new.pem: not done here, and a pool with other hosts goes no
-   further before somebody says that they have it
+   further before the caller says that they have it
 4. ``xapi-pool-tls.pem`` becomes ``.bak``, ``.new`` becomes ``xapi-pool-tls.pem``
 5. stunnel reloads: not done here
 6. ``UUID.pem`` becomes ``.bak``, ``UUID.new.pem`` becomes ``UUID.pem``: the old one goes, unless a
@@ -126,7 +126,7 @@ def read_stage(paths: HostPaths, *, host_uuid: str) -> Stage:
     published = read_public(paths.certs_pool / f"{host_uuid}{_NEW_SUFFIX}.pem")
     if published is None:
         return Stage.IDLE
-    # A .new that nobody was told of is what is left of a refresh that came to nothing, perhaps long
+    # A .new that was never published is left of a refresh that came to nothing, perhaps long
     # ago: it is not taken up but made anew.
     if _leaf(paths.xensource / os.fsdecode(POOL_PEM_NEW)) == published:
         return Stage.PREPARED

@@ -93,7 +93,7 @@ class RestrictMode:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                # Whoever may write to the directory may have linked any file of the host there.
+                # A user who may write to the directory may have linked any file of the host there.
                 raise OSError(errno.EMLINK, "has another name (a hard link): copy it first")
             os.fchmod(fd, status.st_mode & self.mode)
         finally:

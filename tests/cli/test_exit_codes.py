@@ -205,7 +205,7 @@ def test_json_has_the_exit_code(given: dict[str, str]) -> None:
 
 
 def test_kinds_of_errors_have_codes_of_their_own() -> None:
-    """No error that is raised has the code of what nobody thought of."""
+    """No error that is raised is without a code of its own."""
     collect(group)
     assert [kind.__name__ for kind in _leaves(CertfsError) if kind.exit_code == 70] == ["BugError"]
 
