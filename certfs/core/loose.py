@@ -18,6 +18,7 @@ _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]+")
 _DASH = re.compile(
     rb"[-_\xad\x96\x97]|\xe2\x80[\x90-\x95]|\xe2\x88\x92|\xef\xb9[\x98\xa3]|\xef\xbc\x8d"
 )
+_SHORT_REST = re.compile(rb"\s*[A-Za-z0-9+/=]{0,20}\s*")
 _FEWEST_CHARACTERS = 100
 """Of base64; no certificate is that short, and no checksum but in hexadecimal that long."""
 _MARKER = "BEGIN or END of a certificate is damaged: each has five hyphens on both sides and capital letters"
@@ -53,7 +54,10 @@ def find_loose(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[i
         elif _DASH.search(match["marker"]) and b"#" not in match["marker"]:
             if marker is not None:
                 yield marker, _MARKER
-            belongs = reported_end >= 0 and not data[reported_end : match.start()].strip()
+            # The last line of base64 may be too short to be told from a word.
+            rest = data[reported_end : match.start()] if reported_end >= 0 else b"."
+            belongs = _SHORT_REST.fullmatch(rest) is not None
             marker = None if belongs else line
+            reported_end = -1
     if marker is not None:
         yield marker, _MARKER

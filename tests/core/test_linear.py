@@ -22,6 +22,15 @@ _HOSTILE = {
     "text between": b"-----BEGIN A-----\nMAA=\n-----END A-----text",
     "carriage returns": b"\r",
     "empty lines": b"\n",
+    "loose base64": b"MIIBAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n",
+    "base64 without an end": b"MIIBAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+    "damaged markers": b"--BEGIN CERTIFICATE--\n",
+    "base64 and damaged markers": b"MIIB" * 40 + b"\n" + b"--END CERTIFICATE--\n" * 40,
+    "BEGIN within a line": b"-----BEGIN A-----\nx-----BEGIN A-----\n",
+    "END of another label": b"-----BEGIN A-----\nx-----END B-----\n",
+    "NULs": b"\0",
+    "NULs in lines": b"text\0text\n",
+    "high bytes": b"\xa0\n",
     "empty certificates": b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
 }
 _SMALL, _LARGE = 20_000, 200_000
@@ -43,6 +52,18 @@ def test_searching_touches_each_byte_a_few_times(pattern: bytes) -> None:
 
     assert touched(_LARGE) <= 4 * _LARGE
     assert touched(_LARGE) <= 11 * touched(_SMALL) + 100
+
+
+def test_markers_behind_loose_base64_are_looked_at_once() -> None:
+    """I18: what is between the base64 and each damaged marker behind it is not copied for each of them."""
+
+    def touched(size: int) -> int:
+        data = CountedBytes(b"MIIB" * 40 + b"\n" + _data(b"--END CERTIFICATE--\n", size))
+        for _ in find_blocks(data):
+            pass
+        return data.touched
+
+    assert touched(_LARGE) <= 11 * touched(_SMALL) + 1000
 
 
 @pytest.mark.parametrize("pattern", _HOSTILE.values(), ids=_HOSTILE)
