@@ -148,9 +148,9 @@ class Mount:
         return notify_state_file(self.runtime)
 
     @property
-    def bequest(self) -> str:
+    def undo_log(self) -> str:
         """The directory of what a server leaves to the next one (`certfs.store.undo_log`)."""
-        return f"{self.runtime}/bequest"
+        return f"{self.runtime}/undo-log"
 
     @property
     def title(self) -> str:

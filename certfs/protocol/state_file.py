@@ -3,7 +3,7 @@
 Owns the layout below /run/certfs (root) or $XDG_RUNTIME_DIR/certfs, and the schema of state.json. One directory for
 each mount: ``dom0``, or ``at-`` and the mountpoint, escaped. In it: ``lock`` (held with flock(2) by the supervisor),
 ``state.json``, ``control`` (a socket), ``log``, ``mount-N``, the hidden mountpoints, and what a server leaves to the
-next one: ``bequest``, ``settings.json``.
+next one: ``undo-log``, ``settings.json``.
 """
 
 import errno
@@ -236,7 +236,7 @@ def clear_instance(directory: str) -> None:
         with suppress(OSError):
             if name.startswith("mount-"):
                 os.rmdir(path)
-            elif name == "bequest":
+            elif name == "undo-log":
                 shutil.rmtree(path)
             elif name.startswith(("state.json", "control", "settings.json", "summary.json")):
                 os.unlink(path)

@@ -48,7 +48,7 @@ from certfs.store.bundles import Trust
 from certfs.store.directories import Roots
 from certfs.store.layout import make_directories
 from certfs.store.source_reader import ignore_lease_breaks
-from certfs.store.undo_log import Bequest
+from certfs.store.undo_log import UndoLog
 
 log = logging.getLogger("certfs")
 
@@ -88,7 +88,7 @@ class Server:
             observer=self._observe,
             size_limit=config.source_size_limit,
             swap_timeout=config.swap_timeout,
-            bequest=Bequest(job.mount.bequest),
+            undo_log=UndoLog(job.mount.undo_log),
         )
         self.plain = PlainCopies(self.trust, active=not job.passive)
         self.status = StatusReport(job, settings, self.trust, self.plain, self._being_written)
@@ -188,7 +188,7 @@ class Server:
 
     async def run(self) -> None:
         """Serve until the session ends or somebody says so."""
-        await self.trust.inherit()
+        await self.trust.recover()
         if self.plain.active:
             self._take_charge()
         async with trio.open_nursery() as nursery:
@@ -303,14 +303,14 @@ class Server:
 
     def _take_charge(self) -> None:
         """Be the one that the next server goes on from."""
-        self.trust.bequeath()
+        self.trust.record()
         self._settings.remember(self._job.mount.settings_file)
 
     def _activate(self, *, active: bool) -> None:
         if active:
             self._take_charge()
         else:
-            self.trust.bequest.close()
+            self.trust.undo_log.close()
         self.plain.active = active
         self.plain.wake()
 

@@ -38,12 +38,12 @@ from certfs.store.source_reader import (
     SourceReader,
     Writers,
     as_it_was,
-    inherited,
     is_lock_link,
+    recovered,
     source_names,
 )
 from certfs.store.symlink_sources import SymlinkSources
-from certfs.store.undo_log import Bequest
+from certfs.store.undo_log import UndoLog
 
 # What may be done on the event loop: 8 KiB have two dozen certificates at most, of 0.3 ms each if OpenSSL is asked.
 _INLINE_SIZE = 8 << 10
@@ -92,7 +92,7 @@ class LiveBundle:
     """A bundle and its source directory.
 
     ``is_busy`` tells whether an inode is being written through the mount; ``observer`` is told of every change.
-    What its files do not show is left to the next server in ``bequest``. ``before_change`` is called when something was
+    What its files do not show is recorded in ``undo_log``. ``before_change`` is called when something was
     read and before it counts.
     """
 
@@ -104,7 +104,7 @@ class LiveBundle:
         is_busy: Callable[[FileId], bool],
         observer: Observer,
         hidden_names: frozenset[bytes] = frozenset(),
-        bequest: Bequest | None = None,
+        undo_log: UndoLog | None = None,
         before_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
@@ -118,11 +118,11 @@ class LiveBundle:
         self._is_busy = is_busy
         self._observer = observer
         self._hidden_names = hidden_names
-        self._bequest = bequest or Bequest(None)
+        self._undo_log = undo_log or UndoLog(None)
         self._before_change = before_change
         self._holds = 0
         self._kept: dict[bytes, SourceContent] = {}
-        """What is in the bequest: sources that do not count with what their files hold."""
+        """What is in the undo log: sources that do not count with what their files hold."""
         self._kept_since: dict[bytes, float] = {}
         self._links = SymlinkSources(self._reader)
         self._lock = trio.Lock()
@@ -305,7 +305,7 @@ class LiveBundle:
         if batch.links:
             self._apply(self._links.load(self.directory, batch.links), None)
 
-    def inherit(
+    def recover(
         self, kept: Mapping[bytes, SourceContent], missing: Callable[[], SourceContent]
     ) -> None:
         """Let sources count as they did with the server before: ``kept``.
@@ -324,7 +324,7 @@ class LiveBundle:
         for name in kept.keys() - found.keys():
             known = self.catalog.get(name)
             if known is not None:
-                sources[name] = inherited(self._with_stamp(name, known), kept[name])
+                sources[name] = recovered(self._with_stamp(name, known), kept[name])
         for name, source in sources.items():
             self._keep(name, source if source.kept else None)
         remarks = [
@@ -359,26 +359,27 @@ class LiveBundle:
             self._keep(name, None)
 
     def _keep(self, name: bytes, source: Source | None) -> None:
-        """Leave what a source counts with to the next server; None where the file says that itself."""
+        """Record what a source counts with for the next server; None where the file says that itself."""
         before = self._kept.get(name)
         if source is None:
-            if before is not None:
-                del self._kept[name], self._kept_since[name]
-                self._bequest.drop_source(self.spec, name)
-        elif before is not source.content:
+            if before is None:
+                return
+            del self._kept[name], self._kept_since[name]
+        elif before is source.content:
+            return
+        else:
             self._kept[name] = source.content
             self._kept_since.setdefault(name, time.time())
-            self._bequest.leave_source(self.spec, name, source.content)
+        self.record()
 
     def incomplete(self) -> Iterator[tuple[bytes, float, SourceContent]]:
         """Yield the sources that count as they were, since when (time.time), and with what."""
         for name, content in self._kept.items():
             yield name, self._kept_since[name], content
 
-    def bequeath(self) -> None:
-        """Leave everything again that is to be left to the next server."""
-        for name, content in self._kept.items():
-            self._bequest.leave_source(self.spec, name, content)
+    def record(self) -> None:
+        """Record for the next server what the files do not show."""
+        self._undo_log.record_sources(self.spec, self._kept)
 
     def hold(self, deadline: float, was: Mapping[bytes, Source] | None = None) -> None:
         """Start a swap that ends at ``deadline`` (trio's clock) at the latest; ``was`` is what the bundle had then."""

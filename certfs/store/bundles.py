@@ -35,7 +35,7 @@ from certfs.store.plain import (
 )
 from certfs.store.source_reader import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Swaps
-from certfs.store.undo_log import Bequest
+from certfs.store.undo_log import UndoLog
 
 DEFAULT_SWAP_TIMEOUT = 30.0
 _COMPARE_SECONDS = 1.0
@@ -55,7 +55,7 @@ class Trust:
         observer: Observer,
         size_limit: int = DEFAULT_SIZE_LIMIT,
         swap_timeout: float = DEFAULT_SWAP_TIMEOUT,
-        bequest: Bequest | None = None,
+        undo_log: UndoLog | None = None,
     ) -> None:
         self.walker = PathWalker(roots.inside)
         self.watcher = StoreWatcher()
@@ -76,8 +76,8 @@ class Trust:
         self._is_loaded = False
         self._ways_in_use = 0
         self._mounts_changed = False
-        self.bequest = bequest or Bequest(None)
-        self.swaps = Swaps(swap_timeout, self.bequest, self._has_directory)
+        self.undo_log = undo_log or UndoLog(None)
+        self.swaps = Swaps(swap_timeout, self.undo_log, self._has_directory)
 
     @property
     def bundles(self) -> Iterable[LiveBundle]:
@@ -92,30 +92,30 @@ class Trust:
             bundle.load()
         self._is_loaded = True
 
-    async def inherit(self) -> None:
+    async def recover(self) -> None:
         """Go on with what the server before left, once everything is read and before anything is served."""
-        estate = self.bequest.read()
-        if estate is None:
+        recovered = self.undo_log.recover()
+        if recovered is None:
             for bundle in self.bundles:
-                bundle.inherit({}, functools.partial(self._missing, bundle))
+                bundle.recover({}, functools.partial(self._missing, bundle))
                 self.plain[bundle].is_first = True
             self._date()
             return
         lost = [
             spec
-            for spec in estate.specs() - self._bundles.keys()
+            for spec in recovered.specs() - self._bundles.keys()
             if any(pattern.covers(spec.source) for pattern in self._specs if pattern.is_pattern)
-            and estate.backups.get(spec)
+            and recovered.swaps.get(spec)
         ]
         for spec in lost:
             # Nothing in the store shows that there is such a directory: it is in the middle of a swap.
             self._new_bundle(spec)
         for bundle in self._resolve(None) if lost else ():
             bundle.load()
-        self.swaps.inherit(estate, self._missing)
+        self.swaps.recover(recovered, self._missing)
         for bundle in self.bundles:
-            kept = estate.kept.get(bundle.spec, {})
-            bundle.inherit(kept, functools.cache(functools.partial(self._missing, bundle)))
+            kept = recovered.sources.get(bundle.spec, {})
+            bundle.recover(kept, functools.cache(functools.partial(self._missing, bundle)))
         await self.catch_up()
         self.swaps.complete(self._missing)
         self._date()
@@ -135,12 +135,12 @@ class Trust:
         place = self._roles.places.get(bundle.spec)
         return SourceContent() if place is None else missing(bundle, place.descriptor)
 
-    def bequeath(self) -> None:
-        """Be the one whose bequest counts from now on."""
-        with self.bequest.renewed():
-            self.swaps.bequeath()
+    def record(self) -> None:
+        """Be the one whose records count from now on."""
+        with self.undo_log.rewritten():
+            self.swaps.record()
             for bundle in self.bundles:
-                bundle.bequeath()
+                bundle.record()
 
     def sweep(self) -> None:
         """Remove what a killed server left of the plain copies that it was writing."""
@@ -437,7 +437,7 @@ class Trust:
             is_busy=self._is_busy,
             observer=self._observer,
             hidden_names=hidden,
-            bequest=self.bequest,
+            undo_log=self.undo_log,
             before_change=self._hear,
         )
         self._bundles[spec] = bundle

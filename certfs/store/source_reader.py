@@ -115,7 +115,7 @@ def as_it_was(known: Source | None) -> Source:
     return known if known.kept else replace(known, kept=True)
 
 
-def inherited(found: Source, before: SourceContent) -> Source:
+def recovered(found: Source, before: SourceContent) -> Source:
     """Return what a source contributes when its writer lost it with the server; ``before`` counts unless it is whole.
 
     Nobody will ever say that such a file is complete. Where it looks so, the writer may have had its fsync(2) answered.

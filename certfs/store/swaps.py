@@ -4,7 +4,7 @@ Owns which D.bk there are, and when a swap begins and ends. What a bundle is mea
 
 A swap begins when a D.bk is made, wherever that is: through the mount, in the store itself, or while no server serves.
 One that was there at the mount begins nothing, so each is known from then on. What was known when a server dies is in
-its bequest.
+its undo log.
 """
 
 import time
@@ -19,7 +19,7 @@ from certfs.core.certificate import SourceContent
 from certfs.store.backing import FileId
 from certfs.store.bundle import Actor, LiveBundle
 from certfs.store.events import DirectoryEvent
-from certfs.store.undo_log import Bequest, Estate, Swap
+from certfs.store.undo_log import RecordedSwap, Recovered, UndoLog
 
 SWAP_SUFFIX = b".bk"
 
@@ -34,10 +34,10 @@ class Swaps:
     """
 
     def __init__(
-        self, timeout: float, bequest: Bequest, is_there: Callable[[FileId, bytes], bool]
+        self, timeout: float, undo_log: UndoLog, is_there: Callable[[FileId, bytes], bool]
     ) -> None:
         self._timeout = timeout
-        self._bequest = bequest
+        self._undo_log = undo_log
         self._is_there = is_there
         self._bundles: Mapping[Backup, list[LiveBundle]] = {}
         self._known: set[Backup] = set()
@@ -61,7 +61,7 @@ class Swaps:
     def _found(self, backup: Backup) -> None:
         self._known.add(backup)
         for bundle in self._bundles[backup]:
-            self._bequest.leave_backup(bundle.spec, None)
+            self._undo_log.record_swap(bundle.spec, None)
 
     @contextmanager
     def making(self, directory: FileId, name: bytes) -> Iterator[None]:
@@ -107,13 +107,13 @@ class Swaps:
         self._foreign.discard(backup)
         for bundle in bundles:
             bundle.release(actor)
-            self._bequest.drop_backup(bundle.spec)
+            self._undo_log.forget_swap(bundle.spec)
 
     def end(self, bundle: LiveBundle, actor: Actor | None) -> None:
         """End the swap of this bundle, though its D.bk may still be there; without one nothing happens."""
         if bundle.is_swapping:
             bundle.release(actor)
-            self._bequest.leave_backup(bundle.spec, None)
+            self._undo_log.record_swap(bundle.spec, None)
 
     def hear(self, events: Iterable[DirectoryEvent]) -> None:
         """Take note of directories that came and went in the store, before what is read of the store is believed.
@@ -159,7 +159,7 @@ class Swaps:
         """Whether a D.bk was heard to be gone since `gone` was called."""
         return backup in self._gone
 
-    def inherit(self, estate: Estate, missing: Callable[[LiveBundle], SourceContent]) -> None:
+    def recover(self, recovered: Recovered, missing: Callable[[LiveBundle], SourceContent]) -> None:
         """Go on with the swaps of the server before, and with those that began after its end.
 
         Of these nobody knows what the bundle was at the beginning: what is ``missing`` from the one that was in view.
@@ -168,11 +168,11 @@ class Swaps:
         for backup in self._known:
             self._foreign.add(backup)
             for bundle in self._bundles[backup]:
-                swap = estate.backups.get(bundle.spec)
+                swap = recovered.swaps.get(bundle.spec)
                 seconds = swap.ends - time.monotonic() if swap else 0.0
                 if swap and seconds > 0:
                     self._hold(bundle, seconds, swap.was)
-                elif bundle.spec not in estate.backups:
+                elif bundle.spec not in recovered.swaps:
                     self._hold(bundle, self._timeout, {b"": missing(bundle)})
 
     def complete(self, missing: Callable[[LiveBundle], SourceContent]) -> None:
@@ -182,11 +182,11 @@ class Swaps:
                 seconds = (bundle.swap_deadline or 0.0) - trio.current_time()
                 self._hold(bundle, seconds, {b"": missing(bundle)})
 
-    def bequeath(self) -> None:
-        """Leave everything again that is to be left to the next server."""
+    def record(self) -> None:
+        """Record for the next server each D.bk that is there."""
         for backup in self._known:
             for bundle in self._bundles[backup]:
-                self._leave(bundle)
+                self._record(bundle)
 
     def _hold(
         self, bundle: LiveBundle, seconds: float, was: Mapping[bytes, SourceContent] | None = None
@@ -194,14 +194,16 @@ class Swaps:
         sources = {name: Source(content) for name, content in was.items()} if was else None
         bundle.hold(trio.current_time() + seconds, sources)
         self._started.set()
-        self._leave(bundle)
+        self._record(bundle)
 
-    def _leave(self, bundle: LiveBundle) -> None:
+    def _record(self, bundle: LiveBundle) -> None:
         swap = None
         if bundle.swap_deadline is not None:
             ends = time.monotonic() + bundle.swap_deadline - trio.current_time()
-            swap = Swap(ends, {name: source.content for name, source in bundle.catalog.held()})
-        self._bequest.leave_backup(bundle.spec, swap)
+            swap = RecordedSwap(
+                ends, {name: source.content for name, source in bundle.catalog.held()}
+            )
+        self._undo_log.record_swap(bundle.spec, swap)
 
     async def expire(self, bundles: Iterable[LiveBundle]) -> None:
         """End each swap of ``bundles`` (looked through again each time) at its deadline, for ever."""

@@ -1,37 +1,34 @@
-"""What a server leaves to the next one: what counts though the files of the store do not show it (I3, I10).
+"""What a server records for the next one: what counts though the files of the store do not show it (I3, I10).
 
-- of a source that is being overwritten in place, what it was before;
-- of a source directory that is being swapped, what its bundle was at the beginning, and until when that counts;
-- which D.bk there are at all, so that one that is made while nobody serves is known to be new.
+Two files for each bundle in one directory, each replaced atomically before that happens which it is about:
 
-Owns the form of these notes: a directory with one small file for each, so that a change costs what it touches. They are
-written before that happens which they are about, and survive a SIGKILL. They are not synced: they do not outlive the
-machine, nor are they meant to.
+- ``*.sources``: what those sources were before that are being overwritten in place;
+- ``*.swap``: that there is a D.bk, and where that is a swap, what the bundle was at its beginning and until when that
+  counts. A D.bk that is made while no server runs is known by having no record.
+
+They survive a SIGKILL. They are not synced: they do not outlive the machine, nor are they meant to.
 """
 
+import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent, parse_source
-from certfs.safe_open import private, read_own
 
 log = logging.getLogger("certfs")
 
-_END = b"\n"
-_NOTE_BYTES = 1 << 30
-"""A note on a swap holds all certificates of a directory."""
-_Key = tuple[BundleSpec, bytes | None]
-"""A note on a source, or with None on the D.bk of a bundle."""
+_Kind = Literal["sources", "swap"]
+_DRAFT = ".new"
 
 
 @dataclass(frozen=True, slots=True)
-class Swap:
+class RecordedSwap:
     """A swap: it ``ends`` at that time (time.monotonic, the same for all processes), and what the sources were."""
 
     ends: float
@@ -39,37 +36,36 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
-class Estate:
-    """What the last server left. ``backups`` are the D.bk that it knew of, with the swap where it was one."""
+class Recovered:
+    """What the last server recorded: ``sources`` by name, and each D.bk with its swap, None where it is of none."""
 
-    kept: dict[BundleSpec, dict[bytes, SourceContent]] = field(default_factory=dict)
-    backups: dict[BundleSpec, Swap | None] = field(default_factory=dict)
+    sources: dict[BundleSpec, dict[bytes, SourceContent]] = field(default_factory=dict)
+    swaps: dict[BundleSpec, RecordedSwap | None] = field(default_factory=dict)
 
     def specs(self) -> set[BundleSpec]:
-        """Return the bundles that something was left for."""
-        return {*self.kept, *self.backups}
+        """Return the bundles that something was recorded for."""
+        return {*self.sources, *self.swaps}
 
 
-class Bequest:
-    """The notes of one server, in ``directory``; None for one that leaves nothing. Until `renewed` it leaves nothing.
+class UndoLog:
+    """The records of one server, in ``directory``; None for one that records nothing, as all do until `rewritten`.
 
-    A note that cannot be written is logged: only a death is worse for that.
+    A record that cannot be written is logged: only a death is worse for that.
     """
 
     def __init__(self, directory: str | None) -> None:
         self._directory = directory
         self._is_open = False
-        self._files: dict[_Key, str] = {}
-        self._count = 0
+        self._files: set[str] = set()
         self._fails = False
 
-    def read(self) -> Estate | None:
-        """Return what the last server left; None where there has been none."""
-        return read_estate(self._directory) if self._directory else None
+    def recover(self) -> Recovered | None:
+        """Return what the last server recorded; None where there has been none."""
+        return recover(self._directory) if self._directory else None
 
     @contextmanager
-    def renewed(self) -> Iterator[None]:
-        """Be the one server that leaves something: what is left in the context, and nothing of what was there."""
+    def rewritten(self) -> Iterator[None]:
+        """Be the one server that records: what is recorded in the context is there, and nothing of what was."""
         if self._directory is None:
             yield
             return
@@ -81,62 +77,57 @@ class Bequest:
         except OSError as e:
             self._report(e)
         self._is_open = True
-        self._files = {}
-        self._count = max(map(_number, before), default=0)
+        self._files = set()
         yield
-        for name in before - set(self._files.values()):
+        for name in before - self._files:
             with suppress(OSError):
                 os.unlink(f"{self._directory}/{name}")
 
     def close(self) -> None:
-        """Leave it to another server to leave something."""
+        """Leave it to another server to record."""
         self._is_open = False
 
-    def leave_source(self, bundle: BundleSpec, name: bytes, content: SourceContent) -> None:
-        """Leave what a source contributes, if it does contribute."""
-        if content.certificates:
-            note = {"source": os.fsdecode(name), "certificates": _text(content)}
-            self._write((bundle, name), note)
+    def record_sources(self, bundle: BundleSpec, sources: Mapping[bytes, SourceContent]) -> None:
+        """Record what these sources of a bundle were, and no others; those that contribute nothing need no record."""
+        contents = {
+            os.fsdecode(name): _text(content)
+            for name, content in sources.items()
+            if content.certificates
+        }
+        if contents:
+            self._write(bundle, "sources", {"sources": contents})
+        else:
+            self._remove(bundle, "sources")
 
-    def drop_source(self, bundle: BundleSpec, name: bytes) -> None:
-        """Take that back: the file itself says it again."""
-        self._drop((bundle, name))
-
-    def leave_backup(self, bundle: BundleSpec, swap: Swap | None) -> None:
-        """Leave word of a D.bk, and of the swap that it is of."""
-        note: dict[str, Any] = {"ends": swap.ends if swap else None}
+    def record_swap(self, bundle: BundleSpec, swap: RecordedSwap | None) -> None:
+        """Record that there is a D.bk, and the swap that it is of."""
+        record: dict[str, Any] = {"ends": swap.ends if swap else None}
         if swap:
-            note["was"] = [(os.fsdecode(name), _text(was)) for name, was in swap.was.items()]
-        self._write((bundle, None), note)
+            record["was"] = {os.fsdecode(name): _text(was) for name, was in swap.was.items()}
+        self._write(bundle, "swap", record)
 
-    def drop_backup(self, bundle: BundleSpec) -> None:
-        """Take that back: it is gone."""
-        self._drop((bundle, None))
+    def forget_swap(self, bundle: BundleSpec) -> None:
+        """Remove the record: the D.bk is gone."""
+        self._remove(bundle, "swap")
 
-    def _write(self, key: _Key, note: dict[str, Any]) -> None:
+    def _write(self, bundle: BundleSpec, kind: _Kind, record: dict[str, Any]) -> None:
         if not self._is_open:
             return
-        bundle, _ = key
+        name = _file_name(bundle, kind)
         paths = {"from": _path(bundle.source), "bundle": _path(bundle.bundle)}
-        before = self._files.get(key)
-        self._count += 1
-        name = f"{self._count}-{os.getpid()}"
         try:
-            with open(f"{self._directory}/{name}", "xb", buffering=0, opener=private) as stream:
-                stream.write(json.dumps({**paths, **note}).encode() + _END)
-            self._files[key] = name
+            with open(f"{self._directory}/{name}{_DRAFT}", "wb", buffering=0) as stream:
+                stream.write(json.dumps({**paths, **record}).encode())
+            os.rename(f"{self._directory}/{name}{_DRAFT}", f"{self._directory}/{name}")
+            self._files.add(name)
             self._fails = False
         except OSError as e:
             self._report(e)
-            return
-        if before:
-            # Only now: whoever reads both takes the one that was written last.
-            with suppress(OSError):
-                os.unlink(f"{self._directory}/{before}")
 
-    def _drop(self, key: _Key) -> None:
-        name = self._files.pop(key, None) if self._is_open else None
-        if name:
+    def _remove(self, bundle: BundleSpec, kind: _Kind) -> None:
+        name = _file_name(bundle, kind)
+        if self._is_open and name in self._files:
+            self._files.discard(name)
             with suppress(OSError):
                 os.unlink(f"{self._directory}/{name}")
 
@@ -150,40 +141,43 @@ class Bequest:
         self._fails = True
 
 
-def read_estate(directory: str) -> Estate | None:
-    """Return what a server left in ``directory``; None where there has been none."""
+def recover(directory: str) -> Recovered | None:
+    """Return what a server recorded in ``directory``; None where there has been none."""
     try:
-        names = os.listdir(directory)
+        names = sorted(os.listdir(directory))
     except OSError:
         return None
-    estate = Estate()
-    for name in sorted(names, key=_number):
+    recovered = Recovered()
+    for name in names:
+        # What is being replaced at a death was to be about something that has not happened.
+        if name.endswith(_DRAFT):
+            continue
         try:
-            content = read_own(f"{directory}/{name}", _NOTE_BYTES)
-            # Without its end it was being written at the death: what it was to be about has not happened.
-            if content.endswith(_END):
-                _take(estate, json.loads(content))
+            with open(f"{directory}/{name}", "rb") as stream:
+                _take(recovered, json.loads(stream.read()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            log.warning("%s/%s: not a note of certfs: %s", directory, name, e)
-    return estate
+            log.warning("%s/%s: not a record of certfs: %s", directory, name, e)
+    return recovered
 
 
-def _number(name: str) -> int:
-    """Return the number that a note's file begins with: the later, the higher."""
-    number, _, _ = name.partition("-")
-    return int(number) if number.isdecimal() else 0
-
-
-def _take(estate: Estate, note: dict[str, Any]) -> None:
-    spec = BundleSpec(_components(note["from"]), _components(note["bundle"]))
-    if "source" in note:
-        content = parse_source(note["certificates"].encode())
-        estate.kept.setdefault(spec, {})[os.fsencode(note["source"])] = content
-    elif note["ends"] is None:
-        estate.backups[spec] = None
+def _take(recovered: Recovered, record: dict[str, Any]) -> None:
+    spec = BundleSpec(_components(record["from"]), _components(record["bundle"]))
+    if "sources" in record:
+        recovered.sources[spec] = _contents(record["sources"])
+    elif record["ends"] is None:
+        recovered.swaps[spec] = None
     else:
-        was = {os.fsencode(name): parse_source(text.encode()) for name, text in note["was"]}
-        estate.backups[spec] = Swap(note["ends"], was)
+        recovered.swaps[spec] = RecordedSwap(record["ends"], _contents(record["was"]))
+
+
+def _contents(texts: dict[str, str]) -> dict[bytes, SourceContent]:
+    return {os.fsencode(name): parse_source(text.encode()) for name, text in texts.items()}
+
+
+def _file_name(bundle: BundleSpec, kind: _Kind) -> str:
+    """Return a name for the file of a bundle, whose own path may be of any bytes and any length."""
+    key = b"/".join(bundle.source) + b"\0" + b"/".join(bundle.bundle)
+    return f"{hashlib.sha256(key).hexdigest()[:32]}.{kind}"
 
 
 def _text(content: SourceContent) -> str:

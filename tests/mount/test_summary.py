@@ -91,7 +91,7 @@ def test_details_are_for_root_and_the_hidden_mount_is_no_way_in(dom0: Host) -> N
     """An ordinary user reads the summary, passes `df`, and reaches nothing through the runtime directory (I19)."""
     hidden = dom0.state()["mountpoint"]
     paths = [SUMMARY, hidden, f"{hidden}/.certfs/status.json", f"{hidden}/stunnel"]
-    private = ["state.json", "settings.json", "log", "lock", "bequest"]
+    private = ["state.json", "settings.json", "log", "lock", "undo-log"]
     result = as_nobody(
         dom0, sys.executable, "-c", READ, *paths, *(f"/run/certfs/dom0/{name}" for name in private)
     )

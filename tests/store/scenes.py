@@ -16,7 +16,7 @@ from certfs.store.bundle import Actor, LiveBundle, Published
 from certfs.store.bundles import Trust
 from certfs.store.directories import Roots
 from certfs.store.source_reader import SourceReader
-from certfs.store.undo_log import Bequest
+from certfs.store.undo_log import UndoLog
 
 ACTOR = Actor(uid=0, pid=1, command="test")
 
@@ -142,7 +142,7 @@ def store(
     specs: Iterable[BundleSpec],
     *,
     swap_timeout: float = 30.0,
-    bequest: Path | None = None,
+    undo_log: Path | None = None,
     is_busy: Callable[[FileId], bool] = lambda _: False,
 ) -> Store:
     """Open ``path`` as a standalone store and read it."""
@@ -154,7 +154,7 @@ def store(
         is_busy=is_busy,
         observer=published.append,
         swap_timeout=swap_timeout,
-        bequest=Bequest(str(bequest) if bequest else None),
+        undo_log=UndoLog(str(undo_log) if undo_log else None),
     )
     trust.load()
     published.clear()

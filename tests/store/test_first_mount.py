@@ -25,9 +25,9 @@ def root(tmp_path: Path) -> Path:
 
 async def serve(root: Path, notes: Path | None = None) -> Store:
     """Start as a server does: read, go on from the last one, write the plain copies."""
-    found = store(root, [spec("certs", "ca.pem")], bequest=notes)
-    await found.trust.inherit()
-    found.trust.bequeath()
+    found = store(root, [spec("certs", "ca.pem")], undo_log=notes)
+    await found.trust.recover()
+    found.trust.record()
     await PlainCopies(found.trust, active=True).flush()
     return found
 

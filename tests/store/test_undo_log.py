@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import parse_source
 from certfs.store.backing import FileId
-from certfs.store.undo_log import Bequest, Swap, read_estate
+from certfs.store.undo_log import RecordedSwap, UndoLog, recover
 from tests.store.scenes import ACTOR, Store, store
 from tests.support import pki
 from tests.support.examples import examples
 
-ONE, TWO, THREE = (pki.authority(f"bequest {number}") for number in range(3))
+ONE, TWO, THREE = (pki.authority(f"undo {number}") for number in range(3))
 POOL = "stunnel/xapi-pool-ca-bundle.pem"
 GENERAL = "trusted-certs/ca-bundle-general.pem"
 SPEC = PLATFORM_BUNDLES[0]
@@ -40,7 +40,7 @@ def host(tmp_path: Path) -> Path:
 
 
 class Servers:
-    """Servers of one store, one after the other: each opens the store, inherits, and bequeaths."""
+    """Servers of one store, one after the other: each opens the store, recovers, and records."""
 
     def __init__(self, host: Path, notes: Path) -> None:
         self.host = host
@@ -49,10 +49,10 @@ class Servers:
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[Store]:
         """Serve; the end of the context is a death: nothing is taken back."""
-        made = store(self.host, PLATFORM_BUNDLES, bequest=self.notes)
+        made = store(self.host, PLATFORM_BUNDLES, undo_log=self.notes)
         try:
-            await made.trust.inherit()
-            made.trust.bequeath()
+            await made.trust.recover()
+            made.trust.record()
             yield made
         finally:
             made.close()
@@ -61,7 +61,7 @@ class Servers:
 @pytest.fixture
 def server(host: Path, tmp_path: Path) -> Servers:
     """Give servers of ``host``."""
-    return Servers(host, tmp_path / "bequest")
+    return Servers(host, tmp_path / "undo-log")
 
 
 def begin_to_write(found: Store, path: str) -> int:
@@ -145,7 +145,11 @@ async def test_a_file_with_two_names_is_left_under_each(server: Servers) -> None
         await found.changed("stunnel/certs-pool/also.pem")
         file = os.open(pool / "one.pem", os.O_WRONLY)
         found.trust.write_begins(None, b"", os.stat(file))
-        assert len(os.listdir(server.notes)) == 2
+        recovered = recover(str(server.notes))
+        assert recovered is not None
+        assert [set(sources) for sources in recovered.sources.values()] == [
+            {b"one.pem", b"also.pem"}
+        ]
         os.ftruncate(file, 0)
         os.close(file)
         await found.remove("stunnel/certs-pool/also.pem")
@@ -366,7 +370,7 @@ async def test_a_swap_ends_with_what_d_holds_then(host: Path, server: Servers) -
         assert found.content(POOL) == THREE.pem
 
 
-async def test_a_bequest_of_any_names_comes_back(tmp_path: Path) -> None:
+async def test_a_log_of_any_names_comes_back(tmp_path: Path) -> None:
     """I3: names of files may hold any bytes."""
 
     @settings(examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -381,45 +385,44 @@ async def test_a_bequest_of_any_names_comes_back(tmp_path: Path) -> None:
     def comes_back(kept: dict[bytes, bytes], directory: bytes) -> None:
         spec = BundleSpec((b"stunnel", directory), (b"stunnel", directory + b".pem"))
         contents = {name: parse_source(text) for name, text in kept.items()}
-        swap = Swap(time.monotonic() + 30, contents)
-        mine = Bequest(str(tmp_path / "notes"))
-        with mine.renewed():
-            mine.leave_backup(spec, swap)
-            for name, content in contents.items():
-                mine.leave_source(spec, name, content)
-        estate = read_estate(str(tmp_path / "notes"))
-        assert estate is not None
-        assert estate.kept == ({spec: contents} if contents else {})
-        assert estate.backups == {spec: swap}
+        swap = RecordedSwap(time.monotonic() + 30, contents)
+        mine = UndoLog(str(tmp_path / "notes"))
+        with mine.rewritten():
+            mine.record_swap(spec, swap)
+            mine.record_sources(spec, contents)
+        recovered = recover(str(tmp_path / "notes"))
+        assert recovered is not None
+        assert recovered.sources == ({spec: contents} if contents else {})
+        assert recovered.swaps == {spec: swap}
 
     comes_back()
 
 
 def test_nothing_is_left_by_who_is_not_to(tmp_path: Path) -> None:
     """I17: of two servers, one leaves something: the one that is in charge."""
-    old, new = (Bequest(str(tmp_path / "notes")) for _ in range(2))
+    old, new = (UndoLog(str(tmp_path / "notes")) for _ in range(2))
     content = parse_source(ONE.pem)
-    new.leave_source(SPEC, b"early.pem", content)
-    with old.renewed():
-        old.leave_source(SPEC, b"old.pem", content)
-    with new.renewed():
-        new.leave_source(SPEC, b"new.pem", content)
+    new.record_sources(SPEC, {b"early.pem": content})
+    with old.rewritten():
+        old.record_sources(SPEC, {b"old.pem": content})
+    with new.rewritten():
+        new.record_sources(SPEC, {b"new.pem": content})
     old.close()
-    old.leave_source(SPEC, b"late.pem", content)
-    estate = read_estate(str(tmp_path / "notes"))
-    assert estate is not None
-    assert estate.kept == {SPEC: {b"new.pem": content}}
+    old.record_sources(SPEC, {b"late.pem": content})
+    recovered = recover(str(tmp_path / "notes"))
+    assert recovered is not None
+    assert recovered.sources == {SPEC: {b"new.pem": content}}
 
 
 def test_what_cannot_be_left_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """I9: a runtime directory that cannot be written to is in the way of nothing, and in the log."""
     (tmp_path / "file").write_text("in the way")
-    mine = Bequest(str(tmp_path / "file"))
+    mine = UndoLog(str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
-        with mine.renewed():
-            mine.leave_source(SPEC, b"a.pem", parse_source(ONE.pem))
-        mine.leave_source(SPEC, b"b.pem", parse_source(ONE.pem))
-        mine.drop_source(SPEC, b"a.pem")
+        with mine.rewritten():
+            mine.record_sources(SPEC, {b"a.pem": parse_source(ONE.pem)})
+        mine.record_sources(SPEC, {b"b.pem": parse_source(ONE.pem)})
+        mine.record_sources(SPEC, {})
     assert len(caplog.records) == 1
     assert os.strerror(errno.EEXIST) in caplog.text or os.strerror(errno.ENOTDIR) in caplog.text
 
@@ -428,15 +431,15 @@ def test_notes_of_somebody_else_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """I9: a note that cannot be read is in the log, and the others count."""
-    mine = Bequest(str(tmp_path))
-    with mine.renewed():
-        mine.leave_source(SPEC, b"a.pem", parse_source(ONE.pem))
+    mine = UndoLog(str(tmp_path))
+    with mine.rewritten():
+        mine.record_sources(SPEC, {b"a.pem": parse_source(ONE.pem)})
     for name, text in (("1-1", "\n"), ("1-2", "{}\n"), ("1-3", "[1]\n"), ("1-4", '{"from": 1}\n')):
         (tmp_path / name).write_text(text)
-    (tmp_path / "2-1").write_text('{"from": "half"')
+    (tmp_path / "2-1.swap.new").write_text('{"from": "half"')
     with caplog.at_level(logging.WARNING):
-        estate = read_estate(str(tmp_path))
-    assert estate is not None
-    assert list(estate.kept) == [SPEC]
+        recovered = recover(str(tmp_path))
+    assert recovered is not None
+    assert list(recovered.sources) == [SPEC]
     assert len(caplog.records) == 4
-    assert read_estate(str(tmp_path / "nothing")) is None
+    assert recover(str(tmp_path / "nothing")) is None
