@@ -50,7 +50,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SourcedCertificate:
     """A certificate together with the name of the source that it comes from."""
 
     source: bytes
@@ -61,8 +61,8 @@ class Entry:
 class Change:
     """What a change of sources did to trust: the certificates that came in and those that went out."""
 
-    added: tuple[Entry, ...] = ()
-    removed: tuple[Entry, ...] = ()
+    added: tuple[SourcedCertificate, ...] = ()
+    removed: tuple[SourcedCertificate, ...] = ()
     reordered: bool = False
 
     def __bool__(self) -> bool:
@@ -245,9 +245,9 @@ class Catalog:
             self._signatures.pop(certificate.fingerprint, None)
             _part(self._subjects, certificate.subject_key, certificate.fingerprint)
 
-    def _layout(self, subjects: Iterable[bytes]) -> dict[Slot, Entry]:
+    def _layout(self, subjects: Iterable[bytes]) -> dict[Slot, SourcedCertificate]:
         """Return what stands at each place that certificates of these subjects have."""
-        layout: dict[Slot, Entry] = {}
+        layout: dict[Slot, SourcedCertificate] = {}
         for subject in subjects:
             fingerprints = self._subjects.get(subject)
             if fingerprints is None:
@@ -262,7 +262,7 @@ class Catalog:
             layout.update(zip(slots, self._broken_last(entries), strict=True))
         return layout
 
-    def _broken_last(self, entries: list[Entry]) -> Iterator[Entry]:
+    def _broken_last(self, entries: list[SourcedCertificate]) -> Iterator[SourcedCertificate]:
         """Yield the certificates of a subject; among those of one date the ones whose own signature fits first.
 
         OpenSSL may find the first of a subject only, and a damaged copy of a certificate must not hide the good one.
@@ -271,7 +271,7 @@ class Catalog:
             alike = list(group)
             yield from sorted(alike, key=self._own_signature) if len(alike) > 1 else alike
 
-    def _own_signature(self, entry: Entry) -> OwnSignature:
+    def _own_signature(self, entry: SourcedCertificate) -> OwnSignature:
         certificate = entry.certificate
         signature = self._signatures.get(certificate.fingerprint)
         if signature is None:
@@ -280,10 +280,12 @@ class Catalog:
                 self._signatures[certificate.fingerprint] = signature
         return signature
 
-    def _entry(self, slot: Slot) -> Entry:
-        return Entry(slot[1], self._sources[slot[:3]].content.certificates[slot[3]])
+    def _entry(self, slot: Slot) -> SourcedCertificate:
+        return SourcedCertificate(slot[1], self._sources[slot[:3]].content.certificates[slot[3]])
 
-    def _lay_out(self, was: dict[Slot, Entry], now: dict[Slot, Entry]) -> Change:
+    def _lay_out(
+        self, was: dict[Slot, SourcedCertificate], now: dict[Slot, SourcedCertificate]
+    ) -> Change:
         """Bring the rope from one layout to the other."""
         reordered = False
         for slot in was.keys() - now.keys():
@@ -320,7 +322,7 @@ def _both(before: Source | None, source: Source) -> Source:
     return replace(source, content=SourceContent(tuple(certificates)))
 
 
-def _newest_first(entry: Entry) -> int:
+def _newest_first(entry: SourcedCertificate) -> int:
     return -entry.certificate.not_before
 
 

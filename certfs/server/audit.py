@@ -13,7 +13,7 @@ from typing import TextIO
 from cryptography.utils import CryptographyDeprecationWarning
 
 from certfs.core.bundle import BundleSpec
-from certfs.core.catalog import Entry
+from certfs.core.catalog import SourcedCertificate
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.text import printable
@@ -94,7 +94,9 @@ def report(published: Published) -> None:
         log.log(_LEVELS[remark.severity], "%s: %s%s", where, printable(remark.reason), by)
 
 
-def _report_entries(what: str, entries: Iterable[Entry], bundle: str, source: str, by: str) -> None:
+def _report_entries(
+    what: str, entries: Iterable[SourcedCertificate], bundle: str, source: str, by: str
+) -> None:
     for entry in entries:
         certificate = entry.certificate
         log.info(
