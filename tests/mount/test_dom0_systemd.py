@@ -1,19 +1,10 @@
-"""The unit under a real systemd, booted as the first process of namespaces of its own (I14, I17).
-
-The root mount is shared there, as systemd has it, and /etc is a bind mount in the peer group of its origin: what is
-mounted over one appears over the other as well.
-"""
+"""The unit under a real systemd, booted as the first process of namespaces of its own (I14, I17)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from certfs.cli.units import install_units
+from tests.support import machine as machines
 from tests.support import mounts, pki
 from tests.support.mounts import wait_until
 from tests.support.tree import Tree
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.slow]
 
-SYSTEMD = Path("/lib/systemd/systemd")
-_SAID = "boot.log"
-"""In the machine's directory: what its first process and systemd said."""
-TARGETS = ("sysinit", "basic", "local-fs", "multi-user", "shutdown", "umount", "final", "network")
 READER = """
 [Unit]
 Wants=certfs.service
@@ -40,45 +28,11 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/grep -q " /etc/stunnel .* - fuse.certfs " /proc/self/mountinfo
 """
-BOOT = """
-set -e
-umount --all --lazy --types fuse.certfs || true
-mount --make-rshared /
-mount -t proc proc /proc
-mount -t tmpfs run /run
-mount --bind "$1/boot.log" /dev/kmsg
-mount --bind "$1/etc" /etc
-umount -l /sys/fs/cgroup
-mount -t cgroup2 none /sys/fs/cgroup
-export container=other SYSTEMD_UNIT_PATH="$1/units"
-exec "$2" --system --unit=xapi.service --log-target=kmsg
-"""
 
 
 @dataclass(slots=True)
-class Machine:
-    """A booted systemd."""
-
-    init: int
-    """The pid of its first process, as seen from here."""
-    directory: Path
-
-    def run(self, *command: str | Path) -> str:
-        """Run a command on the machine and return its standard output."""
-        result = subprocess.run(
-            ["nsenter", f"--target={self.init}", "--mount", "--pid", "--cgroup", *command],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def inside(self, path: str) -> Path:
-        """Return the path by which this process reaches ``path`` of the machine."""
-        return Path(f"/proc/{self.init}/root{path}")
+class Machine(machines.Machine):
+    """A machine on which certfs.service runs."""
 
     def show(self, setting: str) -> str:
         """Return a property of the service."""
@@ -117,100 +71,15 @@ class Machine:
 def machine() -> Iterator[Machine]:
     """A machine on which certfs.service was started because something that needs it was."""
     mounts.need_fuse()
-    mounts.need_namespaces()
-    if not SYSTEMD.exists():
-        mounts.missing("systemd")
-    directory = mounts.scratch_directory()
-    etc, units = directory / "etc", directory / "units"
-    shutil.copytree("/etc", etc, symlinks=True, ignore_dangling_symlinks=True)
-    for name in ("stunnel", "xensource"):
-        shutil.rmtree(etc / name, ignore_errors=True)
-    tree = Tree(root=etc, store=etc)
-    tree.make()
-    (tree.certs_pool / "one.pem").write_bytes(pki.issue("one").pem)
-    units.mkdir()
-    for name in TARGETS:
-        (units / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
-    (units / "xapi.service").write_text(READER)
-    assert CliRunner().invoke(install_units, ["--directory", str(units)]).exit_code == 0
-    with _cgroup() as cgroup:
-        booted = _boot(directory, cgroup)
-        try:
-            made = Machine(_first_process(booted, directory), directory)
-            _wait_for(lambda: _booted(made), booted, directory)
-            yield made
-        finally:
-            booted.kill()
-            booted.wait()
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _cgroup() -> Iterator[Path]:
-    """Make a cgroup (of version 2) for the machine; skip where there is no such thing."""
-    found = re.search(r"^\S+ \S+ \S+ \S+ (\S+) .* - cgroup2 ", _mountinfo(), re.MULTILINE)
-    if not found or not os.access(found[1], os.W_OK):
-        pytest.skip("no cgroup2 here that systemd could run in")
-    cgroup = Path(found[1]) / f"certfs-test-{os.getpid()}"
-    cgroup.mkdir()
-    try:
-        yield cgroup
-    finally:
-        wait_until(lambda: _removed(cgroup), seconds=30, what="the end of the machine's processes")
-
-
-def _removed(cgroup: Path) -> bool:
-    """Remove a cgroup with all below it; impossible while a killed process is not quite dead."""
-    for directory, _, _ in os.walk(cgroup, topdown=False):
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)
-    return not cgroup.exists()
-
-
-def _mountinfo() -> str:
-    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-
-
-def _boot(directory: Path, cgroup: Path) -> subprocess.Popen[bytes]:
-    enter = 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"'
-    namespaces = ["unshare", "--cgroup", "--pid", "--mount", "--fork", "--kill-child"]
-    boot: list[str | Path] = ["sh", "-c", BOOT, "sh", directory, SYSTEMD]
-    with (directory / _SAID).open("wb") as said:
-        return subprocess.Popen(
-            ["sh", "-c", enter, "sh", cgroup, *namespaces, *boot],
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            env={k: v for k, v in os.environ.items() if k != "CERTFS_RUNTIME_DIR"},
-        )
-
-
-def _wait_for(
-    reached: Callable[[], object], booted: subprocess.Popen[bytes], directory: Path
-) -> None:
-    """Wait for a step of the boot; where it does not come, fail with what the machine said."""
-    deadline = time.monotonic() + 120
-    while not reached():
-        if booted.poll() is not None or time.monotonic() > deadline:
-            said = (directory / _SAID).read_text(errors="backslashreplace")
-            pytest.fail(f"the machine did not boot (exit {booted.poll()}); it said:\n{said}")
-        time.sleep(0.1)
-
-
-def _first_process(booted: subprocess.Popen[bytes], directory: Path) -> int:
-    def children() -> list[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return Path(f"/proc/{booted.pid}/task/{booted.pid}/children").read_text().split()
-        return []
-
-    _wait_for(children, booted, directory)
-    return int(children()[0])
-
-
-def _booted(made: Machine) -> bool:
-    with contextlib.suppress(AssertionError):
-        return made.run("systemctl", "is-active", "xapi.service").strip() == "active"
-    return False
+    if reason := machines.why_not():
+        pytest.skip(reason)
+    with machines.directory_of_a_machine() as directory:
+        etc, units = directory / "etc", directory / "units"
+        (Tree(root=etc, store=etc).certs_pool / "one.pem").write_bytes(pki.issue("one").pem)
+        (units / "xapi.service").write_text(READER)
+        assert CliRunner().invoke(install_units, ["--directory", str(units)]).exit_code == 0
+        with machines.booted(directory, "xapi.service") as made:
+            yield Machine(made.init, made.directory)
 
 
 def test_the_service_through_good_and_bad_days(machine: Machine) -> None:

@@ -95,12 +95,13 @@ def need_namespaces() -> None:
     """
     need_root()
     need_program("unshare", "nsenter")
-    if _is_chroot():
+    if is_chroot():
         pytest.skip("this is a chroot, where no other mount namespace can be entered")
 
 
 @functools.cache
-def _is_chroot() -> bool:
+def is_chroot() -> bool:
+    """Whether this process has another root directory than its mount namespace."""
     entering = ["nsenter", f"--mount=/proc/{os.getpid()}/ns/mnt", "stat", "-c", "%d:%i", "/"]
     entered = subprocess.run(entering, check=False, capture_output=True, text=True, timeout=30)
     root = os.stat("/")
