@@ -1,187 +1,213 @@
-"""The command behind scripts/bench: all rows in one run, a table, JSON, and plots."""
+"""The command behind scripts/bench: which rows there are, and in which order they are measured."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scripts.benchmark import plots
+from scripts.benchmark import plots, report
 from scripts.benchmark.bundles import measure_changes, measure_growth, measure_reading
 from scripts.benchmark.connections import measure_connections
-from scripts.benchmark.figures import GROSS, Results
+from scripts.benchmark.figures import GROSS, Mode, Results
 from scripts.benchmark.grounds import Grounds, grounds
 from scripts.benchmark.lifetime import measure_idleness, measure_memory, measure_mounting
 from scripts.benchmark.passthrough import measure_passthrough
+from scripts.benchmark.pathunit import measure_path_units, path_units
+from scripts.benchmark.requests import measure_requests
+from scripts.benchmark.timing import place
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How much a run does: sizes of the directories, and seconds or rounds for each kind of row.
 
-    ``attempts`` is how often a row may be measured before it counts as gross: CI fails on no noise.
+    Everything is measured ``runs`` times in each mode, one after the other, so that each run sees all moods of the
+    machine.
     """
 
     counts: tuple[int, ...]
+    runs: int
     seconds: float
     regeneration_rounds: int
     mount_rounds: int
     crowds: int
     idle_seconds: float
-    attempts: int
 
 
-FULL = Effort((64, 1000, 10_000, 100_000), 6.0, 3, 5, 3, 60.0, 1)
-QUICK = Effort((64, 1000, 10_000), 1.0, 1, 2, 1, 15.0, 3)
+FULL = Effort((64, 1000, 10_000, 100_000), 3, 4.0, 2, 3, 2, 60.0)
+QUICK = Effort((64, 1000, 10_000), 1, 0.5, 1, 1, 1, 10.0)
 
 
 def main() -> int:
     """Run; return 0, or 1 if a row is a gross regression, or 2 if the run could not be completed."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measure certfs beside ext4, bindfs and a regeneration script, in one run.",
+        description="Measure certfs beside ext4, bindfs, a regeneration script and a systemd path unit that runs it.",
         epilog=f"Exit status: 0, or 1 if a row is worse by a factor of {GROSS:.0f} than its target and than recorded.",
     )
-    parser.add_argument("--quick", action="store_true", help="a minute instead of several, for CI")
     parser.add_argument(
-        "--json", type=Path, default=Path("build/bench.json"), metavar="FILE", help="%(default)s"
+        "--quick", action="store_true", help="one short run instead of three, for CI"
+    )
+    parser.add_argument("--runs", type=int, metavar="N", help="how often everything is measured")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="the report, which keeps its history (build/bench.json)",
     )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the curves, as SVG")
     parser.add_argument(
+        "--document", action="store_true", help="write all that docs/performance.md has of a run"
+    )
+    parser.add_argument(
+        "--goals",
+        action="store_true",
+        help="show the rows of a report with their goals, and measure nothing",
+    )
+    parser.add_argument(
         "--directory", type=Path, help="where to work, on a disk (default: /var/tmp)"
     )
-    parser.add_argument("--only", metavar="GROUP", choices=GROUPS, help="one group of rows only")
+    parser.add_argument(
+        "--only", metavar="GROUP", choices=GROUPS, action="append", help="one group of rows only"
+    )
     arguments = parser.parse_args()
-    # Whoever ends this run shall get its end: everything is taken down on the way out.
+    recorded = DOCUMENTED / "bench.json" if arguments.document else Path("build/bench.json")
+    report_file: Path = arguments.json or recorded
+    if arguments.goals:
+        print(report.goals(json.loads(report_file.read_text())))
+        return 0
+    # A run that is ended takes everything down on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     effort = QUICK if arguments.quick else FULL
+    if arguments.runs:
+        effort = replace(effort, runs=arguments.runs)
     results = Results()
     started = time.monotonic()
     try:
         with grounds(arguments.directory) as made:
-            measure(made, results, effort, arguments.only)
+            measure(made, results, effort, arguments.only or list(GROUPS))
     except KeyboardInterrupt:
         print("bench: interrupted; everything is taken down", file=sys.stderr)
         return 130
-    report = describe(results, quick=arguments.quick, seconds=time.monotonic() - started)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    if arguments.plots:
-        plots.draw(results, arguments.plots)
-    print(table(results))
-    gross = [row.target.key for row in results.rows if row.is_gross]
+    found = report.describe(results, quick=arguments.quick, seconds=time.monotonic() - started)
+    report.keep(found, report_file)
+    if arguments.plots or arguments.document:
+        plots.draw(results, arguments.plots or DOCUMENTED)
+    if arguments.document:
+        report.document(found, DOCUMENTED.with_suffix(".md"))
+    print(report.goals(found))
+    gross = [f"{row.target.key} ({row.mode.value})" for row in results.rows if row.is_gross]
     if gross:
         print(f"bench: gross regressions: {', '.join(gross)}")
     return 1 if gross else 0
 
 
-Measurement = Callable[[Grounds, Results, Effort], None]
+DOCUMENTED = Path(__file__).resolve().parents[2] / "docs" / "performance"
 
-GROUPS: dict[str, Measurement] = {
-    "mounting": lambda made, results, effort: measure_mounting(made, results, effort.mount_rounds),
-    "memory": lambda made, results, _: measure_memory(made, results),
-    "reading": lambda made, results, effort: measure_reading(made, results, effort.seconds),
-    "passthrough": lambda made, results, effort: measure_passthrough(made, results, effort.seconds),
-    "connections": lambda made, results, effort: measure_connections(
-        made, results, effort.seconds * 3, effort.crowds
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that are measured together: the directories that this needs, and in which modes it says something."""
+
+    measure: Callable[[Grounds, Results, Effort], None]
+    needs: Callable[[int], bool]
+    modes: tuple[Mode, ...] = tuple(Mode)
+
+
+def _up_to(largest: int) -> Callable[[int], bool]:
+    return lambda count: count <= largest
+
+
+GROUPS = {
+    "requests": Group(
+        lambda made, results, _: measure_requests(results, made.base), _up_to(0), (Mode.FREE,)
     ),
-    "changes": lambda made, results, effort: measure_changes(
-        made, results, effort.seconds, effort.regeneration_rounds
+    "mounting": Group(
+        lambda made, results, effort: measure_mounting(made, results, effort.mount_rounds),
+        _up_to(100_000),
     ),
-    "growth": lambda made, results, effort: measure_growth(made, results, effort.seconds),
-    "idle": lambda made, results, effort: measure_idleness(made, results, effort.idle_seconds),
+    # How large a process is, and how often it wakes, is the same on any processor.
+    "memory": Group(
+        lambda made, results, _: measure_memory(made, results), _up_to(100_000), (Mode.FREE,)
+    ),
+    "reading": Group(
+        lambda made, results, effort: measure_reading(made, results, effort.seconds), _up_to(1000)
+    ),
+    "passthrough": Group(
+        lambda made, results, effort: measure_passthrough(made, results, effort.seconds),
+        _up_to(64),
+    ),
+    "connections": Group(
+        lambda made, results, effort: measure_connections(
+            made, results, effort.seconds * 3, effort.crowds
+        ),
+        _up_to(64),
+    ),
+    "changes": Group(
+        lambda made, results, effort: measure_changes(
+            made, results, effort.seconds, effort.regeneration_rounds
+        ),
+        _up_to(10_000),
+    ),
+    "pathunit": Group(
+        lambda made, results, effort: measure_path_units(
+            made, results, effort.seconds, effort.regeneration_rounds
+        ),
+        _up_to(1000),
+    ),
+    "growth": Group(
+        lambda made, results, effort: measure_growth(made, results, effort.seconds),
+        _up_to(100_000),
+    ),
+    "idle": Group(
+        lambda made, results, effort: measure_idleness(made, results, effort.idle_seconds),
+        _up_to(64),
+        (Mode.FREE,),
+    ),
 }
+"""The order in which they are measured."""
 
 
-def measure(made: Grounds, results: Results, effort: Effort, only: str | None) -> None:
-    """Prepare the grounds and measure every group, or ``only`` one."""
+def measure(made: Grounds, results: Results, effort: Effort, chosen: Sequence[str]) -> None:
+    """Prepare the grounds and measure the chosen groups, run after run and mode after mode."""
+    groups = {name: group for name, group in GROUPS.items() if name in chosen}
+    counts = [n for n in effort.counts if any(group.needs(n) for group in groups.values())]
     progress("certificates")
-    for count in effort.counts:
+    for count in counts:
         ground = made.make(count)
-        if count <= 10_000 and only in {None, "changes"}:  # noqa: PLR2004 - what a script can still do
+        if count <= 10_000 and groups.keys() & {"changes", "pathunit"}:  # noqa: PLR2004 - what a script can do
             made.make_plain(ground)
     progress("first mounts")
-    for count in effort.counts:
+    for count in counts:
         made[count].first_mount = made[count].mount()
-    for count in (64, 1000):
-        made.mount_bindfs(made[count])
-    for name, group in GROUPS.items():
-        if only in {None, name}:
-            measure_group(name, partial(group, made, results, effort), results, effort.attempts)
-
-
-def measure_group(name: str, group: Callable[[], None], results: Results, attempts: int) -> None:
-    """Measure a group; again, up to ``attempts`` times, as long as one of its rows is gross: noise does not last."""
-    known = {row.target.key for row in results.rows}
-    for _ in range(attempts):
-        progress(name)
-        group()
-        if not any(row.is_gross for row in results.rows if row.target.key not in known):
-            return
+        if count <= 1000:  # noqa: PLR2004 - the larger ones are not compared with bindfs
+            made.mount_bindfs(made[count])
+    if "pathunit" in groups:
+        progress("a systemd with path units")
+        made.boot(path_units(made, results))
+    try:
+        for run in range(effort.runs):
+            # Whatever comes first in a run must not always be the same mode.
+            for mode in list(Mode)[:: -1 if run % 2 else 1]:
+                results.mode = mode
+                for name, group in groups.items():
+                    if mode in group.modes:
+                        progress(f"{name}, {mode.value}, run {run + 1} of {effort.runs}")
+                        place(made.pids, together=mode is Mode.PINNED)
+                        group.measure(made, results, effort)
+    finally:
+        place(made.pids, together=False)
 
 
 def progress(what: str) -> None:
     """Say what is being done, to a person who waits."""
     print(f"bench: {time.strftime('%H:%M:%S')} {what} ...", file=sys.stderr, flush=True)
-
-
-def describe(results: Results, *, quick: bool, seconds: float) -> dict[str, object]:
-    """Return the report as JSON has it."""
-    return {
-        "at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-        "quick": quick,
-        "seconds": round(seconds),
-        "machine": {
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "processors": os.cpu_count(),
-            "load": os.getloadavg(),
-        },
-        "missing": results.missing,
-        "rows": [
-            {
-                "key": row.target.key,
-                "figure": row.target.figure,
-                "bound": "at most" if row.target.bound.value == "≤" else "at least",
-                "target": row.target.value,
-                "unit": row.target.unit.strip(),
-                "result": _rounded(row.value),
-                "ok": row.meets,
-                "gross": row.is_gross,
-                "details": {name: _rounded(value) for name, value in row.details.items()},
-            }
-            for row in results.rows
-        ],
-        "series": {
-            curve: {str(count): _rounded(value) for count, value in sorted(points.items())}
-            for curve, points in results.series.items()
-        },
-    }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def table(results: Results) -> str:
-    """Return the table for people."""
-    lines = [f"{'figure':<58} {'target':>10} {'result':>10}"]
-    for row in results.rows:
-        target = f"{row.target.bound.value} {row.target.value:g}{row.target.unit}"
-        verdict = "ok" if row.meets else "miss"
-        lines.append(
-            f"{row.target.figure:<58} {target:>10} {row.target.shown(row.value):>10}  {verdict}"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

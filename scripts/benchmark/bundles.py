@@ -12,7 +12,7 @@ from pathlib import Path
 from scripts.benchmark.figures import Results
 from scripts.benchmark.grounds import Ground, Grounds, Tree
 from scripts.benchmark.pem import Pem
-from scripts.benchmark.timing import Operation, Plan, alternate, on_one_processor
+from scripts.benchmark.timing import Operation, Plan, alternate
 
 _PIECE = 128 << 10
 """What cat(1) reads at once."""
@@ -44,8 +44,7 @@ def measure_reading(grounds: Grounds, results: Results, seconds: float) -> None:
             "bindfs": _whole_reading(ground.bindfs.bundle),
             "ext4": _whole_reading(ground.ext4_copy()),
         }
-        with on_one_processor((*ground.pids, *ground.bindfs_pids)):
-            medians = alternate(subjects, Plan(seconds, rounds=20, batch=10))
+        medians = alternate(subjects, Plan(seconds, rounds=20, batch=10))
         results.add(f"read-{count}", medians["certfs"] / medians["bindfs"], **medians)
     ground = grounds[1000]
     with (
@@ -95,7 +94,7 @@ def measure_changes(grounds: Grounds, results: Results, seconds: float, rounds: 
         ground = grounds[count]
         live, regenerated = Live(ground, pems), Regenerated(ground.plain, pems)
         subjects: dict[str, Operation] = {
-            "certfs": partial(live.change, _read_whole),
+            "certfs": partial(live.change, read_whole),
             "regeneration": regenerated.change,
         }
         plan = Plan(seconds, rounds=rounds, batch=4, slow="regeneration", warm=False)
@@ -160,7 +159,7 @@ class Regenerated:
         subprocess.run(
             ["sh", "-c", REGENERATION, "sh", self._tree.sources, self._tree.bundle], check=True
         )
-        content = _read_whole(self._tree.bundle)
+        content = read_whole(self._tree.bundle)
         taken = time.perf_counter() - started
         if pem.text not in content:
             raise AssertionError(f"{self._tree.bundle} lacks the certificate just copied in")
@@ -168,7 +167,8 @@ class Regenerated:
         return taken
 
 
-def _read_whole(path: Path) -> bytes:
+def read_whole(path: Path) -> bytes:
+    """Open, read to the end, close."""
     fd = os.open(path, os.O_RDONLY)
     try:
         pieces = []

@@ -15,12 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from certfs.procfs import mounts
 from scripts.benchmark.pem import Template
 from scripts.benchmark.timing import wait_until
+from tests.support.machine import Machine
 
 _MARK = "CERTFS_BENCH_MARK"
 """Environment variable by which every process of a run is found."""
@@ -77,6 +79,11 @@ class Ground:
     def bindfs_pids(self) -> list[int]:
         """The process of bindfs."""
         return _processes("cmdline", str(self.bindfs.root))
+
+    @property
+    def all_pids(self) -> list[int]:
+        """Both."""
+        return [*self.pids, *self.bindfs_pids]
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -177,6 +184,8 @@ class Grounds:
         self.base = base
         self.template = Template()
         self._grounds: dict[int, Ground] = {}
+        self._machine: Machine | None = None
+        self._resources = contextlib.ExitStack()
 
     def __getitem__(self, count: int) -> Ground:
         """Return the ground of ``count`` certificates."""
@@ -186,6 +195,21 @@ class Grounds:
     def counts(self) -> list[int]:
         """How many certificates the grounds have, the smallest first."""
         return sorted(self._grounds)
+
+    @property
+    def pids(self) -> list[int]:
+        """The servers of all grounds, and the first process of the machine with path units."""
+        found = [pid for ground in self._grounds.values() for pid in ground.all_pids]
+        return [*found, self._machine.init] if self._machine else found
+
+    @property
+    def machine(self) -> Machine | None:
+        """The machine on which path units follow directories of each size; None where it cannot be."""
+        return self._machine
+
+    def boot(self, units: AbstractContextManager[Machine | None]) -> None:
+        """Boot that machine; it ends with the grounds."""
+        self._machine = self._resources.enter_context(units)
 
     def make(self, count: int) -> Ground:
         """Make a store of ``count`` certificates; nothing is mounted yet."""
@@ -217,6 +241,7 @@ class Grounds:
 
     def discard(self) -> None:
         """End and remove everything."""
+        self._resources.close()
         for ground in self._grounds.values():
             ground.discard()
         shutil.rmtree(self.base, ignore_errors=True)

@@ -17,6 +17,10 @@ Operation = Callable[[], float]
 """Does something once and returns how many seconds the part that counts took."""
 
 
+_PROCESSORS = os.sched_getaffinity(0)
+"""Those that a run may use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How long to measure: at least ``rounds`` rounds, and more until ``seconds`` are over.
@@ -52,23 +56,18 @@ def alternate(subjects: Mapping[str, Operation], plan: Plan) -> dict[str, float]
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-@contextmanager
-def on_one_processor(pids: Iterable[int]) -> Iterator[None]:
-    """Keep this process and those, with all their threads, on one processor.
+def place(pids: Iterable[int], *, together: bool) -> None:
+    """Keep this process and those, with all their threads, on one processor, or leave them to the scheduler.
 
     Where the scheduler puts a client and its server decides by a factor of four what a request takes, for all servers
-    alike, and stays so for a while: what is compared then is luck.
+    alike, and stays so for a while. Processes that are started later are where their parent is.
     """
-    tasks = [int(task) for pid in (os.getpid(), *pids) for task in os.listdir(f"/proc/{pid}/task")]
-    before = {task: os.sched_getaffinity(task) for task in tasks}
-    for task in tasks:
-        os.sched_setaffinity(task, {min(before[task])})
-    try:
-        yield
-    finally:
-        for task in tasks:
-            with suppress(ProcessLookupError):
-                os.sched_setaffinity(task, before[task])
+    processors = {min(_PROCESSORS)} if together else _PROCESSORS
+    for pid in (os.getpid(), *pids):
+        with suppress(FileNotFoundError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(task), processors)
 
 
 @contextmanager
