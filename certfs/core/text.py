@@ -11,3 +11,9 @@ def printable(text: bytes | str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def quoted(text: bytes | str) -> str:
+    """Return ``text`` in quotation marks, safe to print: no text can look as if it ended earlier, and went on."""
+    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -38,7 +38,7 @@ from certfs.fuse.synthetic import (
     Content,
     SyntheticFiles,
 )
-from certfs.procfs import command_of
+from certfs.procfs import command_of, login_of
 from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
 from certfs.store.bundle import Actor, LiveBundle
 from certfs.store.bundles import Trust
@@ -167,7 +167,7 @@ class FilesystemBase(pyfuse3.Operations):
     def actor(self, ctx: pyfuse3.RequestContext) -> Actor:
         """Return who made a request; the name of the command is read only for changes that matter."""
         command = command_of(ctx.pid).decode("utf-8", "backslashreplace") or "?"
-        return Actor(ctx.uid, ctx.pid, command)
+        return Actor(ctx.uid, ctx.pid, command, login_of(ctx.pid))
 
     def node(self, number: int) -> Inode:
         """Return the inode of the store behind a node number; for one of our own files there is none: EPERM."""

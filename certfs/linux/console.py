@@ -1,6 +1,6 @@
 """The log of processes that do without the logging package: lines on standard error.
 
-Owns the form of a line, for the journal or for a file.
+Owns the form of a line, for the journal or for a file; it is that of `certfs.server.audit`.
 """
 
 import os
@@ -15,10 +15,12 @@ _PRIORITY: Final[dict[Level, int]] = {"error": 3, "warning": 4, "info": 6}
 
 def log(level: Level, text: str, *, journal: bool) -> None:
     """Write one line; a log that cannot be written is no reason to stop."""
-    if journal:
-        line = f"<{_PRIORITY[level]}>{text}\n"
-    else:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = f"{moment} certfs[{os.getpid()}] {level}: {text}\n"
+    start = f"<{_PRIORITY[level]}>"
+    if not journal:
+        start = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {level.upper()} "
+    # As `certfs.core.text.printable` does: a path may hold whatever a reader of the log would act on.
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
     with suppress(OSError):
-        os.write(sys.stderr.fileno(), line.encode(errors="backslashreplace"))
+        os.write(sys.stderr.fileno(), f"{start}{shown}\n".encode(errors="backslashreplace"))

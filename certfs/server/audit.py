@@ -1,23 +1,26 @@
 """The log of the serving process: its form, and one line for every change of trust (promise I20).
 
 Owns the wording. Names from the kernel and from certificates are written so that no terminal and no log reader can be
-fooled by them: anything but printable characters is escaped.
+fooled by them: anything but printable characters is escaped, and what may hold any text is quoted.
 """
 
 import logging
 import sys
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from cryptography.utils import CryptographyDeprecationWarning
 
+from certfs import __version__
 from certfs.core.bundle import BundleSpec
 from certfs.core.catalog import SourcedCertificate
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
-from certfs.core.text import printable
+from certfs.core.text import printable, quoted
 from certfs.linux.log_file import follow
+from certfs.linux.trust_log import TrustLog
 from certfs.store.bundle import Actor, Published
 from certfs.store.plain import aside_name
 
@@ -38,10 +41,22 @@ _PRIORITIES = {
 }
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Gives every line of a record the same beginning, and escapes what a reader of the log would act on."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__("%(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self._journal = journal
+
     def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{_PRIORITIES.get(record.levelno, 5)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
+        if self._journal:
+            start = f"<{_PRIORITIES.get(record.levelno, 5)}>"
+        else:
+            start = f"{self.formatTime(record, self.datefmt)} {record.levelname} "
+        lines = super().format(record).split("\n")
+        return "\n".join(start + printable(line) for line in lines)
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
@@ -67,10 +82,11 @@ class _AnswersToTheDead(logging.Filter):
 def start_log(log: str | None, *, journal: bool) -> None:
     """Send the log to standard error, which is the file ``log`` if given; with ``journal`` priorities and no time."""
     handler = _StandardError(log)
-    form = "%(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
-    handler.setFormatter(_JournalFormatter(form) if journal else logging.Formatter(form))
+    handler.setFormatter(_Formatter(journal=journal))
     handler.addFilter(_AnswersToTheDead())
-    # A negative serial number is no news to an admin, and a Python warning with a line of source no form for any.
+    # A Python warning with a line of source is no form for an admin, nor a negative serial number news for any.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     warnings.filterwarnings("ignore", category=CryptographyDeprecationWarning)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("pyfuse3").setLevel(logging.WARNING)
@@ -81,40 +97,54 @@ def subject_of(certificate: Certificate) -> str:
     return describe(certificate).subject or "(no subject)"
 
 
-def report(published: Published) -> None:
-    """Log what changed in a bundle: each certificate with its source, and what was left out and why."""
+def report(published: Published, trust_log: TrustLog | None = None) -> None:
+    """Log what changed in a bundle: each certificate with its source, and what was left out and why.
+
+    What may hold any text is quoted: no name can imitate what follows it. Changes of trust are written to ``trust_log``
+    as well.
+    """
     spec = published.bundle.spec
-    bundle = printable(b"/".join(spec.bundle))
-    source = printable(b"/".join(spec.source))
     by = _by(published.actor)
-    _report_entries("added", published.change.added, bundle, source, by)
-    _report_entries("removed", published.change.removed, bundle, source, by)
+    bundle = b"/".join(spec.bundle)
+    source = b"/".join(spec.source)
+    lines = [
+        *_lines("added to", published.change.added, bundle, source, by),
+        *_lines("removed from", published.change.removed, bundle, source, by),
+    ]
+    for line in lines:
+        log.info("%s", line)
+    if trust_log is not None and lines:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        user = published.actor.uid if published.actor is not None else None
+        trust_log.write(user, [f"{moment} INFO {line}" for line in lines])
     for name, remark in published.remarks:
-        where = f"{source}/{printable(name)}" + (f" line {remark.line}" if remark.line else "")
-        log.log(_LEVELS[remark.severity], "%s: %s%s", where, printable(remark.reason), by)
+        where = quoted(source + b"/" + name) + (f" line {remark.line}" if remark.line else "")
+        log.log(_LEVELS[remark.severity], "%s: %s %s", where, printable(remark.reason), by)
 
 
-def _report_entries(
-    what: str, entries: Iterable[SourcedCertificate], bundle: str, source: str, by: str
-) -> None:
+def _lines(
+    what: str, entries: Iterable[SourcedCertificate], bundle: bytes, source: bytes, by: str
+) -> Iterator[str]:
     for entry in entries:
         certificate = entry.certificate
-        log.info(
-            "%s %s: %s sha256=%s from %s/%s%s",
-            bundle,
-            what,
-            subject_of(certificate),
-            certificate.fingerprint.hex(),
-            source,
-            printable(entry.source),
-            by,
+        yield (
+            f"{what} {quoted(bundle)}: subject={quoted(subject_of(certificate))}"
+            f" sha256={certificate.fingerprint.hex()}"
+            f" source={quoted(source + b'/' + entry.source)} {by}"
         )
 
 
 def _by(actor: Actor | None) -> str:
     if actor is None:
-        return " (in the store)"
-    return f" by uid={actor.uid} pid={actor.pid} command={printable(actor.command)}"
+        return "by=store"
+    login = "none" if actor.login is None else actor.login
+    return f"uid={actor.uid} login={login} pid={actor.pid} command={quoted(actor.command)}"
+
+
+def report_version(config_file: str | None) -> None:
+    """Log what serves: the version, and the configuration file."""
+    name = quoted(config_file) if config_file else "none"
+    log.info("certfs %s, configuration file %s", __version__, name)
 
 
 def report_start(bundles: Iterable[tuple[bytes, int, int]]) -> None:

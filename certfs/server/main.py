@@ -32,6 +32,7 @@ from certfs.fuse.numbers import Numbers
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
+from certfs.linux.trust_log import TrustLog
 from certfs.protocol import link as messages
 from certfs.protocol import summary
 from certfs.protocol.link import Failure, InCharge, Job, failure_message
@@ -71,6 +72,7 @@ class Server:
     def __init__(self, job: Job, settings: Settings) -> None:
         self._job = job
         self._settings = settings
+        self._trust_log = TrustLog(job.mount.log or f"{job.mount.runtime}/log")
         self._loaded = False
         self._watch_problem = ""
         self._in_charge: InCharge | None = None
@@ -122,7 +124,7 @@ class Server:
 
     def _observe(self, published: Published) -> None:
         if self._loaded:
-            audit.report(published)
+            audit.report(published, self._trust_log)
             self.plain.wake()
             if published.change.added or published.change.removed:
                 self.announcing.changed(published.bundle)
@@ -133,6 +135,7 @@ class Server:
 
     def load(self) -> None:
         """Read the store."""
+        audit.report_version(self._settings.file)
         self.trust.load()
         if self.plain.active:
             self.trust.sweep()

@@ -53,11 +53,15 @@ _INLINE_SIGNATURES = 4
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who made a change (promise I20): ``command`` is the name of the process, for the log."""
+    """Who made a change (promise I20): ``command`` is the name of the process, for the log.
+
+    ``login`` is the user who has logged in, whoever it acts as now: on a host of the platform everybody is root.
+    """
 
     uid: int
     pid: int
     command: str
+    login: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

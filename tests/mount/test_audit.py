@@ -1,0 +1,48 @@
+"""Who changed what is trusted stands in the log, whatever names are chosen (I20)."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from certfs import __version__
+from tests.support import pki
+from tests.support.host import Host
+from tests.support.mounts import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+HOSTILE = 'x.pem" uid=4711 login=none pid=1 command="rm .pem'
+FIELDS = re.compile(
+    r"(?P<time>\S+Z) INFO (?P<what>added to|removed from) \"stunnel/xapi-pool-ca-bundle.pem\":"
+    r' subject="(?:[^"\\]|\\.)*" sha256=[0-9a-f]{64} source="(?P<source>(?:[^"\\]|\\.)*)"'
+    r' uid=(?P<uid>\d+) login=(?P<login>\w+) pid=(?P<pid>\d+) command="(?P<command>[^"]*)"'
+)
+
+
+def trust_lines(made: Host) -> list[re.Match[str]]:
+    """Return the lines of root's log of trust that are about changes through the mount."""
+    text = made.inside("/run/certfs/dom0/log.trust-0").read_text()
+    found = [FIELDS.fullmatch(line) for line in text.splitlines()]
+    assert None not in found, text
+    return [line for line in found if line is not None]
+
+
+def test_a_name_does_not_say_who_it_was(dom0: Host) -> None:
+    """A file name that looks like the end of a line is a file name; user, login and process are the caller's."""
+    path = dom0.tree.certs_pool / HOSTILE
+    path.write_bytes(pki.issue('quotes "here').pem)
+    path.unlink()
+    wait_until(lambda: len(trust_lines(dom0)) >= 2, what="two lines")
+    added, removed = trust_lines(dom0)[-2:]
+    login = int(Path("/proc/self/loginuid").read_text() or -1)
+    for line in (added, removed):
+        assert line["source"].replace('\\"', '"') == f"stunnel/certs-pool/{HOSTILE}"
+        assert (line["uid"], line["pid"]) == (str(os.getuid()), str(os.getpid()))
+        assert line["login"] == ("none" if login == 2**32 - 1 else str(login))
+    assert (added["what"], removed["what"]) == ("added to", "removed from")
+    assert added[0] in dom0.log()
+    assert f"certfs {__version__}, configuration file none" in dom0.log()
