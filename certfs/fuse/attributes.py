@@ -4,6 +4,7 @@ Owns the timeouts. They are the promise that a change made in the store itself s
 of a bundle shows at once (I1); and nothing the kernel does by itself outlives them.
 """
 
+import errno
 import os
 import stat
 
@@ -41,32 +42,52 @@ def from_status(
 
 
 def of_content(
-    number: int, size: int, time_ns: int, owner: tuple[int, int], *, mode: int = 0o644
+    number: int,
+    size: int,
+    time_ns: int,
+    *,
+    mode: int = 0o644,
+    owner: tuple[int, int] | None = None,
 ) -> pyfuse3.EntryAttributes:
     """Return the attributes of a file of our own making; its name is asked for anew at every open (I1)."""
-    entry = _synthetic(number, stat.S_IFREG | mode, time_ns, owner)
+    entry = _synthetic(number, stat.S_IFREG | mode, time_ns)
+    if owner is not None:
+        entry.st_uid, entry.st_gid = owner
     entry.st_size = size
     entry.st_blocks = -(-size // _BLOCK)
     return entry
 
 
-def of_directory(
-    number: int, time_ns: int, owner: tuple[int, int], *, mode: int = 0o755
-) -> pyfuse3.EntryAttributes:
+def of_directory(number: int, time_ns: int, *, mode: int = 0o755) -> pyfuse3.EntryAttributes:
     """Return the attributes of a directory of our own making."""
-    entry = _synthetic(number, stat.S_IFDIR | mode, time_ns, owner)
+    entry = _synthetic(number, stat.S_IFDIR | mode, time_ns)
     entry.st_nlink = 2
     return entry
 
 
-def _synthetic(
-    number: int, mode: int, time_ns: int, owner: tuple[int, int]
-) -> pyfuse3.EntryAttributes:
+def _synthetic(number: int, mode: int, time_ns: int) -> pyfuse3.EntryAttributes:
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = number
     entry.entry_timeout = 0
     entry.attr_timeout = SYNTHETIC_ATTRIBUTES_SECONDS
     entry.st_mode = mode
-    entry.st_uid, entry.st_gid = owner
+    entry.st_uid, entry.st_gid = os.geteuid(), os.getegid()
     entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = time_ns
+    return entry
+
+
+def unchanged(
+    entry: pyfuse3.EntryAttributes, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
+) -> pyfuse3.EntryAttributes:
+    """Return the attributes of an immutable file if ``fields`` of ``attr`` change nothing of them; EPERM otherwise."""
+    changes = (
+        fields.update_size
+        or fields.update_atime
+        or fields.update_mtime
+        or (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(entry.st_mode))
+        or (fields.update_uid and attr.st_uid != entry.st_uid)
+        or (fields.update_gid and attr.st_gid != entry.st_gid)
+    )
+    if changes:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     return entry

@@ -8,6 +8,7 @@ changes of one directory; what it does not serialise is a lookup against a RELEA
 """
 
 import errno
+import functools
 import os
 import select
 import stat
@@ -29,12 +30,14 @@ from certfs.fuse.calls import Calls
 from certfs.fuse.handed_back import HandedBack
 from certfs.fuse.handles import FileHandle, HandleTable
 from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, Use, permissions_of
+from certfs.fuse.nodes import Find, Node, OwnDirectory, OwnNodes
 from certfs.fuse.patience import Patience
 from certfs.fuse.requests import Requests, current_user, waiting_for_store
 from certfs.fuse.synthetic import (
-    DETAILS_MODE,
+    STATUS_DIRECTORY,
     STATUS_DIRECTORY_NUMBER,
     STATUS_FILE,
+    SUMMARY_FILE,
     Content,
     SyntheticFiles,
 )
@@ -129,22 +132,39 @@ class FilesystemBase(pyfuse3.Operations):
         self.handed_back = HandedBack()
         self.announcements = Announcements(tables.synthetic)
         self.traffic = Traffic()
-        self.owner = (os.geteuid(), os.getegid())
-        self.details_owner = self.owner
         self.started_ns = time.time_ns()
         self.unsettled: set[Inode] = set()
         self.on_init: Callable[[], None] = lambda: None
         self.flush_plain_copies: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
-        whole = roots.directories.get(b"")
-        self.trees: dict[bytes, Inode] = {}
-        if whole is not None:
-            store = os.stat(whole)
+        self.own = OwnNodes(tables.synthetic)
+        self.beside_store: dict[tuple[int, bytes], Find] = {}
+        """Nodes of our own that have a name in a directory of the store, by that, and are not listed."""
+        self.store_roots = [
+            inodes.add_root(os.dup(fd), None if name else ROOT)
+            for name, fd in roots.directories.items()
+        ]
+        self.details_owner = (os.geteuid(), os.getegid())
+        """Who reads the status: it names sources."""
+        self._add_own_nodes(tuple(roots.directories))
+
+    def _add_own_nodes(self, trees: tuple[bytes, ...]) -> None:
+        """Register what is not the store's: the only place that says what there is."""
+        own = OwnDirectory(STATUS_DIRECTORY_NUMBER, self.started_ns)
+        own.add(STATUS_FILE, self.status_content)
+        own.add(SUMMARY_FILE, self._summary)
+        self.own.add(own)
+        if b"" in trees:
+            self.beside_store[ROOT, STATUS_DIRECTORY] = _always(own)
+            store = os.stat(self.store_roots[0].fd)
             self.details_owner = (store.st_uid, store.st_gid)
-            inodes.add_root(os.dup(whole), ROOT)
-        else:
-            self.trees = {
-                name: inodes.add_root(os.dup(fd)) for name, fd in roots.directories.items()
-            }
+            return
+        # It is mounted out of sight and shown in parts: there is no other way into them through it than through the
+        # directories above each part (promise I19).
+        root = OwnDirectory(ROOT, self.started_ns, mode=0o700)
+        for name, tree in zip(trees, self.store_roots, strict=True):
+            root.add(name, _always(tree))
+        root.add(STATUS_DIRECTORY, _always(own), listed=False)
+        self.own.add(root)
 
     def init(self) -> None:
         """Take note that the kernel and the session have agreed: from now on requests are answered."""
@@ -171,13 +191,31 @@ class FilesystemBase(pyfuse3.Operations):
 
     def node(self, number: int) -> Inode:
         """Return the inode of the store behind a node number; for one of our own files there is none: EPERM."""
-        if self.synthetic.find(number) is not None or self.is_virtual(number):
+        if self.own.find(number) is not None:
             raise error(errno.EPERM)
         return self.inodes[number]
 
-    def is_virtual(self, number: int) -> bool:
-        """Whether the number is that of a directory of our own making."""
-        return number == STATUS_DIRECTORY_NUMBER or (number == ROOT and bool(self.trees))
+    async def told(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Return the entry of a node that was found by its name, and count one lookup of it."""
+        if isinstance(node, Inode):
+            entry = self.entry(node, await self.status(node))
+            node.lookups += 1
+            return entry
+        node.lookups += 1
+        return node.attributes()
+
+    def not_told(self, node: Node) -> None:
+        """Take the lookup back: there was no room for it."""
+        if not self.own.forget(node.number, 1):
+            self.inodes.forget(node.number, 1)
+
+    def find_beside(self, parent: Inode, name: bytes) -> Find | None:
+        """Return what finds our own node of this name in a directory of the store, None where it is the store's."""
+        find = self.beside_store.get((parent.number, name))
+        if find is not None:
+            return find
+        bundle = self.trust.bundle_at(parent.id, name)
+        return None if bundle is None else functools.partial(self.bundle_content, bundle)
 
     async def settle(self, bundle: LiveBundle) -> None:
         """Wait until the bundle shows every change that was complete before now (promises I1, I13).
@@ -231,32 +269,15 @@ class FilesystemBase(pyfuse3.Operations):
         recent = self.synthetic.recent_status(user)
         if recent is not None:
             return recent
-        await self.trust.compare()
+        with waiting_for_store():
+            await self.trust.compare()
         await self.calls.away(self.synthetic.prepare_status)
-        return self.synthetic.of_status(user)
+        content = self.synthetic.of_status(user)
+        content.owner = self.details_owner
+        return content
 
-    async def own_content(self, name: bytes) -> Content:
-        """Return a new inode of one of our `OWN_FILES` as it is now."""
-        return await self.status_content() if name == STATUS_FILE else self.synthetic.of_summary()
-
-    def content_entry(self, content: Content) -> pyfuse3.EntryAttributes:
-        """Return the attributes of a file of our own."""
-        return attributes.of_content(
-            content.number,
-            content.readable.size,
-            content.time_ns,
-            self.details_owner if content.mode == DETAILS_MODE else self.owner,
-            mode=content.mode,
-        )
-
-    def directory_entry(self, number: int) -> pyfuse3.EntryAttributes:
-        """Return the attributes of a directory of our own.
-
-        A root that holds several trees is mounted out of sight and shown in parts: there is no other way into them
-        through it than through the directories above each part (promise I19).
-        """
-        mode = 0o700 if number == ROOT else 0o755
-        return attributes.of_directory(number, self.started_ns, self.owner, mode=mode)
+    async def _summary(self) -> Content:
+        return self.synthetic.of_summary()
 
     def entry(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
         """Return the attributes of a file of the store."""
@@ -297,8 +318,10 @@ class FilesystemBase(pyfuse3.Operations):
 
     def refuse_bundle(self, parent: Inode, name: bytes) -> None:
         """Refuse a change of a name that is a bundle's: it behaves like an immutable file (promise I8)."""
-        if self.trust.bundle_at(parent.id, name) is not None or self.trust.is_hidden(
-            parent.id, name
+        if (
+            self.trust.bundle_at(parent.id, name) is not None
+            or self.trust.is_hidden(parent.id, name)
+            or (parent.number, name) in self.beside_store
         ):
             raise error(errno.EPERM)
 
@@ -480,6 +503,13 @@ class FilesystemBase(pyfuse3.Operations):
         if file_id(status) != inode.id:
             raise error(errno.ESTALE)
         return status
+
+
+def _always(node: Node) -> Find:
+    async def find() -> Node:
+        return node
+
+    return find
 
 
 def script_temporaries(bundle: bytes) -> tuple[bytes, bytes]:

@@ -13,9 +13,9 @@ from certfs.fuse import attributes
 from certfs.fuse.base import FilesystemBase
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import DirectoryHandle
-from certfs.fuse.inodes import ROOT, Inode
+from certfs.fuse.inodes import Inode
+from certfs.fuse.nodes import Node, OwnNode
 from certfs.fuse.requests import is_for
-from certfs.fuse.synthetic import OWN_FILES, STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER
 from certfs.store.backing import fd_path
 from certfs.store.cached import status_cached, status_on_mount
 
@@ -36,13 +36,16 @@ class DirectoryOperations(FilesystemBase):
     @guarded
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """Open a directory; the names are read when the listing begins."""
-        if not self.is_virtual(inode):
-            self.handles.require_room(ctx.uid)
-            node = self.inodes[inode]
-            with await self.using(node) as fd:
-                self.check_permissions(node, await self.calls.look(node.local, os.stat, fd), ctx)
-                self.inodes.hold(node)
-        return self.handles.add(DirectoryHandle(ctx.uid, inode))
+        own = self.own.find(inode)
+        if own is not None:
+            own.names()
+            return self.handles.add(DirectoryHandle(ctx.uid, own))
+        self.handles.require_room(ctx.uid)
+        node = self.inodes[inode]
+        with await self.using(node) as fd:
+            self.check_permissions(node, await self.calls.look(node.local, os.stat, fd), ctx)
+            self.inodes.hold(node)
+        return self.handles.add(DirectoryHandle(ctx.uid, node))
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -51,24 +54,54 @@ class DirectoryOperations(FilesystemBase):
         is_for(handle.user)
         listing = handle.names
         if listing is None or start_id == 0:
-            listing = self._shared(handle.number, await self._names(handle.number))
+            listing = await self._names(handle.node)
             self.handles.list(handle, listing)
         told = start_id
         while told < len(listing):
             names = listing[told : told + _BATCH]
-            statuses = await self._statuses(handle.number, names)
-            for name, status in zip(names, statuses, strict=True):
-                if not await self._tell_entry(handle.number, name, status, told + 1, token):
-                    return
-                told += 1
+            if isinstance(handle.node, Inode):
+                count = await self._tell_store(handle.node, names, told, token)
+            else:
+                count = await self._tell_own(handle.node, names, told, token)
+            told += count
+            if count < len(names):
+                return
 
-    async def _statuses(self, number: int, names: list[bytes]) -> list[Found | None]:
-        """Look at several names of a directory at once; None for those that are gone or not the store's."""
-        if self.is_virtual(number):
-            return [None] * len(names)
-        parent = self.inodes[number]
+    async def _tell_own(
+        self, directory: OwnNode, names: list[bytes], told: int, token: pyfuse3.ReaddirToken
+    ) -> int:
+        """Report names of a directory of our own; return for how many there was room."""
+        for count, name in enumerate(names):
+            if name in _DOTS:
+                if not pyfuse3.readdir_reply(token, name, directory.attributes(), told + count + 1):
+                    return count
+                continue
+            try:
+                node = await directory.look_up(name)
+            except FileNotFoundError:
+                continue
+            if not await self._tell_node(node, name, told + count + 1, token):
+                return count
+        return len(names)
+
+    async def _tell_node(
+        self, node: Node, name: bytes, next_id: int, token: pyfuse3.ReaddirToken
+    ) -> bool:
+        if pyfuse3.readdir_reply(token, name, await self.told(node), next_id):
+            return True
+        self.not_told(node)
+        return False
+
+    async def _tell_store(
+        self, parent: Inode, names: list[bytes], told: int, token: pyfuse3.ReaddirToken
+    ) -> int:
+        """Report names of a directory of the store; return for how many there was room."""
         with await self.using(parent) as directory:
-            return await self.calls.change(_look_at, directory, names)
+            statuses = await self.calls.change(_look_at, directory, names)
+        for count, (name, status) in enumerate(zip(names, statuses, strict=True)):
+            if not await self._tell_entry(parent, name, status, told + count + 1, token):
+                return count
+        return len(names)
 
     def _shared(self, number: int, names: list[bytes]) -> list[bytes]:
         """Return the same listing that another handle has of this directory if it is equal: they may be large."""
@@ -81,12 +114,9 @@ class DirectoryOperations(FilesystemBase):
             self.listings.popitem(last=False)
         return names
 
-    async def _names(self, number: int) -> list[bytes]:
-        if number == STATUS_DIRECTORY_NUMBER:
-            return [*_DOTS, *OWN_FILES]
-        if self.is_virtual(number):
-            return [*_DOTS, *self.trees]
-        directory = self.inodes[number]
+    async def _names(self, directory: Inode | OwnNode) -> list[bytes]:
+        if not isinstance(directory, Inode):
+            return [*_DOTS, *directory.names()]
         with await self.using(directory) as fd:
             names = await self.opening(self.calls.change, os.listdir, fd_path(fd).encode())
         bundles = self.trust.bundles_in(directory.id)
@@ -99,39 +129,12 @@ class DirectoryOperations(FilesystemBase):
                 if name not in bundles and not self.trust.is_hidden(directory.id, name)
             ]
             names.extend(name for name, bundle in bundles.items() if bundle.exists)
-        if number == ROOT:
-            names = [name for name in names if name != STATUS_DIRECTORY]
-        return [*_DOTS, *names]
+        beside = {name for number, name in self.beside_store if number == directory.number}
+        if beside:
+            names = [name for name in names if name not in beside]
+        return self._shared(directory.number, [*_DOTS, *names])
 
     async def _tell_entry(
-        self,
-        number: int,
-        name: bytes,
-        status: Found | None,
-        next_id: int,
-        token: pyfuse3.ReaddirToken,
-    ) -> bool:
-        """Report one name; False if there is no room for it any more."""
-        if name in _DOTS:
-            return pyfuse3.readdir_reply(token, name, self._dot_entry(number, name), next_id)
-        if number == STATUS_DIRECTORY_NUMBER:
-            content = await self.own_content(name)
-            content.lookups += 1
-            if pyfuse3.readdir_reply(token, name, self.content_entry(content), next_id):
-                return True
-            self.synthetic.forget(content.number, 1)
-            return False
-        if self.is_virtual(number):
-            inode = self.trees[name]
-            inode.lookups += 1
-            told = pyfuse3.readdir_reply(
-                token, name, self.entry(inode, await self.status(inode)), next_id
-            )
-            inode.lookups -= 0 if told else 1
-            return told
-        return self._tell_store_entry(self.inodes[number], name, status, next_id, token)
-
-    def _tell_store_entry(
         self,
         parent: Inode,
         name: bytes,
@@ -139,16 +142,14 @@ class DirectoryOperations(FilesystemBase):
         next_id: int,
         token: pyfuse3.ReaddirToken,
     ) -> bool:
+        """Report one name; False if there is no room for it any more."""
+        if name in _DOTS:
+            return pyfuse3.readdir_reply(token, name, self._dot_entry(parent, name), next_id)
         bundle = self.trust.bundle_at(parent.id, name)
         if bundle is not None:
-            if not bundle.exists:
-                return True
-            content = self.synthetic.of_bundle(bundle)
-            content.lookups += 1
-            if pyfuse3.readdir_reply(token, name, self.content_entry(content), next_id):
-                return True
-            self.synthetic.forget(content.number, 1)
-            return False
+            return not bundle.exists or await self._tell_node(
+                self.synthetic.of_bundle(bundle), name, next_id, token
+            )
         if found is None:
             # Gone since the listing began.
             return True
@@ -161,34 +162,31 @@ class DirectoryOperations(FilesystemBase):
         self.inodes.forget(inode.number, 1)
         return False
 
-    def _dot_entry(self, number: int, name: bytes) -> pyfuse3.EntryAttributes:
+    @staticmethod
+    def _dot_entry(directory: Inode, name: bytes) -> pyfuse3.EntryAttributes:
         """Return what is told for ``.`` and ``..``: the kernel takes the type and the number, and remembers neither.
 
         The store is not asked for ``..``: over the host's own directories its way up leads onto our own mount.
         """
-        entry = attributes.of_directory(number, 0, self.owner)
-        if not self.is_virtual(number):
-            directory = self.inodes[number]
-            if name == b".." and directory.parent is not None:
-                directory = directory.parent
-            entry.st_ino = directory.id.inode
-        return entry
+        if name == b".." and directory.parent is not None:
+            directory = directory.parent
+        return attributes.of_directory(directory.id.inode, 0)
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
         """Write a directory to the disk."""
         handle = self.handles.get(fh, DirectoryHandle)
         is_for(handle.user)
-        if not self.is_virtual(handle.number):
-            with await self.using(self.inodes[handle.number]) as fd:
+        if isinstance(handle.node, Inode):
+            with await self.using(handle.node) as fd:
                 await self.opening(self.calls.away, _fsync_directory, fd, datasync)
 
     @guarded
     async def releasedir(self, fh: int) -> None:
         """Let go of an open directory."""
         handle = self.handles.remove(fh)
-        if isinstance(handle, DirectoryHandle) and not self.is_virtual(handle.number):
-            self.inodes.release(self.inodes[handle.number])
+        if isinstance(handle, DirectoryHandle) and isinstance(handle.node, Inode):
+            self.inodes.release(handle.node)
 
 
 def _look_at(directory: int, names: list[bytes]) -> list[Found | None]:

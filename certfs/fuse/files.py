@@ -39,15 +39,16 @@ class FileOperations(FilesystemBase):
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open a file; a bundle for reading only."""
-        content = self.synthetic.find(inode)
-        if content is not None:
+        own = self.own.find(inode)
+        if own is not None:
+            content = own.content()
             if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
                 raise error(errno.EPERM)
             handle = self.handles.add(ContentHandle(ctx.uid, content))
             content.opens += 1
             self._push(content)
             return pyfuse3.FileInfo(fh=handle, keep_cache=True)
-        node = self.node(inode)
+        node = self.inodes[inode]
         self.handles.require_room(ctx.uid)
         given = flags & _OPEN_FLAGS
         with await self.using(node) as fd:

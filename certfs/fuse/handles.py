@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from certfs.fuse.inodes import Inode
+from certfs.fuse.nodes import Node
 from certfs.fuse.requests import ROOT_USER
 from certfs.fuse.synthetic import Content
 from certfs.store.bundle import Actor
@@ -39,7 +40,7 @@ class DirectoryHandle:
     """An open directory: ``names`` is its listing as it was when it was first read."""
 
     user: int
-    number: int
+    node: Node
     names: list[bytes] | None = None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyfuse3
 
-from certfs.fuse import xattrs
+from certfs.fuse import attributes, xattrs
 from certfs.fuse.base import FilesystemBase, error
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import FileHandle
@@ -21,7 +21,6 @@ from certfs.fuse.setid import (
     keep_owner,
     set_mode,
 )
-from certfs.fuse.synthetic import Content
 from certfs.store.backing import fd_path, set_times
 
 
@@ -31,11 +30,9 @@ class MetadataOperations(FilesystemBase):
     @guarded
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return the attributes of a file."""
-        content = self.synthetic.find(inode)
-        if content is not None:
-            return self.content_entry(content)
-        if self.is_virtual(inode):
-            return self.directory_entry(inode)
+        own = self.own.find(inode)
+        if own is not None:
+            return own.attributes()
         return await self._attributes(self.inodes[inode])
 
     async def _attributes(self, node: Inode) -> pyfuse3.EntryAttributes:
@@ -55,10 +52,10 @@ class MetadataOperations(FilesystemBase):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Change the attributes that ``fields`` names."""
-        content = self.synthetic.find(inode)
-        if content is not None:
-            return self._set_bundle_attributes(content, attr, fields)
-        node = self.node(inode)
+        own = self.own.find(inode)
+        if own is not None:
+            return attributes.unchanged(own.attributes(), attr, fields)
+        node = self.inodes[inode]
         with await self.using(node) as fd:
             if fields.update_size:
                 await self._truncate(node, fd, attr.st_size, fh, ctx)
@@ -77,22 +74,6 @@ class MetadataOperations(FilesystemBase):
                 mtime = attr.st_mtime_ns if fields.update_mtime else None
                 await self.calls.change(set_times, fd, atime, mtime)
             return await self._attributes(node)
-
-    def _set_bundle_attributes(
-        self, content: Content, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
-    ) -> pyfuse3.EntryAttributes:
-        entry = self.content_entry(content)
-        changes = (
-            fields.update_size
-            or fields.update_atime
-            or fields.update_mtime
-            or (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(entry.st_mode))
-            or (fields.update_uid and attr.st_uid != entry.st_uid)
-            or (fields.update_gid and attr.st_gid != entry.st_gid)
-        )
-        if changes:
-            raise error(errno.EPERM)
-        return entry
 
     async def _truncate(
         self, node: Inode, fd: int, size: int, fh: int | None, ctx: pyfuse3.RequestContext
@@ -114,7 +95,7 @@ class MetadataOperations(FilesystemBase):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """Return an extended attribute."""
         xattrs.check_read(name, ctx)
-        if self._has_no_xattrs(inode):
+        if self.own.find(inode) is not None:
             raise error(errno.ENODATA)
         node = self.node(inode)
         with await self.using(node) as fd:
@@ -123,7 +104,7 @@ class MetadataOperations(FilesystemBase):
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         """Return the names of the extended attributes that the caller may see."""
-        if self._has_no_xattrs(inode):
+        if self.own.find(inode) is not None:
             return []
         with await self.using(self.node(inode)) as fd:
             names = await self.calls.change(os.listxattr, fd_path(fd))
@@ -145,15 +126,11 @@ class MetadataOperations(FilesystemBase):
         with await self.using(self.node(inode)) as fd:
             await self.calls.change(xattrs.remove, fd, name, ctx)
 
-    def _has_no_xattrs(self, inode: int) -> bool:
-        return self.synthetic.find(inode) is not None or self.is_virtual(inode)
-
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Return the figures of the store's filesystem."""
-        root, fd = next(iter(self.roots.directories.items()))
-        local = self.inodes[ROOT].local if not self.trees else self.trees[root].local
-        status = await self.calls.look(local, os.statvfs, fd)
+        root = self.store_roots[0]
+        status = await self.calls.look(root.local, os.statvfs, root.fd)
         figures = pyfuse3.StatvfsData()
         figures.f_bsize = status.f_bsize
         figures.f_frsize = status.f_frsize

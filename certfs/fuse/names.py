@@ -15,7 +15,6 @@ from certfs.fuse.caller import as_caller
 from certfs.fuse.guard import guarded
 from certfs.fuse.inodes import ROOT, Inode
 from certfs.fuse.requests import waiting_for_store
-from certfs.fuse.synthetic import OWN_FILES, STATUS_DIRECTORY, STATUS_DIRECTORY_NUMBER
 from certfs.store import backing
 from certfs.store.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, fd_path
 from certfs.store.bundle import LiveBundle
@@ -34,20 +33,16 @@ class NameOperations(FilesystemBase):
         if self.announcements.is_announcer(ctx.pid):
             found = self.announcements.lookup(parent_inode, name, self._bundle(parent_inode, name))
             if found is not None:
-                found.lookups += 1
-                return self.content_entry(found)
-        if parent_inode == STATUS_DIRECTORY_NUMBER or (
-            parent_inode == ROOT and (self.trees or name == STATUS_DIRECTORY)
-        ):
-            return await self._lookup_virtual(parent_inode, name)
+                return await self.told(found)
+        own = self.own.find(parent_inode)
+        if own is not None:
+            return await self.told(await own.look_up(name))
         parent = self.inodes[parent_inode]
         if name in {b".", b".."}:
             return await self._lookup_dots(parent, name)
-        bundle = self.trust.bundle_at(parent.id, name)
-        if bundle is not None:
-            content = await self.bundle_content(bundle)
-            content.lookups += 1
-            return self.content_entry(content)
+        find = self.find_beside(parent, name)
+        if find is not None:
+            return await self.told(await find())
         if self.trust.is_hidden(parent.id, name):
             raise error(errno.ENOENT)
         status, local = await self.look(parent, name)
@@ -55,24 +50,9 @@ class NameOperations(FilesystemBase):
 
     def _bundle(self, directory: int, name: bytes) -> LiveBundle | None:
         """Return the bundle that this is the name of, whether it exists or not."""
-        if self.is_virtual(directory):
+        if self.own.find(directory) is not None:
             return None
         return self.trust.bundle_at(self.inodes[directory].id, name)
-
-    async def _lookup_virtual(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
-        if parent == STATUS_DIRECTORY_NUMBER:
-            if name not in OWN_FILES:
-                raise error(errno.ENOENT)
-            content = await self.own_content(name)
-            content.lookups += 1
-            return self.content_entry(content)
-        if name == STATUS_DIRECTORY:
-            return self.directory_entry(STATUS_DIRECTORY_NUMBER)
-        tree = self.trees.get(name)
-        if tree is None:
-            raise error(errno.ENOENT)
-        tree.lookups += 1
-        return self.entry(tree, await self.status(tree))
 
     async def _lookup_dots(self, inode: Inode, name: bytes) -> pyfuse3.EntryAttributes:
         """Answer for a file handle that the kernel was given back (open_by_handle_at(2), NFS)."""
@@ -87,17 +67,13 @@ class NameOperations(FilesystemBase):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Take back lookups that the kernel no longer remembers."""
         for number, lookups in inode_list:
-            if self.synthetic.find(number) is not None:
-                self.synthetic.forget(number, lookups)
-            elif number not in {ROOT, STATUS_DIRECTORY_NUMBER}:
+            if number != ROOT and not self.own.forget(number, lookups):
                 self.inodes.forget(number, lookups)
 
     def _directory(self, number: int, name: bytes) -> Inode:
         """Return the directory that a name is to be made or removed in; EPERM where it is not to be changed."""
         parent = self.node(number)
         self.refuse_bundle(parent, name)
-        if number == ROOT and name == STATUS_DIRECTORY:
-            raise error(errno.EPERM)
         return parent
 
     async def _tell(self, parent: Inode, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -4,12 +4,16 @@ Owns their node numbers and keeps their content while the kernel remembers the n
 the kernel's page cache then cannot mix two of them, whatever a reader does between two reads (promise I2).
 """
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-from certfs.fuse import numbers
+import pyfuse3
+
+from certfs.fuse import attributes, numbers
 from certfs.fuse.numbers import Numbers
 from certfs.fuse.requests import ROOT_USER
 from certfs.store.bundle import LiveBundle
@@ -19,7 +23,6 @@ STATUS_FILE = b"status.json"
 """The details, with names of sources: for root and the owner of the store."""
 SUMMARY_FILE = b"summary.json"
 """For everybody."""
-OWN_FILES = (STATUS_FILE, SUMMARY_FILE)
 DETAILS_MODE = 0o400
 STATUS_DIRECTORY_NUMBER = numbers.FIRST
 
@@ -67,10 +70,30 @@ class Content:
     opens: int = 0
     pushed: bool = False
     mode: int = 0o644
+    owner: tuple[int, int] | None = None
+    """User and group, those of this process where none are given."""
     bundle: LiveBundle | None = None
     """Of which this is a generation."""
     user: int = ROOT_USER
     """Whom it was made for, if it is a status."""
+
+    def attributes(self) -> pyfuse3.EntryAttributes:
+        """Return the attributes of the file."""
+        return attributes.of_content(
+            self.number, self.readable.size, self.time_ns, mode=self.mode, owner=self.owner
+        )
+
+    def content(self) -> "Content":
+        """Return what is read of it when it is open."""
+        return self
+
+    async def look_up(self, _name: bytes) -> NoReturn:
+        """Refuse: a file has no names in it."""
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+    def names(self) -> NoReturn:
+        """Refuse: a file is not listed."""
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
 class SyntheticFiles:
@@ -108,7 +131,7 @@ class SyntheticFiles:
             content = current[1]
             if self._is_known_again(content):
                 return content
-        content = self._add(generation.view, generation.changed_ns)
+        content = self.add(generation.view, generation.changed_ns)
         content.bundle = bundle
         self._current[bundle] = (generation.number, content)
         return content
@@ -125,7 +148,7 @@ class SyntheticFiles:
 
     def of_status(self, user: int = ROOT_USER) -> Content:
         """Return a new inode with the status as it is now."""
-        content = self._add(Text(self._render_status()), time.time_ns())
+        content = self.add(Text(self._render_status()), time.time_ns())
         content.user = user
         self._statuses.setdefault(user, []).append(content)
         self._last_status = content
@@ -148,7 +171,7 @@ class SyntheticFiles:
         text = Text(self._render_summary())
         if last is not None and last.readable == text and self._is_known_again(last):
             return last
-        self._last_summary = self._add(text, time.time_ns())
+        self._last_summary = self.add(text, time.time_ns())
         return self._last_summary
 
     @staticmethod
@@ -157,7 +180,7 @@ class SyntheticFiles:
 
     def blank(self) -> Content:
         """Return a new inode of nothing."""
-        return self._add(Text(b""), time.time_ns())
+        return self.add(Text(b""), time.time_ns())
 
     def former(self, bundle: LiveBundle) -> list[int]:
         """Return the numbers of the generations of a bundle that the kernel remembers and that are not its present."""
@@ -175,7 +198,8 @@ class SyntheticFiles:
         number, current = self._current.get(bundle, (0, None))
         return current is content and number == bundle.generation.number
 
-    def _add(self, readable: Readable, time_ns: int) -> Content:
+    def add(self, readable: Readable, time_ns: int) -> Content:
+        """Return a new file with this content, which is known as long as the kernel remembers it."""
         content = Content(self._numbers.own(), readable, time_ns)
         self._contents[content.number] = content
         return content

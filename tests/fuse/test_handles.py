@@ -10,16 +10,18 @@ import pytest
 
 from certfs.fuse.handles import ContentHandle, DirectoryHandle, FileHandle, HandleTable
 from certfs.fuse.inodes import Inode
+from certfs.fuse.nodes import OwnDirectory
 from certfs.fuse.synthetic import Content, Text
 from certfs.store.backing import FileId
 
 CONTENT = Content(1, Text(b""), 0)
+DIRECTORY = OwnDirectory(1, 0)
 
 
 def test_a_handle_is_found_by_its_number_and_kind() -> None:
     """Another kind, or a number that nobody was given, is EBADF."""
     table = HandleTable()
-    handle = DirectoryHandle(0, 1)
+    handle = DirectoryHandle(0, DIRECTORY)
     number = table.add(handle)
     assert table.get(number, DirectoryHandle) is handle
     for wrong, kind in ((number, ContentHandle), (number + 1, DirectoryHandle)):
@@ -44,9 +46,9 @@ def test_only_so_many_files_are_open_at_once() -> None:
     table = HandleTable(limit=2)
     for _ in range(3):
         table.add(ContentHandle(0, CONTENT))
-    first = table.add(DirectoryHandle(0, 1))
+    first = table.add(DirectoryHandle(0, DIRECTORY))
     table.require_room(0)
-    table.add(DirectoryHandle(0, 1))
+    table.add(DirectoryHandle(0, DIRECTORY))
     with pytest.raises(OSError, match="Too many open files in system") as caught:
         table.require_room(0)
     assert caught.value.errno == errno.ENFILE
@@ -60,7 +62,7 @@ def test_closing_closes_the_files() -> None:
     table = HandleTable()
     inode = Inode(2, FileId(0, 2), None, b"")
     table.add(FileHandle(0, reading, inode, None, writes=False, synchronous=False))
-    table.add(DirectoryHandle(0, 1))
+    table.add(DirectoryHandle(0, DIRECTORY))
     table.close()
     assert len(table) == 0
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -77,7 +79,7 @@ def test_a_user_has_its_share_of_open_files() -> None:
         with suppress(OSError):
             while True:
                 table.require_room(user)
-                table.add(DirectoryHandle(user, 1))
+                table.add(DirectoryHandle(user, DIRECTORY))
                 count += 1
         return count
 
@@ -101,7 +103,7 @@ def test_a_user_has_its_share_of_listed_names(monkeypatch: pytest.MonkeyPatch) -
     """I18: many open listings of a large directory; a single one may be as large as it is."""
     monkeypatch.setattr("certfs.fuse.handles.USER_NAMES", 10)
     table = HandleTable()
-    handles = [DirectoryHandle(1, 1) for _ in range(3)]
+    handles = [DirectoryHandle(1, DIRECTORY) for _ in range(3)]
     numbers = [table.add(handle) for handle in handles]
     names = [b"x"] * 20
     table.list(handles[0], names)
@@ -110,7 +112,7 @@ def test_a_user_has_its_share_of_listed_names(monkeypatch: pytest.MonkeyPatch) -
         table.list(handles[1], names)
     table.remove(numbers[0])
     table.list(handles[1], names)
-    root = [DirectoryHandle(0, 1) for _ in range(3)]
+    root = [DirectoryHandle(0, DIRECTORY) for _ in range(3)]
     for handle in root:
         table.add(handle)
         table.list(handle, names)
