@@ -21,7 +21,7 @@ from certfs.cli.json_forms import FORMS
 from certfs.identity.health import judge
 from certfs.identity.paths import HostPaths
 from certfs.identity.repair import repair
-from tests.support.identity import run_certfs
+from tests.support.identity import call_certfs
 from tests.support.openssl import Pair
 from tests.support.pki import certificates_in
 
@@ -33,7 +33,7 @@ _NOW = datetime.now(UTC)
 @pytest.fixture
 def on_host(host: HostPaths) -> Run:
     """Give a function that runs a command on a host's store."""
-    return lambda *words: run_certfs(*words, "--store", str(host.root))
+    return lambda *words: call_certfs(*words, "--store", str(host.root))
 
 
 def _crl(*, days: int = 30, encoding: Encoding = Encoding.PEM) -> bytes:
@@ -250,7 +250,7 @@ def test_wrong_purpose_is_refused(
 )  # fmt: skip
 def test_words_of_xe_are_answered_with_those_of_certfs(words: list[str], line: str) -> None:
     """Who types what xe takes is told the very line that does the same."""
-    done = run_certfs(*words)
+    done = call_certfs(*words)
     assert done.returncode == 2
     assert line in done.stderr
-    assert line in json.loads(run_certfs(*words, "--json").stdout)["message"]
+    assert line in json.loads(call_certfs(*words, "--json").stdout)["message"]

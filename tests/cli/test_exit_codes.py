@@ -18,7 +18,7 @@ from certfs.cli import COMMANDS, failures, group
 from certfs.cli.reference import collect, exit_codes
 from certfs.errors import CertfsError, from_os_error
 from certfs.identity.paths import HostPaths
-from tests.support.identity import run_certfs
+from tests.support.identity import call_certfs
 from tests.support.mounts import certfs_program, need_namespaces, need_root
 from tests.support.openssl import Pair
 
@@ -44,7 +44,7 @@ CHANGING: list[list[str]] = [
 @pytest.mark.parametrize("name", COMMANDS)
 def test_wrong_command_line_is_2(name: str) -> None:
     """Every command answers 2 to an option that it does not have."""
-    assert run_certfs(name, "--no-such-option").returncode == 2
+    assert call_certfs(name, "--no-such-option").returncode == 2
 
 
 def test_every_error_s_code_is_in_the_reference() -> None:
@@ -198,7 +198,7 @@ def test_full_file_system_is_12(given: dict[str, str], words: list[str]) -> None
 
 def test_json_has_the_exit_code(given: dict[str, str]) -> None:
     """What a program reads in the object is the code that the command ends with."""
-    done = run_certfs(
+    done = call_certfs(
         "pool-uninstall-ca-certificate", "none.pem", "--json", "--store", given["STORE"]
     )
     assert json.loads(done.stdout)["exit_code"] == done.returncode == 32

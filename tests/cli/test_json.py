@@ -17,7 +17,7 @@ import pytest
 from certfs.cli import COMMANDS, group
 from certfs.cli.json_forms import FORMS, schema
 from certfs.identity.paths import HostPaths
-from tests.support.identity import run_certfs
+from tests.support.identity import call_certfs
 from tests.support.openssl import Pair
 
 _LONG_HEXADECIMAL = re.compile(r"(?i)\b[0-9a-f]{40,}\b|\b(?:[0-9a-f]{2}:){19,}[0-9a-f]{2}\b")
@@ -71,7 +71,7 @@ def test_committed_schema_is_the_real_one(name: str) -> None:
     advice = "run: python -m certfs.cli.schemas certfs/cli/schemas"
     file = resources.files("certfs.cli.schemas").joinpath(f"{name}.json")
     assert json.loads(file.read_text()) == schema(name), advice
-    assert json.loads(run_certfs("schema", name).stdout) == schema(name)
+    assert json.loads(call_certfs("schema", name).stdout) == schema(name)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def _run(name: str, words: dict[str, str]) -> subprocess.CompletedProcess[str]:
     given = [
         re.sub("STORE|SERVER|KEY|AUTHORITY", lambda m: words[m[0]], one) for one in EXAMPLES[name]
     ]
-    return run_certfs(name, *given, "--json")
+    return call_certfs(name, *given, "--json")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -120,7 +120,7 @@ def test_text_has_the_same_forms(name: str, words: dict[str, str]) -> None:
     given = [
         re.sub("STORE|SERVER|KEY|AUTHORITY", lambda m: words[m[0]], one) for one in EXAMPLES[name]
     ]
-    done = run_certfs(name, *given)
+    done = call_certfs(name, *given)
     said = re.sub("-----BEGIN.*?-----END[^\n]*", "", done.stdout + done.stderr, flags=re.DOTALL)
     for found in _LONG_HEXADECIMAL.findall(said):
         assert re.fullmatch("[0-9a-f]+", found) or name == "certificate-show"
@@ -143,7 +143,7 @@ def _values(answer: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: A
 @pytest.mark.parametrize("mistake", [["--no-such-option"], ["too", "many", "arguments", "here"]])
 def test_usage_error_is_json_where_json_was_asked_for(name: str, mistake: list[str]) -> None:
     """A program that asked for JSON gets an object also for a wrong command line, and nothing beside it."""
-    done = run_certfs(name, "--json", *mistake)
+    done = call_certfs(name, "--json", *mistake)
     answer = msgspec.convert(json.loads(done.stdout), FORMS["error"], strict=True)
     assert (answer.error, answer.exit_code, done.returncode) == ("UsageError", 2, 2)
     assert done.stderr == ""
@@ -155,12 +155,12 @@ def test_usage_error_is_json_where_json_was_asked_for(name: str, mistake: list[s
 )
 def test_unknown_command_is_json_where_json_was_asked_for(words: list[str]) -> None:
     """Also what is no command at all is answered in JSON."""
-    done = run_certfs(*words)
+    done = call_certfs(*words)
     assert json.loads(done.stdout)["exit_code"] == done.returncode == 2
 
 
 def test_argument_of_another_program_asks_for_nothing(tmp_path: Path) -> None:
     """A --json that belongs to the command of ``detached`` does not make certfs answer JSON."""
-    done = run_certfs("detached", "--mountpoint", tmp_path, "--", "tool", "--json")
+    done = call_certfs("detached", "--mountpoint", tmp_path, "--", "tool", "--json")
     assert done.stdout == ""
     assert done.stderr.startswith("certfs: ")
