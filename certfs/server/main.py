@@ -166,7 +166,7 @@ class Server:
                 f"{self._job.mountpoint}: the FUSE mount was refused ({e})",
                 advice="check /dev/fuse and fusermount3; the log has their own words",
             ) from None
-        self.operations.traffic.descriptor = next(iter(_fuse_descriptors() - before))
+        self.operations.pending_requests.descriptor = next(iter(_fuse_descriptors() - before))
         top = procfs.top_at(procfs.mounts(), self._job.mountpoint)
         self.trust.walker.device = top.device if top else None
 
@@ -215,10 +215,10 @@ class Server:
 
     async def _watch_store(self) -> None:
         while True:
-            await self.trust.news.wait()
+            await self.trust.pending_events.wait()
             # Nearly all news are of what came through the mount: whoever waits for an answer goes first (I13: 100 ms).
             await trio.sleep(_ECHO_SECONDS)
-            await self.trust.catch_up()
+            await self.trust.poll_events()
             await self.trust.end_swaps()
             self._report_watching()
             self.plain.wake()
