@@ -75,6 +75,17 @@ class NotifyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
 
 
+class CheckTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How ``certfs check`` judges the validity of certificates that are among others in a bundle."""
+
+    expiring_days: Annotated[int, msgspec.Meta(ge=0, le=36500)] = 30
+    expiring: Literal["note", "warning", "critical"] = "warning"
+    expired: Literal["note", "warning", "critical"] = "warning"
+
+
+_CHECK = CheckTable()
+
+
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_uuid: str | None = None
     identity: bool | None = None
@@ -83,6 +94,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dom0: _Dom0Table = _Dom0Table()
     bundle: list[_BundleTable] | None = None
     notify: tuple[NotifyTable, ...] = ()
+    check: CheckTable = CheckTable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +104,7 @@ class Config:
     ``bundles`` are paths from the root of the mount. ``host_uuid`` stands for this host in a standalone store, None to
     keep one in the store. ``makes_identity`` if a standalone store without host certificates gets them.
     ``source_size_limit`` is in bytes, ``swap_timeout`` in seconds (I10). ``dom0_trees`` are the directories that are
-    presented over themselves. ``notify`` are the readers that are told of changes,
+    presented over themselves. ``notify`` are the readers that are told of changes, ``check`` how validity is judged,
     ``copies`` the further plain copies: a bundle, and the absolute path of the copy.
     """
 
@@ -104,6 +116,7 @@ class Config:
     dom0_trees: tuple[str, ...]
     notify: tuple[NotifyTable, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    check: CheckTable = _CHECK
 
 
 def _spec(source: str, bundle: str) -> BundleSpec:
@@ -179,7 +192,12 @@ def _explain(message: str) -> str:
 
 def known_keys() -> frozenset[str]:
     """Return every key that a configuration file may have, with its table before a dot."""
-    tables = {"dom0": _Dom0Table, "bundle": _BundleTable, "notify": NotifyTable}
+    tables = {
+        "dom0": _Dom0Table,
+        "bundle": _BundleTable,
+        "notify": NotifyTable,
+        "check": CheckTable,
+    }
     keys = {f"{name}.{key}" for name, table in tables.items() for key in table.__struct_fields__}
     return frozenset(keys | set(_File.__struct_fields__) - tables.keys())
 
@@ -189,6 +207,8 @@ def _struct_of(key: str) -> type[msgspec.Struct]:
         return _Dom0Table
     if key.startswith("notify["):
         return NotifyTable
+    if key.startswith("check."):
+        return CheckTable
     return _BundleTable if key.startswith("bundle[") else _File
 
 
@@ -226,6 +246,7 @@ def _checked(path: str, file: _File, *, host: bool) -> Config:
         dom0_trees=trees,
         notify=file.notify,
         copies=_copies(path, file.bundle or []),
+        check=file.check,
     )
 
 

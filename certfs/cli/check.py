@@ -3,6 +3,7 @@
 Owns the judgement of bundles; that of a host's own files is `certfs.identity.health`. Together they are one answer.
 """
 
+import glob
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -23,24 +24,32 @@ from certfs.cli.json_forms import Finding as FindingForm
 from certfs.cli.places import Place, find_place, items_of, opened, with_place
 from certfs.client.instances import find
 from certfs.client.query import readers_of
+from certfs.config import CheckTable
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.readers import refusals
 from certfs.core.text import printable
 from certfs.errors import NotMountedError
+from certfs.identity.finding import Finding
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
 from certfs.identity.hostpem import HostPemDefect, parse_certificates
+from certfs.identity.paths import DOM0
 from certfs.identity.validate import iso
+from certfs.protocol import state_file
 from certfs.protocol.notify_state import Entry
+from certfs.protocol.summary import read_hosts
 from certfs.store.bundle import LiveBundle
 from certfs.store.inspection import Item
 from certfs.store.plain import aside_name
 
-_WARNING_DAYS = 30
 _WRITING_SECONDS = 60
 """No file of certificates takes longer to be written."""
 _INSTALLED = {(b"stunnel", b"certs"), (b"stunnel", b"certs-pool")}
+_AUTHORITY_ALERT = "POOL_CA_CERTIFICATE_"
+"""How the platform's alerts about certificates that are among others begin."""
+_UNIT_LINKS = "/etc/systemd/system/*.*/certfs.service"
+"""What `systemctl enable` makes (systemd.unit(5))."""
 _STATUS: tuple[CheckStatus, ...] = ("ok", "warning", "critical")
 
 
@@ -65,8 +74,10 @@ def check(
 ) -> None:
     """Judge bundles and host certificates; the exit code is for monitoring.
 
-    0: fine. 1: something was left out, expires within 30 days or wants mending. 2: something is expired or broken, or
-    a bundle is empty although it has sources.
+    0: fine. 1: something was left out, is expired or expires within 30 days, or wants mending. 2: the host's own
+    certificate or every certificate of a bundle is expired, something is broken, a bundle is empty although it has
+    sources, or certfs is set up for this host and does not serve. [check] in the configuration changes days and
+    severity for certificates that are among others in a bundle.
     """
     place = find_place(mountpoint, store, config_file)
     now = datetime.now(UTC)
@@ -90,6 +101,7 @@ def check(
                         "make it a directory; its source directory may be a link",
                     )
                 )
+    judgements.extend(_judge_serving(place))
     judgements.extend(judge_incomplete(place, now))
     judgements.extend(judge_readers(() if store else _readers(mountpoint)))
     judgements.extend(
@@ -115,7 +127,13 @@ def check(
     host = place.host
     if host is not None:
         judgements.extend(
-            _Judgement(found.severity, found.name, file_form(found.file), found.what, found.mend)
+            _Judgement(
+                _severity_of(found, place.config.check),
+                found.name,
+                file_form(found.file),
+                found.what,
+                found.mend,
+            )
             for found in judge(host, now=now)
         )
     worst = max((judgement.severity for judgement in judgements), default=0)
@@ -147,6 +165,28 @@ def check(
     sys.exit(worst)
 
 
+def _severity_of(found: Finding, check: CheckTable) -> Grade:
+    """Return how bad a finding of the host is: an authority among others is no reason to wake somebody."""
+    if not found.name.startswith(_AUTHORITY_ALERT):
+        return found.severity
+    if found.name.endswith("_EXPIRED"):
+        return Grade[check.expired.upper()]
+    return Grade[check.expiring.upper()] if "_EXPIRING_" in found.name else found.severity
+
+
+def _judge_serving(place: Place) -> Iterator[_Judgement]:
+    """Yield that certfs was set up for this host and does not serve it."""
+    if place.paths is not DOM0 or place.is_live:
+        return
+    is_enabled = any(glob.iglob(_UNIT_LINKS))
+    directory = f"{state_file.runtime_directory()}/{state_file.HOST_INSTANCE}"
+    is_known = state_file.read_state(directory) is not None or read_hosts() is not None
+    if is_enabled or is_known:
+        what = "is not served by certfs, which is set up for this host: its bundles do not follow"
+        mend = "systemctl start certfs, or certfs mount; certfs status says more"
+        yield _Judgement(Grade.CRITICAL, "NOT_SERVING", file_form(place.paths.stunnel), what, mend)
+
+
 def _judge_bundle(
     place: Place, items: list[Item], now: datetime, *, is_installed: bool
 ) -> Iterator[_Judgement]:
@@ -169,7 +209,8 @@ def _judge_bundle(
         elif item.certificate is not None and item.included:
             yield from _judge_readers(item.certificate, item, source)
             if not is_installed or _is_unusual(item.certificate):
-                yield from _judge_validity(item, source, now)
+                yield from _judge_validity(item, source, now, place.config.check)
+    yield from _judge_all_expired(place, items, now)
     sources = [item for item in items if item.is_source]
     if sources and not any(item.included for item in sources):
         yield _Judgement(
@@ -255,7 +296,22 @@ def judge_readers(readers: Iterable[Entry]) -> Iterator[_Judgement]:
             )
 
 
-def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgement]:
+def _judge_all_expired(place: Place, items: list[Item], now: datetime) -> Iterator[_Judgement]:
+    ends = [item.details.not_after for item in items if item.included and item.details is not None]
+    known = [end for end in ends if end is not None]
+    if known and len(known) == len(ends) and max(known) < now:
+        yield _Judgement(
+            Grade.CRITICAL,
+            "ALL_EXPIRED",
+            _absolute(place, items[0].bundle),
+            "holds no certificate that is still valid",
+            "renew its certificates; if they are valid, check this host's clock",
+        )
+
+
+def _judge_validity(
+    item: Item, source: str, now: datetime, check: CheckTable
+) -> Iterator[_Judgement]:
     details = item.details
     if details is None:
         return
@@ -265,10 +321,12 @@ def _judge_validity(item: Item, source: str, now: datetime) -> Iterator[_Judgeme
         yield _Judgement(Grade.WARNING, "VALIDITY_UNKNOWN", source, what, "replace it")
     elif end < now:
         what = f"holds {subject}, which expired at {iso(end)}"
-        yield _Judgement(Grade.CRITICAL, "EXPIRED", source, what, "renew or remove it")
-    elif end - now < timedelta(days=_WARNING_DAYS):
+        yield _Judgement(
+            Grade[check.expired.upper()], "EXPIRED", source, what, "renew or remove it"
+        )
+    elif end - now < timedelta(days=check.expiring_days):
         what = f"holds {subject}, which expires in {(end - now).days} days"
-        yield _Judgement(Grade.WARNING, "EXPIRING", source, what, "renew it")
+        yield _Judgement(Grade[check.expiring.upper()], "EXPIRING", source, what, "renew it")
     if begin is not None and begin > now:
         what = f"holds {subject}, which is not valid before {iso(begin)}"
         yield _Judgement(Grade.WARNING, "NOT_VALID_YET", source, what, "check this host's clock")

@@ -309,26 +309,48 @@ def lasting(days: float) -> pki.Identity:
 
 @pytest.mark.parametrize(
     "days, code, name",
-    [(400, 0, None), (31, 0, None), (29, 1, "EXPIRING"), (0.5, 1, "EXPIRING"), (-1, 2, "EXPIRED")],
+    [(400, 0, None), (31, 0, None), (29, 1, "EXPIRING"), (0.5, 1, "EXPIRING"), (-1, 1, "EXPIRED")],
 )
 def test_validity_decides(place: Place, days: float, code: int, name: str | None) -> None:
-    """0 with more than 30 days left, 1 with fewer, 2 when it is over."""
+    """Among others, a certificate with less than 30 days left, or none, is a warning."""
     place.put("a.pem", lasting(days).pem)
+    place.put("good.pem", lasting(1000).pem)
     found, findings = place.check()
     assert found == code
     assert [each["name"] for each in findings] == ([name] if name else [])
 
 
+def test_a_bundle_of_expired_certificates_is_critical(place: Place) -> None:
+    """Where nothing is left that is valid, connections fail; each certificate has its line as well."""
+    for number, days in enumerate((-1, -3)):
+        place.put(f"{number}.pem", lasting(days).pem)
+    code, findings = place.check()
+    assert code == 2
+    assert [each["name"] for each in findings if each["severity"] == "critical"] == ["ALL_EXPIRED"]
+    assert place.run("check").stdout.splitlines()[0].startswith("CRITICAL: ")
+
+
+def test_days_and_severity_are_configured(place: Place, tmp_path: Path) -> None:
+    """[check] says from when on a certificate is named, and how bad that is."""
+    for number, days in enumerate((400, 50, -3)):
+        place.put(f"{number}.pem", lasting(days).pem)
+    file = tmp_path / "check.toml"
+    file.write_text(
+        f'{place.config.read_text()}\n[check]\nexpiring_days = 60\nexpiring = "critical"\nexpired = "note"\n'
+    )
+    answer = place.run("check", "--json", "--config", str(file))
+    found = {each["name"]: each["severity"] for each in json.loads(answer.stdout)["findings"]}
+    assert found == {"EXPIRING": "critical", "EXPIRED": "note"}
+
+
 def test_the_worst_decides(place: Place) -> None:
-    """One expired certificate among good ones is critical, and each has its line."""
+    """One finding that is critical among others decides, and each has its line."""
     for number, days in enumerate((400, 10, -3)):
         place.put(f"{number}.pem", lasting(days).pem)
     place.put("junk.pem", b"junk")
     code, findings = place.check()
-    assert code == 2
+    assert code == 1
     assert {each["name"] for each in findings} == {"EXPIRED", "EXPIRING", "LEFT_OUT"}
-    said = place.run("check").stdout.splitlines()
-    assert said[0].startswith(f"CRITICAL: {place.certs}/2.pem ")
 
 
 def test_an_empty_directory_is_fine(place: Place) -> None:

@@ -130,3 +130,22 @@ def test_details_of_a_mount_are_for_root_and_its_owner(certfs_mount: CertfsMount
     status_file = (own / "status.json").stat()
     assert (status_file.st_mode & 0o777, status_file.st_uid) == (0o400, store.st_uid)
     assert (own / "summary.json").stat().st_mode & 0o777 == 0o444 | 0o200
+
+
+def test_a_host_that_is_set_up_and_not_served_is_critical(dom0: Host) -> None:
+    """`certfs check` says so where the unit is enabled; a host on which nobody set it up is none of its business."""
+
+    def names() -> set[str]:
+        answer = json.loads(dom0.run(*dom0.program(), "check", "--json").stdout)
+        return {each["name"] for each in answer["findings"] if each["severity"] == "critical"}
+
+    enabled = dom0.directory / "etc/systemd/system/multi-user.target.wants"
+    enabled.mkdir(parents=True, exist_ok=True)
+    link = enabled / "certfs.service"
+    link.unlink(missing_ok=True)
+    link.symlink_to("../certfs.service")
+    assert "NOT_SERVING" not in names()
+    dom0.certfs("unmount")
+    assert "NOT_SERVING" in names()
+    link.unlink()
+    assert "NOT_SERVING" not in names()
