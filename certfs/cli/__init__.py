@@ -155,7 +155,8 @@ def main() -> NoReturn:
         warnings.simplefilter("ignore")
     try:
         code = run(group)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError as error:  # of what was to be said
         code = from_os_error("standard output", error).exit_code
         _drop_output()

@@ -110,6 +110,10 @@ def _condition(error: Exception) -> CertfsError | None:
         return StoreError(
             "the current directory does not exist any more", advice="change to another"
         )
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("/proc/self/"):
+        return MachineError(
+            "/proc is not mounted, and certfs needs it", advice="mount -t proc proc /proc"
+        )
     where = os.fsdecode(error.filename) if error.filename else "standard output"
     condition = from_os_error(where, error)
     return condition if isinstance(condition, ReadOnlyError | NoSpaceError | MachineError) else None
