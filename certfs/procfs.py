@@ -175,6 +175,22 @@ def arguments_of(pid: int) -> tuple[bytes, ...]:
     return tuple(raw.removesuffix(b"\0").split(b"\0")) if raw else ()
 
 
+def unit_of(pid: int) -> str | None:
+    """Return the systemd service that a process belongs to, None if it is in none, or that cannot be known."""
+    return parse_cgroup(_of_process(pid, "cgroup"))
+
+
+def parse_cgroup(raw: bytes) -> str | None:
+    """Return the service that /proc/PID/cgroup names, in systemd's own hierarchy or the unified one (cgroups(7))."""
+    for line in raw.split(b"\n"):
+        match line.split(b":", 2):
+            case [_, b"" | b"name=systemd", path]:
+                units = [part for part in path.split(b"/") if part.endswith(b".service")]
+                if units:
+                    return os.fsdecode(units[-1])
+    return None
+
+
 def login_of(pid: int) -> int | None:
     """Return the user who has logged in to start a process (loginuid), whoever it is now; None if nobody has."""
     number = _integer(_of_process(pid, "loginuid").removesuffix(b"\n"))

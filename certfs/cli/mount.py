@@ -70,7 +70,7 @@ def mount(  # noqa: PLR0913  one for each option
         places = mounting.standalone(store, mountpoint)
     else:
         places = mounting.dom0(config.dom0_trees)
-    plan = mounting.Plan(
+    plan = mounting.MountRequest(
         mode="dom0" if store is None else "standalone",
         places=places,
         config_file=DEFAULT_FILE if optional else config_file,
@@ -116,9 +116,14 @@ def _each(directories: tuple[str, ...], action: Callable[[str], None]) -> None:
     "  certfs unmount --all   before certfs is removed"
 )
 @click.option("--if-mounted", is_flag=True, help="Not being mounted is fine.")
+@click.option(
+    "--own-unit",
+    is_flag=True,
+    help="In a systemd unit: leave alone what was not mounted by this unit.",
+)
 @_ALL
 @click.argument("mountpoint", required=False)
-def unmount(*, mountpoint: str | None, if_mounted: bool, every: bool) -> None:
+def unmount(*, mountpoint: str | None, if_mounted: bool, own_unit: bool, every: bool) -> None:
     """End a mount, at once and also if files are open: they stay usable until they are closed."""
     try:
         chosen = _chosen(mountpoint, every=every)
@@ -126,7 +131,8 @@ def unmount(*, mountpoint: str | None, if_mounted: bool, every: bool) -> None:
         if not if_mounted:
             raise
     else:
-        _each(chosen, _unmount)
+        own = (each for each in chosen if not own_unit or instances.is_of_this_unit(each))
+        _each(tuple(own), _unmount)
 
 
 def _unmount(directory: str) -> None:

@@ -17,7 +17,7 @@ import click
 
 from certfs import procfs
 from certfs.client.mount import canonical
-from certfs.client.query import ANSWER_SECONDS, ask_host, ask_instance, ask_mount
+from certfs.client.query import ask_host, ask_instance, ask_mount
 from certfs.config import DEFAULT_FILE, Config, load_config
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import Severity, parse_source
@@ -33,7 +33,7 @@ from certfs.errors import (
 from certfs.identity.bundles import BUNDLE_LIMIT, expand_bundles
 from certfs.identity.paths import DOM0, HostPaths, read_file
 from certfs.linux.processes import in_child
-from certfs.protocol import state_file
+from certfs.protocol import state_file, timeouts
 from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.directories import Roots
@@ -231,7 +231,7 @@ def _status_of(mountpoint: str) -> dict[str, Any] | None:
 
 
 def _unanswering(path: str) -> StoreError | DeadlineError:
-    error = in_child(lambda: _look(path), ANSWER_SECONDS)
+    error = in_child(lambda: _look(path), timeouts.STATUS)
     if error is not None and error.errno in _DEAD:
         return _dead_mount(path, error)
     return DeadlineError(

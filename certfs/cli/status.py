@@ -23,6 +23,7 @@ _PHASES: Final = {
     "starting": "starting",
     "serving": "serving",
     "plain": "NOT SERVING: the plain directories are in view",
+    "ending": "ending",
     "dead": "DEAD: its processes were killed; certfs mount serves it again, certfs unmount takes it away",
 }
 

@@ -1,14 +1,10 @@
 """What an instance without supervisor leaves: processes, mounts, files; and how all of it is ended."""
 
-from typing import Final
-
 from certfs.linux import mount_table
-from certfs.protocol import state_file
+from certfs.protocol import state_file, timeouts
 from certfs.protocol.owned_mounts import devices_of
 from certfs.supervisor.janitor import leave_behind
 from certfs.supervisor.stand_in import remove_from
-
-END_SECONDS: Final = 5.0
 
 
 def end_leftovers(directory: str) -> tuple[OSError, ...]:
@@ -33,7 +29,7 @@ def end_leftovers(directory: str) -> tuple[OSError, ...]:
     errors = detached.errors
     for process in processes:
         if process:
-            process.ends_within(END_SECONDS)
+            process.ends_within(timeouts.CLEANUP)
     if state and not errors:
         remove_from(state.stores, state.targets)
     if not errors:

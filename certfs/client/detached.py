@@ -13,11 +13,11 @@ from typing import Final, NoReturn
 
 from certfs import procfs
 from certfs.client import mount as mounting
-from certfs.client.instances import ANSWER_SECONDS, ask, find, unmount
+from certfs.client.instances import ask, find, unmount
 from certfs.errors import DeadlineError, MountpointError, NotMountedError, PrivilegeError
 from certfs.linux import mount_syscalls, mount_table
-from certfs.protocol import state_file
-from certfs.protocol.link import STALE_UNKNOWN
+from certfs.protocol import state_file, timeouts
+from certfs.protocol.messages import STALE_UNKNOWN
 from certfs.protocol.state_file import State
 from certfs.supervisor import stand_in
 
@@ -59,7 +59,7 @@ def _flush() -> tuple[str, ...]:
         state = state_file.read_state(directory)
         if state is None:
             continue
-        reply = ask(directory, "flush", ANSWER_SECONDS)
+        reply = ask(directory, "flush", timeouts.ANSWER)
         stale += (STALE_UNKNOWN,) if reply is None else reply.stale
     return tuple(stale)
 
@@ -112,7 +112,7 @@ def _unmounted(directory: str, state: State | None, command: tuple[str, ...], wa
         return _run(command)
     finally:
         mounting.launch(
-            mounting.Plan(
+            mounting.MountRequest(
                 mode=state.mode,
                 places=(mounting.Place(name="", store=store, target=target),),
                 config_file=state.config_file,

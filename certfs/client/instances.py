@@ -23,14 +23,11 @@ from certfs.errors import (
     StoreError,
 )
 from certfs.linux.installation import interpreter
-from certfs.protocol import control, state_file
+from certfs.protocol import control, state_file, timeouts
 from certfs.protocol.control import Reply, Verb
-from certfs.protocol.link import STALE_UNKNOWN
+from certfs.protocol.messages import STALE_UNKNOWN
 from certfs.protocol.owned_mounts import devices_of
 
-ANSWER_SECONDS: Final = 25.0
-RESTART_SECONDS: Final = 130.0
-CONNECT_SECONDS: Final = 5.0
 _SAID: Final = frozenset(kind.exit_code for kind in (ConfigError, StoreError, FuseError))
 """Failures of a server that say themselves what to do about them."""
 
@@ -84,6 +81,15 @@ def every() -> tuple[str, ...]:
     )
 
 
+def is_of_this_unit(directory: str) -> bool:
+    """Whether an instance belongs to the systemd service that this process is in, or every process of it has died."""
+    state = state_file.read_state(directory)
+    processes = (state.supervisor, state.server) if state else ()
+    living = [process for process in processes if process and process.alive()]
+    unit = procfs.unit_of(os.getpid())
+    return all(procfs.unit_of(process.pid) == unit for process in living)
+
+
 def outdated(directory: str) -> bool:
     """Whether a process of the instance was started from another installation than the one that is current now."""
     state = state_file.read_state(directory)
@@ -100,7 +106,7 @@ def unmount(directory: str) -> tuple[str, tuple[str, ...]]:
     """End an instance; return what is to be said about it, and which plain copies are stale."""
     state = state_file.read_state(directory)
     where = " and ".join(state.targets) if state else directory
-    reply = ask(directory, "unmount", ANSWER_SECONDS)
+    reply = ask(directory, "unmount", timeouts.ANSWER)
     if reply is None:
         lock = state_file.take_lock(
             directory
@@ -129,7 +135,7 @@ def unmount(directory: str) -> tuple[str, tuple[str, ...]]:
 
 def restart(directory: str) -> None:
     """Replace the server of an instance; returns when the new one serves."""
-    reply = ask(directory, "restart", RESTART_SECONDS)
+    reply = ask(directory, "restart", timeouts.RESTART)
     if reply is not None and reply.failure and reply.failure.exit_code not in _SAID:
         raise DeadlineError(
             f"{reply.failure.message}; the old server goes on", advice=f"see: {_log_of(directory)}"
@@ -145,7 +151,7 @@ def _log_of(directory: str) -> str:
 
 def _connect(directory: str) -> socket.socket | None:
     """Return a connection to the supervisor; None if it is dead and none comes in its place."""
-    deadline = time.monotonic() + CONNECT_SECONDS
+    deadline = time.monotonic() + timeouts.CONNECT
     while True:
         connection = control.connect(directory)
         if connection or time.monotonic() > deadline:

@@ -5,6 +5,7 @@ Everything that can be known to be wrong before something is started is found he
 
 import errno
 import os
+import resource
 import select
 import shutil
 import signal
@@ -27,17 +28,21 @@ from certfs.errors import (
 )
 from certfs.linux import log_file, mount_table
 from certfs.linux.processes import in_child, start
-from certfs.protocol import state_file
-from certfs.protocol.launch_spec import SERVER_MODULE, Order, command, execute, inbox
-from certfs.protocol.link import Failure, Mode, Mount, Tree
-from certfs.supervisor.outcome import outcome_from_json
+from certfs.protocol import codec, specs, state_file, timeouts
+from certfs.protocol.messages import Failure
+from certfs.protocol.specs import (
+    SERVER_MODULE,
+    SUPERVISOR_MODULE,
+    Mode,
+    MountSpec,
+    SupervisorSpec,
+    Tree,
+    execute,
+)
 from certfs.supervisor.stand_in import is_bound
 
-WAIT_SECONDS: Final = 130.0
-"""A little more than the supervisor waits for its server."""
-PROBE_SECONDS: Final = 2.0
-TAKEOVER_SECONDS: Final = 3.0
-"""How long a server without supervisor may take to get one (it starts it itself)."""
+_LEAST_FILES: Final = 128
+_LEAST_SIZE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class MountRequest:
     """What is to be mounted; paths are absolute and without symlinks."""
 
     mode: Mode
@@ -83,17 +88,23 @@ def canonical(path: str) -> str:
     return os.path.realpath(path)
 
 
-def launch(plan: Plan) -> int:
+def launch(request: MountRequest) -> int:
     """Mount as a daemon; return the supervisor's pid once the mount is served. CertfsError if it cannot be."""
-    mount, lock = _prepare(plan, foreground=False)
+    mount, lock = _prepare(request, foreground=False)
     log = mount.log
     assert log is not None  # noqa: S101  a daemon has one
     receiving, sending = os.pipe()
-    order = Order(mount=mount, report_fd=sending, lock_fd=lock, server_module=plan.server_module)
-    box = inbox(order.to_json())
+    spec = SupervisorSpec(
+        mount=mount, report_fd=sending, lock_fd=lock, server_module=request.server_module
+    )
+    spec_fd = specs.pass_on(spec)
     output = _open_log(log)
-    pid = start(command(box), keep=(*order.inherited(), box), output=output)
-    for fd in (box, output, *order.inherited()):
+    pid = start(
+        specs.command(SUPERVISOR_MODULE, spec_fd),
+        keep=(*spec.inherited(), spec_fd),
+        output=output,
+    )
+    for fd in (spec_fd, output, *spec.inherited()):
         os.close(fd)
     try:
         _await(receiving, log)
@@ -105,41 +116,68 @@ def launch(plan: Plan) -> int:
     return pid
 
 
-def become_supervisor(plan: Plan) -> NoReturn:
+def become_supervisor(request: MountRequest) -> NoReturn:
     """Mount in the foreground: this process becomes the supervisor. CertfsError if the mount cannot be served."""
-    mount, lock = _prepare(plan, foreground=True)
-    order = Order(mount=mount, lock_fd=lock, foreground=True, server_module=plan.server_module)
-    execute(order)
+    mount, lock = _prepare(request, foreground=True)
+    spec = SupervisorSpec(
+        mount=mount, lock_fd=lock, foreground=True, server_module=request.server_module
+    )
+    execute(spec)
 
 
 # --- checks
 
 
-def _prepare(plan: Plan, *, foreground: bool) -> tuple[Mount, int]:
-    _check_fuse(plan.mode)
-    for place in plan.places:
+def _prepare(request: MountRequest, *, foreground: bool) -> tuple[MountSpec, int]:
+    _check_fuse(request.mode)
+    _check_limits()
+    for place in request.places:
         _check_outside(place.target, state_file.runtime_directory(), "runtime directory")
-        if plan.log:
-            _check_outside(place.target, os.path.realpath(plan.log), "log")
-    directory = state_file.make_instance(plan.mode, plan.places[0].target)
+        if request.log:
+            _check_outside(place.target, os.path.realpath(request.log), "log")
+    directory = state_file.make_instance(request.mode, request.places[0].target)
     lock = _lock(directory)
     errors = end_leftovers(directory)
     if errors:
         raise _cannot_detach(errors[0])
-    for place in plan.places:
-        _check_served(place, directory, plan)
-    trees = tuple(_open_tree(place) for place in plan.places)
-    mount = Mount(
-        mode=plan.mode,
+    for place in request.places:
+        _check_served(place, directory, request)
+    trees = tuple(_open_tree(place) for place in request.places)
+    mount = MountSpec(
+        mode=request.mode,
         trees=trees,
         runtime=directory,
-        config_file=plan.config_file,
-        config_optional=plan.config_optional,
-        allow_other=plan.allow_other,
+        config_file=request.config_file,
+        config_optional=request.config_optional,
+        allow_other=request.allow_other,
+        flags=_flags(trees),
         journal=foreground and "JOURNAL_STREAM" in os.environ,
-        log=None if foreground else plan.log or f"{directory}/log",
+        log=None if foreground else request.log or f"{directory}/log",
     )
     return mount, lock
+
+
+def _flags(trees: tuple[Tree, ...]) -> int:
+    """Return the flags for mount(2) that root's mount takes over from the file systems of the store."""
+    found = [os.statvfs(tree.fd).f_flag for tree in trees]
+    kept = (os.ST_NOSUID, os.ST_NODEV, os.ST_NOEXEC)  # the same numbers as MS_NOSUID and so on
+    return sum(flag for flag in kept if any(each & flag for each in found))
+
+
+def _check_limits() -> None:
+    """Refuse limits of the process with which the server could not do for everybody what it has to (I18)."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files <= _LEAST_FILES:
+        raise PrivilegeError(
+            f"only {files} files may be open here (RLIMIT_NOFILE): certfs needs more than {_LEAST_FILES}",
+            advice="raise the hard limit: ulimit -n, or LimitNOFILE= in a unit",
+        )
+    _, size = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if size != resource.RLIM_INFINITY and size < _LEAST_SIZE:
+        raise PrivilegeError(
+            f"files may have only {size} bytes here (RLIMIT_FSIZE): certfs writes for everybody",
+            advice="lift the limit: ulimit -f unlimited, or LimitFSIZE=infinity in a unit",
+        )
 
 
 def _check_outside(target: str, path: str, what: str) -> None:
@@ -170,18 +208,32 @@ def _check_fuse(mode: Mode) -> None:
 
 
 def _lock(directory: str) -> int:
-    """Take the instance's lock; wait while a server that lost its supervisor gets a new one."""
-    deadline = time.monotonic() + TAKEOVER_SECONDS
+    """Take the instance's lock.
+
+    Wait while a server that lost its supervisor gets a new one, and while an instance ends that was unmounted.
+    """
+    began = time.monotonic()
     while True:
         lock = state_file.take_lock(directory)
         state = state_file.read_state(directory)
+        waited = time.monotonic() - began
         if lock is None:
-            raise _already_running(state)
-        orphan = state is not None and state.server is not None and state.server.alive()
-        if not orphan or time.monotonic() > deadline:
-            return lock
-        os.close(lock)
-        time.sleep(0.1)
+            if not _is_ending(state) or waited > timeouts.ENDING:
+                raise _already_running(state)
+        else:
+            orphan = state is not None and state.server is not None and state.server.alive()
+            if not orphan or waited > timeouts.LOCK:
+                return lock
+            os.close(lock)
+        time.sleep(0.02)
+
+
+def _is_ending(state: state_file.State | None) -> bool:
+    """Whether an instance whose lock is held has been unmounted: it has not said so yet, or is about to end."""
+    if state is None or state.phase == "ending":
+        return True
+    here = {entry.point for entry in procfs.mounts() if entry.device in state.devices}
+    return state.phase == "serving" and not here.issuperset(state.targets)
 
 
 def _already_running(state: state_file.State | None) -> AlreadyRunningError:
@@ -198,7 +250,7 @@ def _already_running(state: state_file.State | None) -> AlreadyRunningError:
     )
 
 
-def _check_served(place: Place, directory: str, plan: Plan) -> None:
+def _check_served(place: Place, directory: str, request: MountRequest) -> None:
     """Refuse a store that another instance serves by another configuration.
 
     Each would write the plain copies that are right for itself, over those of the other, for ever.
@@ -207,7 +259,7 @@ def _check_served(place: Place, directory: str, plan: Plan) -> None:
         state = None if other == directory else state_file.read_state(other)
         if state is None or place.store not in state.stores or not state.supervisor.alive():
             continue
-        if (state.mode, state.config_file) != (plan.mode, plan.config_file):
+        if (state.mode, state.config_file) != (request.mode, request.config_file):
             where = " and ".join(state.targets)
             raise _served(place.store, f"at {where}, with another configuration")
 
@@ -280,7 +332,7 @@ def _check_target(place: Place) -> None:
 
 def _remove_stale(path: str, device: str) -> None:
     """Detach a certfs mount whose server is dead; AlreadyRunningError if it answers, or hangs."""
-    answer = in_child(lambda: _look(path), PROBE_SECONDS)
+    answer = in_child(lambda: _look(path), timeouts.PROBE)
     if answer is None:
         raise AlreadyRunningError(
             f"another certfs already serves {path}",
@@ -321,15 +373,15 @@ def _open_log(path: str) -> int:
 
 
 def _await(receiving: int, log: str) -> None:
-    if not select.select([receiving], [], [], WAIT_SECONDS)[0]:
+    if not select.select([receiving], [], [], timeouts.RESTART)[0]:
         raise DeadlineError(
-            f"the mount was not served after {WAIT_SECONDS:.0f} s", advice=f"see {log}"
+            f"the mount was not served after {timeouts.RESTART:.0f} s", advice=f"see {log}"
         )
     report = os.read(receiving, 65536)
     if not report:
         raise DeadlineError("certfs ended before anything was mounted", advice=f"see: {log}")
-    failure = outcome_from_json(report)
-    if failure:
+    if report != codec.to_json(None):
+        failure = codec.from_json(Failure, report)
         if failure.exit_code == DeadlineError.exit_code:
             raise DeadlineError(failure.message, advice=f"nothing is mounted. See: {log}")
         raise failure_error(failure)

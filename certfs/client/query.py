@@ -13,16 +13,15 @@ from typing import Any, Final, Literal
 
 from certfs import procfs
 from certfs.linux.processes import in_child, output_of_child
-from certfs.protocol import state_file
+from certfs.protocol import state_file, timeouts
 from certfs.protocol.checked import decoded
-from certfs.protocol.link import notify_state_file, wishes_file
 from certfs.protocol.notify_spec import Wishes
 from certfs.protocol.notify_state import Entry, recalled
 from certfs.protocol.owned_mounts import devices_of
+from certfs.protocol.specs import notify_state_file, wishes_file
 from certfs.protocol.state_file import Event, Phase, State
 from certfs.protocol.summary import Summary, read_hosts
 
-ANSWER_SECONDS: Final = 3.0
 REPORT_BYTES: Final = 64 << 20
 """More than the status of any mount has."""
 
@@ -236,7 +235,7 @@ def _read(mountpoint: str, device: str | None = None) -> Report | None:
     None where nothing is mounted that calls itself certfs (with ``device``: that very mount), or it does not answer.
     """
     raw = output_of_child(
-        lambda: _status_through(mountpoint, device), ANSWER_SECONDS, limit=REPORT_BYTES
+        lambda: _status_through(mountpoint, device), timeouts.STATUS, limit=REPORT_BYTES
     )
     try:
         owner, _, content = (raw or b"").partition(b"\n")
@@ -280,7 +279,7 @@ def ask_host() -> Answer | None:
         # Plain directories are in view, unless nobody was left to see to that.
         phase: Phase | Literal["dead"] = "dead" if summary.is_left_dead() else "plain"
         return Answer(phase, None, None, 0, last=report)
-    answers = in_child(lambda: _ask_each(summary.targets), ANSWER_SECONDS) is None
+    answers = in_child(lambda: _ask_each(summary.targets), timeouts.STATUS) is None
     return Answer("serving", report if answers else None, None, 0, last=report)
 
 

@@ -10,6 +10,8 @@ import sys
 from typing import Final
 
 CURRENT: Final = "current"
+ISOLATED: Final = "-I"
+"""Keeps the current directory and the environment from adding modules: a host may set PYTHONPATH for its own."""
 
 
 def current(prefix: str) -> str:
@@ -28,14 +30,6 @@ def interpreter() -> str:
     """Return the interpreter for a new process of certfs."""
     prefix = current(sys.prefix)
     return sys.executable if prefix == sys.prefix else f"{prefix}/bin/python3"
-
-
-def flags() -> tuple[str, ...]:
-    """Return what keeps the current directory, and in a package also the environment, from adding modules.
-
-    A host may set PYTHONPATH or PYTHONHOME for a Python of its own.
-    """
-    return ("-I",) if sys.flags.isolated else ("-P",)
 
 
 def program() -> str | None:

@@ -32,11 +32,14 @@ def umount(path: str) -> None:
     _check(_libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW), path)
 
 
-def mount(source: str, target: str, kind: str | None, flags: int) -> None:
-    """Mount ``source`` at ``target`` without options (mount(2))."""
+def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    """Mount ``source`` at ``target`` (mount(2))."""
     encoded = kind.encode() if kind else None
     number = ctypes.c_ulong(flags)
-    _check(_libc.mount(os.fsencode(source), os.fsencode(target), encoded, number, None), target)
+    result = _libc.mount(
+        os.fsencode(source), os.fsencode(target), encoded, number, options.encode() or None
+    )
+    _check(result, target)
 
 
 def bind_tree(source: str, target: str) -> None:

@@ -6,7 +6,7 @@ dead or hangs must not be touched.
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -32,20 +32,20 @@ class Detachment:
     """Devices that still have a mount: refused, or beneath a mount of somebody else's."""
 
 
-def detach(devices: Collection[str], unmount: Unmount, *, keep: str | None = None) -> Detachment:
-    """Detach every mount of ``devices`` that is in view but the one at ``keep``.
+def detach(devices: Collection[str], unmount: Unmount) -> Detachment:
+    """Detach every mount of ``devices`` that is in view.
 
     Outermost first: no path is resolved through one of the mounts, and a lazy detachment takes along what is nested.
     What lies beneath another file system's mount stays. Only what is there at the beginning is touched: as soon as a
     file system is gone, the kernel may give its number to the mount of somebody else.
     """
-    ours = {_key(entry) for entry in mounts() if entry.device in devices and entry.point != keep}
+    ours = {_key(entry) for entry in mounts() if entry.device in devices}
     errors: dict[str, OSError] = {}
     for _ in range(_ROUNDS):
         entries = mounts()
-        outermost = [entry for entry in _outermost(entries, devices) if _key(entry) in ours]
+        tops = [entry for entry in outermost(entries, devices) if _key(entry) in ours]
         # The youngest first: binds, which people see, before the hidden mount that they are made of.
-        points = [entry.point for entry in reversed(outermost) if entry.point not in errors]
+        points = [entry.point for entry in reversed(tops) if entry.point not in errors]
         if not points:
             break
         for point in dict.fromkeys(points):
@@ -62,7 +62,11 @@ def _key(entry: Entry) -> tuple[int, str, str]:
     return entry.mount_id, entry.device, entry.point
 
 
-def _outermost(entries: tuple[Entry, ...], devices: Collection[str]) -> Iterator[Entry]:
+def outermost(entries: Sequence[Entry], devices: Collection[str]) -> Iterator[Entry]:
+    """Yield the mounts of ours with these ``devices`` that are on top, and not inside of another one, the oldest first.
+
+    So no path is resolved through one of them, and a lazy detachment takes along what is nested.
+    """
     by_id = {entry.mount_id: entry for entry in entries}
     for entry in entries:
         if entry.device not in devices or not is_ours(entry):
@@ -114,3 +118,8 @@ def mount_connections() -> None:
     if os.geteuid() == 0 and top_at(mounts(), CONNECTIONS) is None:
         with suppress(OSError):
             mount_syscalls.mount("fusectl", CONNECTIONS, "fusectl", 0)
+
+
+def escape(path: str) -> str:
+    """Return ``path`` as the mount table has it."""
+    return "".join(f"\\{ord(each):03o}" if each in " \t\n\\#" else each for each in path)

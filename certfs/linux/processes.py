@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
-from certfs.linux.installation import flags, interpreter
+from certfs.linux.installation import ISOLATED, interpreter
 from certfs.procfs import Stat, stat_of
 
 _NOTHING_RUN: Final = 127
@@ -109,7 +109,7 @@ def urgent(pid: int) -> None:
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
     """Return the command that runs ``module`` of the installation that is current now."""
-    return (interpreter(), *flags(), "-m", module, *arguments)
+    return (interpreter(), ISOLATED, "-m", module, *arguments)
 
 
 def start(
@@ -118,15 +118,17 @@ def start(
     keep: Collection[int],
     stdin: int | None = None,
     output: int | None = None,
+    environment: dict[str, str] | None = None,
 ) -> int:
     """Start ``command`` in a session of its own and return its pid.
 
-    It gets the descriptors of ``keep`` under their numbers, ``stdin`` (else /dev/null) as standard input, and
-    ``output`` (else what this process has) as standard output and error. A command that cannot be run ends with
-    status 127.
+    It gets the descriptors of ``keep`` under their numbers, ``stdin`` (else /dev/null) as standard input, ``output``
+    (else what this process has) as standard output and error, and ``environment`` besides the one of this process. A
+    command that cannot be run ends with status 127.
     """
     pid = os.fork()
     if pid == 0:
+        os.environ.update(environment or {})
         _become(tuple(command), keep=keep, stdin=stdin, output=output)
     return pid
 

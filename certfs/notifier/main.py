@@ -34,7 +34,7 @@ from certfs.notifier.targets import (
 )
 from certfs.protocol.notify_spec import NotifierSpec, NotifySpec
 from certfs.protocol.notify_state import Entry, Memory, recalled
-from certfs.supervisor.event_loop import Reactor
+from certfs.supervisor.event_loop import EventLoop
 
 _LOOK_SECONDS: Final = 0.05
 """Events are gathered for so long before the files are looked at."""
@@ -87,19 +87,19 @@ class Notifier:
         self._systemd = systemd
         self._files = PlainFiles(spec)
         self._memory: Memory = recalled(spec.state)
-        self._reactor = Reactor()
+        self._loop = EventLoop()
         self._orders: dict[str, Order] = {}
         self._started = False
         self._ending = False
 
     def run(self) -> None:
         """Tell until standard input ends."""
-        self._reactor.on_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT), self._signalled)
-        self._reactor.watch(0, self._end)
-        self._reactor.watch(self._files.queue, self._changed)
+        self._loop.on_signals((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT), self._signalled)
+        self._loop.watch(0, self._end)
+        self._loop.watch(self._files.queue, self._changed)
         self._look()
         while not self._ending:
-            self._reactor.step(lambda: None)
+            self._loop.step(lambda: None)
 
     def _end(self) -> None:
         self._ending = True
@@ -118,17 +118,17 @@ class Notifier:
     # --- what has changed
 
     def _changed(self) -> None:
-        self._reactor.forget(self._files.queue)  # looked at once for all that comes meanwhile
-        self._reactor.after("look", _LOOK_SECONDS, self._look)
+        self._loop.forget(self._files.queue)  # looked at once for all that comes meanwhile
+        self._loop.after("look", _LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
         try:
             self._files.look()
         except OSError as error:
             self._log("error", f"notify: the store cannot be read: {error.strerror}")
-            self._reactor.after("look", 1, self._look)
+            self._loop.after("look", 1, self._look)
         else:
-            self._reactor.watch(self._files.queue, self._changed)
+            self._loop.watch(self._files.queue, self._changed)
         now = time.monotonic()
         for key, spec, paths in self._wanted():
             content = _digest([self._files.contents[path] for path in paths])
@@ -137,7 +137,7 @@ class Notifier:
             order.progress = policy.seen(order.progress, content, now)
             if is_news and order.sought_again:
                 # A process that did not run a moment ago is looked for at once for what is new.
-                self._reactor.after(order.run_timer, order.spec.delay, partial(self._begin, order))
+                self._loop.after(order.run_timer, order.spec.delay, partial(self._begin, order))
             self._plan(order)
         self._started = True
 
@@ -186,9 +186,9 @@ class Notifier:
     def _plan(self, order: Order) -> None:
         at = policy.due(order.progress, order.timing)
         if at is None:
-            self._reactor.cancel(order.due_timer)
+            self._loop.cancel(order.due_timer)
         else:
-            self._reactor.at(order.due_timer, at, lambda: self._begin(order))
+            self._loop.at(order.due_timer, at, lambda: self._begin(order))
         if order.entry.waiting != (at is not None):
             self._save(order)
 
@@ -224,7 +224,7 @@ class Notifier:
             self._finish(order, "", quietly=True)
         else:
             order.sought_again = True  # it may be starting
-            self._reactor.after(order.run_timer, order.spec.grace, lambda: self._begin(order))
+            self._loop.after(order.run_timer, order.spec.grace, lambda: self._begin(order))
 
     def _start(self, order: Order, run: Run) -> None:
         order.process = subprocess.Popen(
@@ -242,17 +242,15 @@ class Notifier:
         assert order.process.stdout is not None  # noqa: S101 - PIPE makes one
         output = order.process.stdout.fileno()
         os.set_blocking(output, False)
-        self._reactor.watch(output, lambda: self._heard(order, output))
+        self._loop.watch(output, lambda: self._heard(order, output))
         slack = _SYSTEMD_SLACK if run.command[0] == "systemd-run" else 0.0
-        self._reactor.after(
-            order.run_timer, order.spec.timeout + slack, lambda: self._give_up(order)
-        )
+        self._loop.after(order.run_timer, order.spec.timeout + slack, lambda: self._give_up(order))
 
     def _heard(self, order: Order, output: int) -> None:
         with suppress(BlockingIOError):
             data = os.read(output, 65536)
             if not data:
-                self._reactor.forget(output)
+                self._loop.forget(output)
             order.output = (order.output + data)[-_OUTPUT_BYTES:]
 
     def _give_up(self, order: Order) -> None:
@@ -260,7 +258,7 @@ class Notifier:
             order.timed_out = True
             _kill(order.process, signal.SIGTERM)
             process = order.process
-            self._reactor.after(
+            self._loop.after(
                 order.run_timer, order.spec.grace, lambda: _kill(process, signal.SIGKILL)
             )
 
@@ -274,7 +272,7 @@ class Notifier:
         if process.stdout:
             output = process.stdout.fileno()
             self._heard(order, output)
-            self._reactor.forget(output)
+            self._loop.forget(output)
             process.stdout.close()
         code = process.returncode
         if order.timed_out:
@@ -287,7 +285,7 @@ class Notifier:
             self._finish(order, f"exit status {code}")
 
     def _finish(self, order: Order, problem: str, *, quietly: bool = False) -> None:
-        self._reactor.cancel(order.run_timer)
+        self._loop.cancel(order.run_timer)
         order.progress = policy.ended(order.progress, time.monotonic(), well=not problem)
         order.sought_again = False
         entry = order.entry

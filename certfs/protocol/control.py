@@ -3,23 +3,21 @@
 One request, one reply, each a packet (SOCK_SEQPACKET).
 """
 
-import json
 import os
 import select
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Final, Literal, Self
+from dataclasses import dataclass
+from typing import Final, Literal
 
-from certfs.protocol.link import Failure
+from certfs.protocol import codec, timeouts
+from certfs.protocol.messages import Failure
 
 Verb = Literal["unmount", "restart", "flush"]
 VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "flush")
 _MESSAGE_BYTES: Final = 65536
-_STOPPED_SECONDS: Final = 20.0
-"""How long a supervisor may be stopped: its server has replaced it by then, unless that is stopped as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +31,6 @@ class Reply:
     """After ``unmount``: where something is mounted over certfs, which is detached when that is unmounted."""
     stale: tuple[str, ...] = ()
     """After ``unmount`` and ``flush``: which plain copies are not what was served, and why."""
-
-    def to_json(self) -> bytes:
-        """Return the packet."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, packet: bytes) -> Self:
-        """Return what `to_json` was given."""
-        raw = json.loads(packet)
-        failure = Failure(**raw["failure"]) if raw["failure"] else None
-        return cls(failure, raw["lingering"], tuple(raw["covered"]), tuple(raw["stale"]))
 
 
 def listen(directory: str) -> socket.socket:
@@ -85,14 +72,14 @@ def request(
     """
     connection.send(verb.encode())
     deadline = time.monotonic() + seconds
-    while not select.select([connection], [], [], max(min(seconds, _STOPPED_SECONDS), 0))[0]:
+    while not select.select([connection], [], [], max(min(seconds, timeouts.STOPPED), 0))[0]:
         seconds = deadline - time.monotonic()
         if seconds <= 0 or is_stopped():
             return None
     packet = connection.recv(_MESSAGE_BYTES)
     if not packet:
         raise ConnectionResetError
-    return Reply.from_json(packet)
+    return codec.from_json(Reply, packet)
 
 
 class _Nearby:

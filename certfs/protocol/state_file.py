@@ -8,19 +8,18 @@ next one: ``undo-log``, ``settings.json``.
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import time
 import zlib
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Final, Literal, Self
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from certfs.errors import PrivilegeError
 from certfs.linux.processes import ProcessId
-from certfs.protocol.checked import decoded
-from certfs.protocol.link import Mode
+from certfs.protocol import codec, timeouts
+from certfs.protocol.specs import Mode
 from certfs.safe_open import private, read_own, refusal
 
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
@@ -30,14 +29,12 @@ HOST_MODE: Final = 0o711
 REMEMBERED_EVENTS: Final = 50
 STATE_BYTES: Final = 4 << 20
 """More than any state file has: events have short texts, and paths 4 KiB."""
-LOCK_SECONDS: Final = 3.0
-"""How long the lock of a supervisor that is ending may be waited for."""
 
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
 _NAME_LENGTH: Final = 200
 """Names have up to 255 bytes (limits.h)."""
 
-Phase = Literal["starting", "serving", "plain"]
+Phase = Literal["starting", "serving", "plain", "ending"]
 """``plain``: the server died, and the plain directories are in view until the next one serves."""
 EventKind = Literal["killed", "crashed", "hung", "not started", "restarted", "adopted"]
 
@@ -131,7 +128,7 @@ def take_lock(directory: str) -> int | None:
     return fd
 
 
-def await_lock(directory: str, seconds: float = LOCK_SECONDS) -> int | None:
+def await_lock(directory: str, seconds: float = timeouts.LOCK) -> int | None:
     """Like `take_lock`, but wait for so long while another process holds the lock."""
     deadline = time.monotonic() + seconds
     while (lock := take_lock(directory)) is None and time.monotonic() < deadline:
@@ -179,6 +176,8 @@ class State:
     server: ProcessId | None = None
     server_since: float | None = None
     janitor: ProcessId | None = None
+    lingering: tuple[ProcessId, ...] = ()
+    """Servers that were replaced and serve what is still open, the oldest first."""
     mountpoint: str | None = None
     """Where the server's FUSE mount is: ``MOUNTPOINT/.certfs/status.json`` is read there."""
     device: str | None = None
@@ -188,19 +187,12 @@ class State:
     allow_other: bool = False
     log: str | None = None
     """The log file; None if the log goes to standard error (the journal, a terminal)."""
-    strikes: int = 0
+    deaths: int = 0
     """Deaths in a row; 0 again once a server has served for a while."""
+    defects: int = 0
+    """How many of them were not kills from outside."""
     events: tuple[Event, ...] = field(default=())
     """The last ones, oldest first."""
-
-    def to_json(self) -> bytes:
-        """Return the content of the file."""
-        return json.dumps(asdict(self), indent=1).encode()
-
-    @classmethod
-    def from_json(cls, content: bytes) -> Self:
-        """Return the state that `to_json` wrote; ValueError if it did not."""
-        return decoded(cls, content)
 
 
 def write_state(directory: str, state: State) -> None:
@@ -210,14 +202,14 @@ def write_state(directory: str, state: State) -> None:
     if reason:
         raise PermissionError(errno.EPERM, reason, fresh)
     with open(fresh, "wb", opener=private) as stream:
-        stream.write(state.to_json())
+        stream.write(codec.to_json(state, indent=1))
     os.rename(fresh, f"{directory}/state.json")
 
 
 def read_state(directory: str) -> State | None:
     """Return what the last supervisor of this boot wrote, None if there is nothing of this user's that can be read."""
     try:
-        state = State.from_json(read_own(f"{directory}/state.json", STATE_BYTES))
+        state = codec.from_json(State, read_own(f"{directory}/state.json", STATE_BYTES))
     except (OSError, ValueError):
         return None
     return state if state.boot == boot_id() else None

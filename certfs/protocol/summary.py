@@ -16,7 +16,7 @@ from typing import Final, Self
 from certfs import procfs
 from certfs.linux.processes import ProcessId
 from certfs.protocol.checked import decoded
-from certfs.protocol.link import Mode
+from certfs.protocol.specs import Mode
 from certfs.protocol.state_file import boot_id
 
 NAME: Final = "summary.json"

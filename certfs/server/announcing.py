@@ -30,9 +30,10 @@ _GIVEN_UP_SECONDS: Final = 10.0
 class Announcing:
     """The changes that watchers were not told of yet, and the process that tells them."""
 
-    def __init__(self, mountpoint: str, synthetic: SyntheticFiles) -> None:
+    def __init__(self, synthetic: SyntheticFiles) -> None:
         self.interval = INTERVAL_SECONDS
-        self._mountpoint = mountpoint
+        self.mountpoint = ""
+        """Where the server is mounted, once it is."""
         self._synthetic = synthetic
         self._changed: dict[LiveBundle, None] = {}
         self._wake = trio.Event()
@@ -62,7 +63,7 @@ class Announcing:
 
     async def _announce(self, bundles: list[LiveBundle]) -> None:
         steps = [step for bundle in bundles for step in self._steps(bundle)]
-        order = json.dumps({"mount": self._mountpoint, "steps": steps}).encode()
+        order = json.dumps({"mount": self.mountpoint, "steps": steps}).encode()
         command = [sys.executable, "-I", "-S", announcer.__file__]
         process = await trio.lowlevel.open_process(
             command, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, cwd="/"

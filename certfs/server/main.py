@@ -1,7 +1,7 @@
-"""W, the process that serves one mount: ``python -m certfs.server.main FD`` does the job that it reads from FD.
+"""W, the process that serves one mount: ``python -m certfs.server.main FD`` does what the spec says that FD is open on.
 
-Owns the composition of store, bundles and filesystem, and the life of one FUSE session. The supervisor's side and the
-messages between the two are in `certfs.protocol.link`.
+Owns the composition of store, bundles and filesystem, and the life of one FUSE session; what the supervisor tells it
+comes through `certfs.server.supervision`.
 
 Concurrency: one trio loop answers the kernel, the supervisor, inotify and the clock. Whatever may block is handed to a
 thread by those who call it. The beat comes from this loop, so that its silence means that nobody is being answered.
@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import stat
 import sys
 from contextlib import suppress
@@ -20,7 +19,6 @@ from contextlib import suppress
 import pyfuse3
 import trio
 
-from certfs import procfs
 from certfs.config import Config
 from certfs.errors import CertfsError, FuseError, StoreError
 from certfs.fuse import session
@@ -33,16 +31,16 @@ from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
 from certfs.linux.trust_log import TrustLog
-from certfs.protocol import link as messages
 from certfs.protocol import summary
-from certfs.protocol.link import Failure, InCharge, Job, failure_message
+from certfs.protocol.messages import Failure, Serve
+from certfs.protocol.specs import MountSpec, ServerSpec, receive
 from certfs.safe_open import LinkRefusedError
 from certfs.server import audit
-from certfs.server.adoption import await_turn, show_life, start_successor
 from certfs.server.announcing import Announcing
 from certfs.server.plain_copies import PlainCopies
 from certfs.server.settings import Settings
 from certfs.server.status import StatusReport
+from certfs.server.supervision import Supervision, fail, show_life
 from certfs.store.backing import FileId
 from certfs.store.bundle import Published
 from certfs.store.bundles import Trust
@@ -53,7 +51,6 @@ from certfs.store.undo_log import UndoLog
 
 log = logging.getLogger("certfs")
 
-_RETRY_SECONDS = 1.0
 _MAX_TASKS = 2560
 """A request that waits keeps one: those that wait for the store are fewer (`certfs.fuse.slots`), and others go on."""
 _ECHO_SECONDS = 0.03
@@ -69,20 +66,16 @@ _READ_AHEAD_KB = 1024
 class Server:
     """One FUSE session over one store, from the mount to its end."""
 
-    def __init__(self, job: Job, settings: Settings) -> None:
-        self._job = job
+    def __init__(self, supervision: Supervision, settings: Settings) -> None:
+        self._supervision = supervision
+        self._mount = supervision.spec.mount
         self._settings = settings
-        self._trust_log = TrustLog(job.mount.log or f"{job.mount.runtime}/log")
+        self._trust_log = TrustLog(self._mount.log or f"{self._mount.runtime}/log")
         self._loaded = False
         self._watch_problem = ""
-        self._in_charge: InCharge | None = None
-        self._unanswered = 0
-        """Beats since the supervisor last said something."""
-        self._lingers: float | None = None
-        """Seconds for which what is open is served, once the supervisor has let go of this server."""
         self._served = trio.Event()
         config = settings.config
-        roots = Roots({os.fsencode(tree.name): tree.fd for tree in job.mount.trees})
+        roots = Roots({os.fsencode(tree.name): tree.fd for tree in self._mount.trees})
         self.trust = Trust(
             roots,
             config.bundles,
@@ -90,10 +83,12 @@ class Server:
             observer=self._observe,
             size_limit=config.source_size_limit,
             swap_timeout=config.swap_timeout,
-            undo_log=UndoLog(job.mount.undo_log),
+            undo_log=UndoLog(self._mount.undo_log),
         )
-        self.plain = PlainCopies(self.trust, active=not job.passive)
-        self.status = StatusReport(job, settings, self.trust, self.plain, self._being_written)
+        self.plain = PlainCopies(self.trust, active=not supervision.spec.standby)
+        self.status = StatusReport(
+            self._mount, settings, self.trust, self.plain, self._being_written
+        )
         descriptors = _descriptor_limit()
         calls, numbers = Calls(), Numbers()
         self.operations = Operations(
@@ -113,7 +108,7 @@ class Server:
         )
         self.operations.on_init = self._served.set
         self.operations.flush_plain_copies = self.plain.flush
-        self.announcing = Announcing(job.mountpoint, self.operations.synthetic)
+        self.announcing = Announcing(self.operations.synthetic)
         self.operations.announcements.is_announcer = self.announcing.is_announcer
 
     def _being_written(self) -> list[BeingWritten]:
@@ -156,38 +151,18 @@ class Server:
             log.warning("not every change in the store itself will be noticed: %s", problem)
         self._watch_problem = problem
 
-    def mount(self) -> None:
-        """Mount; FuseError where the kernel or fusermount3 refuses."""
-        before = _fuse_descriptors()
+    def attach(self, fd: int, mounted: Serve) -> None:
+        """Serve the descriptor ``fd`` of a mount; FuseError where libfuse refuses."""
         try:
-            pyfuse3.init(self.operations, self._job.mountpoint, self._options())
+            pyfuse3.init(self.operations, f"/dev/fd/{fd}", set())
         except RuntimeError as e:
             raise FuseError(
-                f"{self._job.mountpoint}: the FUSE mount was refused ({e})",
-                advice="check /dev/fuse and fusermount3; the log has their own words",
+                f"libfuse does not serve the mount that it is given ({e})",
+                advice="the log has its own words",
             ) from None
-        self.operations.pending_requests.descriptor = next(iter(_fuse_descriptors() - before))
-        top = procfs.top_at(procfs.mounts(), self._job.mountpoint)
-        self.trust.walker.device = top.device if top else None
-
-    def _options(self) -> set[str]:
-        options = {
-            "fsname=certfs",
-            "subtype=certfs",
-            "default_permissions",
-        }
-        if self._job.mount.allow_other:
-            options.add("allow_other")
-        if os.geteuid() == 0:
-            # As the store has it: what is forbidden beneath stays forbidden above (I19), and nothing else is (I11).
-            flags = [os.statvfs(tree.fd).f_flag for tree in self._job.mount.trees]
-            for option, flag in (
-                ("suid", os.ST_NOSUID),
-                ("dev", os.ST_NODEV),
-                ("exec", os.ST_NOEXEC),
-            ):
-                options.add(f"no{option}" if any(each & flag for each in flags) else option)
-        return options
+        self.operations.traffic.descriptor = fd
+        self.trust.walker.device = mounted.device
+        self.announcing.mountpoint = mounted.mountpoint
 
     async def run(self) -> None:
         """Serve until the session ends or somebody says so."""
@@ -197,7 +172,7 @@ class Server:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, nursery.cancel_scope)
             nursery.start_soon(self._watch_store)
-            nursery.start_soon(self.trust.swaps.expire)
+            nursery.start_soon(self.trust.swaps.expire, self.trust.bundles)
             nursery.start_soon(self.plain.keep)
             nursery.start_soon(self._keep_summary)
             nursery.start_soon(self.announcing.run)
@@ -209,16 +184,15 @@ class Server:
     async def _serve(self, scope: trio.CancelScope) -> None:
         session.install()
         await pyfuse3.main(max_tasks=_MAX_TASKS)
-        with suppress(OSError), socket.socket(fileno=os.dup(self._job.link_fd)) as link:
-            link.send(messages.OVER)
+        self._supervision.over()
         scope.cancel()
 
     async def _watch_store(self) -> None:
         while True:
-            await self.trust.pending_events.wait()
+            await self.trust.news.wait()
             # Nearly all news are of what came through the mount: whoever waits for an answer goes first (I13: 100 ms).
             await trio.sleep(_ECHO_SECONDS)
-            await self.trust.poll_events()
+            await self.trust.catch_up()
             await self.trust.end_swaps()
             self._report_watching()
             self.plain.wake()
@@ -229,7 +203,7 @@ class Server:
         while True:
             if self.plain.active:
                 try:
-                    summary.write(self._job.mount.runtime, self.status.summary())
+                    summary.write(self._mount.runtime, self.status.summary())
                     fails = False
                 except OSError as e:
                     if not fails:
@@ -246,70 +220,19 @@ class Server:
                 scope.cancel()
 
     async def _obey(self, scope: trio.CancelScope) -> None:
-        """Talk to the supervisor; when it dies, get another one (the mount goes on)."""
         await self._served.wait()
         # Not before: the kernel's first request and its answer settle on what it was at the mount.
         _read_ahead(self.trust.walker.device)
-        link = trio.socket.from_stdlib_socket(socket.socket(fileno=self._job.link_fd))
-        self._settings.leave_wishes(self._job.mount.wishes_file, self.trust.bundles)
-        with suppress(OSError):
-            # A supervisor that died while this server was starting is replaced below, like one that dies later.
-            await link.send(messages.READY)
-        while True:
-            introduced = self._in_charge
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._beat, link)
-                await self._receive(link, scope, nursery)
-                nursery.cancel_scope.cancel()
-            if self._lingers is not None:
-                # No beats any more, but the link stays open: its end tells the supervisor that this process has ended.
-                await trio.sleep(self._lingers)
-                scope.cancel()
-                return
-            if self._in_charge is introduced:
-                # It ended without a word, and the next may as well.
-                await trio.sleep(_RETRY_SECONDS)
-            log.warning("the supervisor is gone: starting another one")
-            # The successor closes the descriptor of the old link by its number.
-            self._job = await self._succeed(link.detach())
-            link = trio.socket.from_stdlib_socket(socket.socket(fileno=self._job.link_fd))
-            self.status.job = self._job
-
-    async def _succeed(self, _old_link: int) -> Job:
-        while True:
-            try:
-                janitor = self._in_charge.janitor if self._in_charge else None
-                return await trio.to_thread.run_sync(start_successor, self._job, janitor)
-            except OSError as e:
-                log.error("no supervisor can be started: %s", e)  # noqa: TRY400 - the reason is all there is to say
-            await trio.sleep(_RETRY_SECONDS)
-
-    async def _beat(self, link: trio.socket.SocketType) -> None:
-        """Show the supervisor that this server lives; end one that does not answer (its successor is started then).
-
-        A server whose loop runs but whose requests wait for each other is silent: the age of the oldest request that
-        does not wait for the store is what its callers see of it (promise I15).
-        Beats are counted, not seconds: a server that was itself stopped must not take the supervisor for silent.
-        """
-        self._unanswered = 0
-        with suppress(OSError):
-            while True:
-                silent = (self._unanswered + 1) * messages.BEAT_SECONDS
-                if silent >= messages.SUPERVISOR_SECONDS and self._in_charge:
-                    log.warning("the supervisor answers no more: ending it")
-                    self._in_charge.supervisor.kill()
-                    return
-                if self.operations.requests.oldest() < messages.BEAT_SECONDS:
-                    await link.send(messages.BEAT)
-                    self._unanswered += 1
-                await trio.sleep(messages.BEAT_SECONDS)
+        self._settings.leave_wishes(self._mount.wishes_file, self.trust.bundles)
+        await self._supervision.run(self, scope)
 
     def _take_charge(self) -> None:
         """Be the one that the next server goes on from."""
         self.trust.record()
-        self._settings.remember(self._job.mount.settings_file)
+        self._settings.remember(self._mount.settings_file)
 
-    def _activate(self, *, active: bool) -> None:
+    def activate(self, *, active: bool) -> None:
+        """Write the plain copies from now on, or no more."""
         if active:
             self._take_charge()
         else:
@@ -317,38 +240,14 @@ class Server:
         self.plain.active = active
         self.plain.wake()
 
-    async def _flush(self, link: trio.socket.SocketType) -> None:
+    async def flush(self) -> tuple[str, ...]:
+        """Bring the plain copies up to date; return which are not, and why."""
         await self.plain.flush()
-        with suppress(OSError):
-            await link.send(messages.flushed_message(self.plain.stale()))
+        return tuple(self.plain.stale())
 
-    async def _receive(
-        self, link: trio.socket.SocketType, scope: trio.CancelScope, nursery: trio.Nursery
-    ) -> None:
-        """Do what the supervisor says until it lets go of this server or dies."""
-        while True:
-            try:
-                message = await link.recv(messages.MESSAGE_BYTES)
-            except ConnectionResetError:
-                continue  # it ended without reading everything: told once, and before what it said itself
-            except OSError:
-                return
-            word, _, argument = message.partition(b" ")
-            if not word:
-                return
-            self._unanswered = 0
-            if word == messages.IN_CHARGE:
-                self._in_charge = InCharge.from_message(message)
-            elif word == messages.STOP:
-                scope.cancel()
-            elif word in {messages.ACTIVATE, messages.PASSIVE}:
-                self._activate(active=word == messages.ACTIVATE)
-            elif word == messages.FLUSH:
-                # A disk may take its time; beats and their answers go on meanwhile.
-                nursery.start_soon(self._flush, link)
-            elif word == messages.RELEASE:
-                self._lingers = float(argument)
-                return
+    def oldest_request_seconds(self) -> float:
+        """Return for how long the oldest request has waited for something that is not the store (I15)."""
+        return self.operations.requests.oldest()
 
 
 def _descriptor_limit() -> int:
@@ -364,20 +263,11 @@ def _read_ahead(device: str | None) -> None:
         setting.write(b"%d" % _READ_AHEAD_KB)
 
 
-def _fuse_descriptors() -> set[int]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                found.add(int(name))
-    return found
-
-
-def _prepare(job: Job, config: Config) -> None:
+def _prepare(mount: MountSpec, config: Config) -> None:
     """Make what a standalone store lacks; StoreError where that is impossible."""
-    if job.mount.mode != "standalone":
+    if mount.mode != "standalone":
         return
-    (tree,) = job.mount.trees
+    (tree,) = mount.trees
     try:
         make_directories(tree.fd, config.bundles, platform=config.makes_identity)
         if config.makes_identity:
@@ -396,8 +286,8 @@ def _prepare(job: Job, config: Config) -> None:
         ) from None
 
 
-def _check_readable(job: Job) -> None:
-    for tree in job.mount.trees:
+def _check_readable(mount: MountSpec) -> None:
+    for tree in mount.trees:
         try:
             os.listdir(f"/proc/self/fd/{tree.fd}")
         except OSError as e:
@@ -408,16 +298,16 @@ def _check_readable(job: Job) -> None:
             raise StoreError(f"store {tree.store} is not a directory", advice="name a directory")
 
 
-def _serve(job: Job) -> None:
-    settings = Settings.choose(job)
-    _check_readable(job)
-    _prepare(job, settings.config)
-    server = Server(job, settings)
+def _serve(spec: ServerSpec) -> None:
+    settings = Settings.choose(spec)
+    _check_readable(spec.mount)
+    _prepare(spec.mount, settings.config)
+    supervision = Supervision(spec)
+    server = Server(supervision, settings)
     # What is loaded stays: no need to look through it while it grows, nor at any collection afterwards.
     gc.disable()
     server.load()
-    await_turn(job)
-    server.mount()
+    server.attach(*supervision.await_descriptor())
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -430,30 +320,22 @@ def _serve(job: Job) -> None:
 
 
 def main() -> None:
-    """Do the job that the descriptor named on the command line holds."""
+    """Do what the spec says whose descriptor the command line names."""
     # Modes are the callers', already without what their umask takes away.
     os.umask(0)
     ignore_lease_breaks()
-    job = show_life(Job.receive(int(sys.argv[1])))
-    audit.start_log(job.mount.log, journal=job.mount.journal)
+    spec = show_life(receive(ServerSpec, int(sys.argv[1])))
+    audit.start_log(spec.mount.log, journal=spec.mount.journal)
     try:
-        _serve(job)
+        _serve(spec)
     except CertfsError as e:
-        _fail(job, Failure(e.exit_code, e.message, e.advice))
+        fail(spec, Failure(e.exit_code, e.message, e.advice))
+        sys.exit(e.exit_code)
     except Exception as e:
         log.exception("the server ends unexpectedly")
-        _fail(
-            job,
-            Failure(
-                1, f"the server ended unexpectedly: {type(e).__name__}", "the log has the traceback"
-            ),
-        )
-
-
-def _fail(job: Job, failure: Failure) -> None:
-    with suppress(OSError), socket.socket(fileno=job.link_fd) as link:
-        link.send(failure_message(failure))
-    sys.exit(failure.exit_code)
+        said = f"the server ended unexpectedly: {type(e).__name__}"
+        fail(spec, Failure(1, said, "the log has the traceback"))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import msgspec
 
 from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
-from certfs.protocol.link import Job
 from certfs.protocol.notify_spec import NotifySpec, Wishes
+from certfs.protocol.specs import ServerSpec
 from certfs.safe_open import private, read_own
 from certfs.store.bundle import LiveBundle
 
@@ -36,26 +36,26 @@ class Settings:
     content: bytes
 
     @classmethod
-    def of(cls, job: Job, file: str | None, content: bytes) -> Self:
+    def of(cls, spec: ServerSpec, file: str | None, content: bytes) -> Self:
         """Check ``content``; ConfigError names file and key."""
-        host = job.mount.mode == "dom0"
+        host = spec.mount.mode == "dom0"
         return cls(parse_config(file or "defaults", content, host=host), file, content)
 
     @classmethod
-    def choose(cls, job: Job) -> Self:
-        """Return what the server of ``job`` is to serve with; ConfigError names file and key."""
-        last = None if job.asked else cls._recall(job)
+    def choose(cls, spec: ServerSpec) -> Self:
+        """Return what the server with ``spec`` is to serve with; ConfigError names file and key."""
+        last = None if spec.asked else cls._recall(spec)
         if last is not None:
             return last
-        file = job.mount.config_in_use
-        return cls.of(job, file, read_config(file))
+        file = spec.mount.config_in_use
+        return cls.of(spec, file, read_config(file))
 
     @classmethod
-    def _recall(cls, job: Job) -> Self | None:
-        path = job.mount.settings_file
+    def _recall(cls, spec: ServerSpec) -> Self | None:
+        path = spec.mount.settings_file
         try:
             raw = json.loads(read_own(path, _REMEMBERED_BYTES))
-            return cls.of(job, raw["file"], os.fsencode(raw["content"]))
+            return cls.of(spec, raw["file"], os.fsencode(raw["content"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:

@@ -13,7 +13,7 @@ from certfs.core.certificate import Severity, SourceContent
 from certfs.core.text import printable
 from certfs.fuse.base import BeingWritten
 from certfs.linux.processes import ProcessId
-from certfs.protocol.link import Job
+from certfs.protocol.specs import MountSpec
 from certfs.protocol.state_file import read_state
 from certfs.protocol.summary import BundleSummary, Summary
 from certfs.server.plain_copies import PlainCopies
@@ -30,13 +30,13 @@ class StatusReport:
 
     def __init__(
         self,
-        job: Job,
+        mount: MountSpec,
         settings: Settings,
         trust: Trust,
         plain: PlainCopies,
         being_written: Callable[[], list[BeingWritten]],
     ) -> None:
-        self.job = job
+        self._mount = mount
         self._settings = settings
         self._trust = trust
         self._plain = plain
@@ -52,15 +52,13 @@ class StatusReport:
 
     def render(self) -> bytes:
         """Return the status as it is now."""
-        state = read_state(self.job.mount.runtime)
+        state = read_state(self._mount.runtime)
         bundles = [self._bundle(bundle) for bundle in self._trust.bundles]
         status: dict[str, Any] = {
             "version": VERSION,
-            "mode": self.job.mount.mode,
+            "mode": self._mount.mode,
             "config_file": self._settings.file,
-            "mounts": [
-                {"target": tree.target, "store": tree.store} for tree in self.job.mount.trees
-            ],
+            "mounts": [{"target": tree.target, "store": tree.store} for tree in self._mount.trees],
             "server": {"pid": os.getpid(), "since": self._since},
             "supervisor": {"pid": state.supervisor.pid} if state is not None else None,
             "since": state.since if state is not None else self._since,
@@ -81,11 +79,11 @@ class StatusReport:
 
     def summary(self) -> Summary:
         """Return what everybody may know: no name of a source, no reason."""
-        state = read_state(self.job.mount.runtime)
+        state = read_state(self._mount.runtime)
         return Summary(
-            mode=self.job.mount.mode,
+            mode=self._mount.mode,
             config_file=self._settings.file,
-            targets=tuple(tree.target for tree in self.job.mount.trees),
+            targets=tuple(tree.target for tree in self._mount.trees),
             since=state.since if state is not None else self._since,
             server=ProcessId.of(os.getpid()),
             server_since=self._since,

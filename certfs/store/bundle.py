@@ -2,11 +2,10 @@
 
 Owns the way from "this source may have changed" to the next generation: reading in order, publishing in one step,
 swaps (promise I10). Knows files and trio, and nothing of FUSE: whoever serves requests calls ``refresh`` for the names
-that it changed and ``wait_until_current`` before it answers what the bundle is.
+that it changed and ``settle`` before it answers what the bundle is.
 
 Concurrency: ``_apply`` has no await, so a generation is published in one step. Reads that may take long happen in a
-thread under ``_lock``, which is fair: ``wait_until_current`` waits for the refreshes asked for before it, and for no
-later one.
+thread under ``_lock``, which is fair: ``settle`` waits for the refreshes asked for before it, and for no later one.
 """
 
 import os
@@ -118,6 +117,7 @@ class LiveBundle:
         self.directory: int | None = None
         self.directory_id: FileId | None = None
         self._is_local = False
+        self.swap_deadline: float | None = None
         self._reader = replace(reader, readers=spec.readers)
         self._is_busy = is_busy
         self._observer = observer
@@ -151,7 +151,7 @@ class LiveBundle:
 
     @property
     def is_settled(self) -> bool:
-        """Whether ``wait_until_current`` has nothing to wait for."""
+        """Whether ``settle`` has nothing to wait for."""
         return (
             self._is_local
             and not (self._links or self._held or self._is_unread)
@@ -178,7 +178,7 @@ class LiveBundle:
         """Return the sources that are links and lead over one of these names in this directory."""
         return self._links.leading_over(directory, names)
 
-    async def wait_until_current(self) -> None:
+    async def settle(self) -> None:
         """Return when every change asked for before this call is published, and what nobody tells of is looked at.
 
         That is the targets of links, and a source directory that other hosts or processes may change. Who does not
@@ -385,13 +385,15 @@ class LiveBundle:
         """Record for the next server what the files do not show."""
         self._undo_log.record_sources(self.spec, self._kept)
 
-    def hold(self, was: Mapping[bytes, Source] | None = None) -> None:
-        """Start a swap; ``was`` is what the bundle had then, by default what it has now."""
+    def hold(self, deadline: float, was: Mapping[bytes, Source] | None = None) -> None:
+        """Start a swap that ends at ``deadline`` (trio's clock) at the latest; ``was`` is what the bundle had then."""
         self._holds += 1
         self._publish(self.catalog.hold(was), None)
+        self.swap_deadline = deadline
 
     def release(self, actor: Actor | None) -> None:
         """End a swap; without one nothing happens."""
+        self.swap_deadline = None
         if self.is_swapping:
             self._publish(self.catalog.release(), actor)
 

@@ -21,7 +21,7 @@ from certfs.store.backing import FileId, describe, fd_path, file_id, status_at
 from certfs.store.bundle import Actor, LiveBundle, Observer
 from certfs.store.covers import find_covers
 from certfs.store.directories import Roles, Roots
-from certfs.store.events import PendingEvents, StoreEvents, StoreWatcher
+from certfs.store.events import StoreEvents, StoreNews, StoreWatcher
 from certfs.store.path_walk import PathWalker
 from certfs.store.patience import PatientCall
 from certfs.store.plain import (
@@ -59,7 +59,7 @@ class Trust:
     ) -> None:
         self.walker = PathWalker(roots.inside)
         self.watcher = StoreWatcher()
-        self.pending_events = PendingEvents(self.watcher)
+        self.news = StoreNews(self.watcher)
         self.plain: dict[LiveBundle, PlainCopy] = {}
         self._roots = roots
         self._specs = tuple(specs)
@@ -72,7 +72,7 @@ class Trust:
         self._looking_at_mounts = PatientCall()
         self._roles = Roles(roots, self.walker, self._covers)
         self._bundles: dict[BundleSpec, LiveBundle] = {}
-        self._applying = trio.Lock()
+        self._taking_in = trio.Lock()
         self._is_loaded = False
         self._ways_in_use = 0
         self._mounts_changed = False
@@ -116,7 +116,7 @@ class Trust:
         for bundle in self.bundles:
             kept = recovered.sources.get(bundle.spec, {})
             bundle.recover(kept, functools.cache(functools.partial(self._missing, bundle)))
-        await self.poll_events()
+        await self.catch_up()
         self.swaps.complete(self._missing)
         self._date()
 
@@ -240,25 +240,25 @@ class Trust:
 
     def is_current(self, bundle: LiveBundle) -> bool:
         """Whether nothing is to be read before an answer about this bundle; two system calls."""
-        self._poll()
-        is_quiet = not (self.pending_events or self._mounts_changed or self._applying.locked())
+        self._hear()
+        is_quiet = not (self.news or self._mounts_changed or self._taking_in.locked())
         return is_quiet and bundle.is_settled
 
-    async def poll_events(self) -> None:
+    async def catch_up(self) -> None:
         """Take in what happened in the store itself; two system calls when nothing did.
 
         Also what another task has begun to take in: nobody is to be told of a bundle that is another one by now.
         """
-        self._poll()
-        if self.pending_events or self._mounts_changed or self._applying.locked():
-            async with self._applying:
+        self._hear()
+        if self.news or self._mounts_changed or self._taking_in.locked():
+            async with self._taking_in:
                 if self._mounts_changed:
                     self._mounts_changed = False
                     await self._find_covers()
                     # What is in view of a source directory may be another one now, and nothing else tells.
                     for bundle in self._resolve(None):
                         await bundle.rescan()
-                await self._apply_events(self.pending_events.take())
+                await self._take_in(self.news.take())
 
     async def _find_covers(self) -> None:
         paths = {
@@ -281,15 +281,15 @@ class Trust:
 
         For what is made of all bundles without a reader who asks: status and plain copies. Takes a second at most.
         """
-        await self.poll_events()
+        await self.catch_up()
         with trio.move_on_after(_COMPARE_SECONDS):
             async with trio.open_nursery() as nursery:
                 for bundle in list(self.bundles):
-                    nursery.start_soon(bundle.wait_until_current)
+                    nursery.start_soon(bundle.settle)
 
-    async def _apply_events(self, events: StoreEvents) -> None:
+    async def _take_in(self, events: StoreEvents) -> None:
         if events.overflow:
-            self.swaps.look_again()
+            self.swaps.look()
             for _ in self._resolve(None):
                 pass
             for bundle in list(self.bundles):
@@ -300,7 +300,7 @@ class Trust:
             await self.replaced(directory, sorted(closed), None, Writers.IDLE)
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
-        await self._end_swaps(external=True)
+        await self._end_swaps(foreign=True)
         if self.watcher.ways > 2 * self._ways_in_use + _SPARE_WAYS:
             in_use = set[FileId]().union(*(bundle.directories_of_links for bundle in self.bundles))
             self.watcher.forget_ways(in_use)
@@ -308,21 +308,21 @@ class Trust:
 
     async def end_swaps(self) -> None:
         """End the swaps whose D.bk was heard to be gone, and of which nobody else has said so by now."""
-        async with self._applying:
-            await self._end_swaps(external=False)
+        async with self._taking_in:
+            await self._end_swaps(foreign=False)
 
-    async def _end_swaps(self, *, external: bool) -> None:
-        while removed := self.swaps.take_removed(external=external):
-            for backup in removed:
+    async def _end_swaps(self, *, foreign: bool) -> None:
+        while gone := self.swaps.gone(foreign=foreign):
+            for backup in gone:
                 await self._read_again(self.swaps.swapping(backup), None)
-                if not self.swaps.was_removed_again(backup):
+                if not self.swaps.was_heard_again(backup):
                     self.swaps.ended(backup, None)
 
     async def swap_ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
         backup = (directory, name)
         self.swaps.forget(backup)
-        if self.swaps.is_external(backup):
+        if self.swaps.is_foreign(backup):
             await self._read_again(self.swaps.swapping(backup), actor)
         self.swaps.ended(backup, actor)
 
@@ -332,14 +332,14 @@ class Trust:
             for bundle in (*self._resolve(actor), *bundles):
                 await bundle.rescan(actor)
 
-    def _poll(self) -> None:
+    def _hear(self) -> None:
         """Listen to what happened in the store, and believe at once that a swap began.
 
         The kernel queues an event before the call that caused it returns. So whoever listens after reading a directory,
         and before believing what it read, knows of a swap that it may have read in the middle of.
         """
         if self._is_loaded:
-            self.swaps.apply_events(self.pending_events.poll().directories)
+            self.swaps.hear(self.news.hear().directories)
             self._mounts_changed = self.watcher.mounts_changed() or self._mounts_changed
 
     def open_place(self, bundle: LiveBundle) -> int:
@@ -438,7 +438,7 @@ class Trust:
             observer=self._observer,
             hidden_names=hidden,
             undo_log=self.undo_log,
-            before_change=self._poll,
+            before_change=self._hear,
         )
         self._bundles[spec] = bundle
         self.plain[bundle] = PlainCopy(bundle)

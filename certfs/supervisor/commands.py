@@ -1,69 +1,127 @@
-"""What commands have asked for and is not over yet: a restart.
+"""The commands that are connected to a supervisor, and what they have asked for.
 
-Owns who waits for what, and who is refused; what is done about it is the supervisor's.
+Owns the listening socket, for each connection what it asked for, and who waits for a restart; what is done about it is
+the supervisor's.
 """
 
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
-from certfs.protocol.control import Reply, Verb
-from certfs.protocol.link import Failure
-from certfs.supervisor.clients import Client, Clients
-from certfs.supervisor.event_loop import Reactor
+from certfs.protocol import codec, control
+from certfs.protocol.control import VERBS, Reply, Verb
+from certfs.protocol.messages import Failure
+from certfs.supervisor.event_loop import EventLoop
 
+MOST_CLIENTS: Final = 32
+"""So many are heard at once; who comes then waits until one of them has gone."""
 _BUSY: Final = Failure(8, "another restart is under way", "wait for its end")
 
 
-class Requests:
-    """The requests of one supervisor, and what it can do for them.
+class Client:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch."""
+        return self._connection.fileno()
+
+    def hear(self) -> Verb | None:
+        """Return what it asks for, None when it has gone away or makes no sense."""
+        try:
+            word = self._connection.recv(64).decode(errors="replace")
+        except (BlockingIOError, ConnectionResetError):
+            return None
+        return next((verb for verb in VERBS if verb == word), None)
+
+    def answer(self, reply: Reply) -> None:
+        """Send the reply; a client that has gone away does not need it."""
+        with suppress(OSError):
+            self._connection.send(codec.to_json(reply))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+class Commands:
+    """All connections of one supervisor, and what it can do for them.
 
     - ``end``: end everything, and say what is still there
-    - ``replace``: begin to replace the server; the failure if that cannot even be begun
+    - ``restart``: begin to replace the server; `restarted` is called when that is done
     - ``flush``: bring the plain copies up to date, and say how current they are
     """
 
     def __init__(
         self,
+        loop: EventLoop,
         *,
         end: Callable[[], Reply],
-        replace: Callable[[], Failure | None],
+        restart: Callable[[], None],
         flush: Callable[[], Reply],
     ) -> None:
+        self._loop = loop
         self._end = end
-        self._replace = replace
+        self._restart = restart
         self._flush = flush
+        self._connected: set[Client] = set()
         self._restarting: Client | None = None
-        self._restart_began = 0.0
+        self._restart_began: float | None = None
 
-    def listen(self, directory: str, reactor: Reactor) -> None:
+    def listen(self, directory: str) -> None:
         """Take requests from now on."""
-        Clients(directory, reactor, asked=self._asked, left=self._left)
+        self._listener = control.listen(directory)
+        self._let_in()
 
     @property
-    def restarting(self) -> float | None:
-        """For how many seconds somebody has waited for a restart; None if nobody does."""
-        return time.monotonic() - self._restart_began if self._restarting else None
+    def restart_seconds(self) -> float:
+        """For how many seconds the restart that was asked for last has been under way."""
+        return time.monotonic() - (self._restart_began or time.monotonic())
 
     def restarted(self, failure: Failure | None) -> None:
         """Tell whoever waits for a restart what came of it."""
         if self._restarting:
             self._restarting.answer(Reply(failure))
-        self._restarting = None
+        self._restarting = self._restart_began = None
 
-    def _asked(self, client: Client, verb: Verb) -> None:
+    def _let_in(self) -> None:
+        if len(self._connected) < MOST_CLIENTS:
+            self._loop.watch(self._listener.fileno(), self._accept)
+        else:
+            self._loop.forget(self._listener.fileno())
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (
+            OSError
+        ):  # it went away meanwhile, or descriptors are short: there will be another chance
+            return
+        connection.settimeout(0)
+        client = Client(connection)
+        self._connected.add(client)
+        self._loop.watch(client.fileno(), lambda: self._hear(client))
+        self._let_in()
+
+    def _hear(self, client: Client) -> None:
+        verb = client.hear()
         if verb == "unmount":
             client.answer(self._end())
         elif verb == "flush":
             client.answer(self._flush())
-        elif self._restarting:
+        elif verb == "restart" and self._restart_began is not None:
             client.answer(Reply(_BUSY))
-        else:
+        elif verb == "restart":
             self._restarting, self._restart_began = client, time.monotonic()
-            failure = self._replace()
-            if failure:
-                self.restarted(failure)
-
-    def _left(self, client: Client) -> None:
-        if client is self._restarting:
-            self._restarting = None
+            self._restart()
+        else:
+            self._loop.forget(client.fileno())
+            self._connected.discard(client)
+            client.close()
+            self._let_in()
+            if client is self._restarting:
+                self._restarting = None

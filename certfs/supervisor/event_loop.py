@@ -18,7 +18,7 @@ _LATE_SECONDS: Final = 1.0
 Callback = Callable[[], None]
 
 
-class Reactor:
+class EventLoop:
     """Descriptors and deadlines with what is to be done about them."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Reactor:
         for number in numbers:
             signal.signal(number, _noted)
         signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # see `order.execute`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # see `specs.execute`
 
         def dispatch() -> None:
             for number in os.read(receiving, 512):

@@ -1,16 +1,21 @@
-"""What is known of an instance, kept in its state file and its log.
+"""What is known of an instance, kept in its state file and its log, and told to whoever waits for the first outcome.
 
 Owns the history: events, since when, deaths in a row. The supervisor says what happened; this says it on.
 """
 
 import os
+import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 from certfs.linux import console
 from certfs.linux.processes import ProcessId
 from certfs.linux.sd_notify import notify
-from certfs.protocol.launch_spec import Order
+from certfs.protocol import codec
+from certfs.protocol.messages import Failure
+from certfs.protocol.specs import SupervisorSpec
 from certfs.protocol.state_file import (
     REMEMBERED_EVENTS,
     Event,
@@ -20,32 +25,52 @@ from certfs.protocol.state_file import (
     read_state,
     write_state,
 )
-from certfs.supervisor.backoff import Strikes
-from certfs.supervisor.server_process import Server
+from certfs.supervisor.machine import Strikes
+from certfs.supervisor.server_process import ServerProcess
+
+MOST_LINGERING: Final = 8
+"""So many replaced servers may serve what is still open; beyond, the oldest is ended (I18)."""
 
 
-class Record:
+class History:
     """The history of one instance; an adopting supervisor goes on with what its predecessor wrote."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._journal = order.mount.journal
-        before = read_state(order.mount.runtime) if order.adopt else None
+    def __init__(self, spec: SupervisorSpec) -> None:
+        self._spec = spec
+        before = read_state(spec.mount.runtime) if spec.adopt else None
         self.before: State | None = before
         self._since = before.since if before else time.time()
         self._events = before.events if before else ()
-        self.strikes = Strikes(before.strikes if before else 0)
+        self._lingering = before.lingering if before else ()
         self._lost: float | None = None
+        self._report_fd = spec.report_fd
+        self._untold = spec.adopt is None
+        """The first outcome has not been told."""
 
     def log(self, level: console.Level, text: str) -> None:
         """Write a line to the log."""
-        console.log(level, f"{self._order.mount.title}: {text}", journal=self._journal)
+        mount = self._spec.mount
+        console.log(level, f"{mount.title}: {text}", journal=mount.journal)
 
-    def lose(self, kind: EventKind, detail: str, *, lost: float, plain_seconds: float) -> None:
-        """Note that the live mount was lost at ``lost`` (time.monotonic), and so much later plain files were seen."""
+    def report(self, failure: Failure | None) -> None:
+        """Tell the command that waits, or in the foreground people, what the first start came to; later ones nobody."""
+        if not self._untold:
+            return
+        self._untold = False
+        if self._report_fd is not None:
+            with suppress(OSError):
+                os.write(self._report_fd, codec.to_json(failure))
+            os.close(self._report_fd)
+        elif failure:
+            line = f"certfs: {failure.message}: {failure.advice}".removesuffix(": ")
+            sys.stderr.write(line + "\n")
+
+    def lose(self, kind: EventKind, detail: str, *, lost: float) -> None:
+        """Note that the live mount was lost at ``lost`` (time.monotonic), and that plain files are in view now."""
         self._lost = lost
-        at = time.time() - (time.monotonic() - lost)
-        self._remember(Event(at=at, kind=kind, detail=detail, plain_seconds=plain_seconds))
+        seconds = time.monotonic() - lost
+        event = Event(at=time.time() - seconds, kind=kind, detail=detail, plain_seconds=seconds)
+        self._remember(event)
         self.log("error", f"the server {detail}; the plain directories are in view")
 
     def note(self, kind: EventKind, detail: str, *, live_seconds: float | None = None) -> None:
@@ -57,22 +82,41 @@ class Record:
         """Note that the mount is live; after a loss, how long that took."""
         if self._lost is not None:
             seconds = time.monotonic() - self._lost
-            *earlier, last = self._events
-            self._events = (*earlier, replace(last, live_seconds=seconds))
+            events = list(self._events)
+            for index in reversed(range(len(events))):
+                if events[index].plain_seconds is not None:
+                    events[index] = replace(events[index], live_seconds=seconds)
+                    break
+            self._events = tuple(events)
             self.log("info", f"live again after {seconds:.2f} s")
             self._lost = None
-        notify("READY=1", f"STATUS=serving {self._order.mount.title}")
+        notify("READY=1", f"STATUS=serving {self._spec.mount.title}")
+
+    def linger(self, process: ProcessId) -> None:
+        """Note a replaced server that serves what is still open; end the oldest where there are too many."""
+        living = [each for each in (*self._lingering, process) if each.alive()]
+        for oldest in living[:-MOST_LINGERING]:
+            self.log("warning", f"process {oldest.pid}: too many replaced servers, ended")
+            oldest.kill()
+        self._lingering = tuple(living[-MOST_LINGERING:])
+
+    def wait(self, strikes: Strikes, seconds: float) -> None:
+        """Say that the next server is started only after so long."""
+        text = f"death {strikes.deaths} in a row: plain directories for {seconds} s"
+        self.log("error", text)
+        notify(f"STATUS={text}")
 
     def save(
         self,
         phase: Phase,
-        server: Server | None,
+        server: ServerProcess | None,
         *,
+        strikes: Strikes,
         janitor: ProcessId | None,
         devices: tuple[str, ...],
     ) -> None:
         """Replace the state file."""
-        mount = self._order.mount
+        mount = self._spec.mount
         state = State(
             mode=mount.mode,
             phase=phase,
@@ -84,12 +128,14 @@ class Record:
             server=server.process if server else None,
             server_since=server.since if server else None,
             janitor=janitor,
+            lingering=self._lingering,
             mountpoint=server.mountpoint if server else None,
             device=server.device if server else None,
             devices=devices,
             allow_other=mount.allow_other,
             log=mount.log,
-            strikes=self.strikes.count,
+            deaths=strikes.deaths,
+            defects=strikes.defects,
             events=self._events,
         )
         try:

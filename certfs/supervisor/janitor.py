@@ -8,125 +8,25 @@ A shell with two waits, so that two faults at once leave no path at ENOTCONN:
 - The end of W's life pipe means that W is dead. S has seen to that a second later, unless S is stopped: then J detaches
   what does not answer any more.
 
-What lies beneath somebody else's mount is detached when that one goes, however long that takes. What J is to watch
-comes over the pipe, and its command line names nothing of ours: whoever kills by name or by argument kills the other
-two and leaves this one to clean up.
+What lies beneath somebody else's mount is detached when that one goes, however long that takes. The script is
+``janitor.sh``, which J reads from a file in memory; what it is to watch comes over the pipe. So its command line names
+nothing of ours: whoever kills by name or by argument kills the other two and leaves this one to clean up.
 """
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
-from certfs import procfs
+from certfs.linux.descriptors import memory_file
+from certfs.linux.mount_table import escape
 from certfs.linux.processes import ProcessId, reap, start
-from certfs.supervisor.event_loop import Reactor
+from certfs.procfs import FILESYSTEM_TYPE
+from certfs.supervisor.event_loop import EventLoop
 
-_SCRIPT: Final = r"""
-trap '' HUP INT TERM
-PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
-# Names in the tables of the kernel are bytes, of no encoding.
-export LC_ALL=C
-unmount=$1 life=$2 user=$3
-
-# Whether another mount lies upon the mount $1, at the same place $2.
-covered() {
-    while read -r _ beneath _ _ there _; do
-        [ "$beneath $there" = "$1 $2" ] && return 0
-    done <<END
-$mounts
-END
-    return 1
-}
-
-# Whether the end $1 of a line of the mount table is that of a mount of certfs, made by this user or by root. The maker
-# stands in the last field, which is the kernel's; the others hold what their user has chosen.
-ours() {
-    case $1 in *" - $kind "*) ;; *) return 1 ;; esac
-    case ,${1##* }, in *",user_id=$user,"* | *,user_id=0,*) ;; *) return 1 ;; esac
-}
-
-# Detach what is ours and in view; with "dead", only what does not answer: the kernel gives the number of a mount that
-# is gone to the next one, somebody else's. Sets hidden if something is covered.
-sweep() {
-    rounds=0 found=yes
-    while [ "$found" ] && [ $rounds -lt 64 ]; do
-        rounds=$((rounds + 1)) found= hidden=
-        mounts=$(cat /proc/self/mountinfo)
-        while read -r id _ device _ point rest; do
-            case " $devices " in *" $device "*) ;; *) continue ;; esac
-            ours " $rest" || continue
-            if covered "$id" "$point"; then hidden=yes && continue; fi
-            point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
-            point=$(printf '%b.' "$point")
-            # statfs(2) is never answered from a cache of the kernel's.
-            [ "$1" = dead ] && stat -f -- "${point%.}" >/dev/null 2>&1 && continue
-            $unmount "${point%.}" && found=yes
-        done <<END
-$mounts
-END
-    done
-}
-
-read -r _ kind servers devices
-{
-    read -r _
-    sleep 1
-    sweep dead
-} <"/proc/self/fd/$life" &
-finish=
-while [ ! "$finish" ] && read -r word first second rest; do
-    case $word in
-        watch) kind=$first servers=$second devices=$rest ;;
-        finish) finish=yes ;;
-    esac
-done
-
-# Print the state of the process $1 that was started at $2; nothing if there is none. Its name, in parentheses, may hold
-# parentheses and line feeds.
-state_of() {
-    started=$2
-    stat=$(cat "/proc/$1/stat" 2>/dev/null)
-    set -- ${stat##*) }
-    [ "${20}" = "$started" ] && printf '%s' "$1"
-}
-
-# Whether a server can still start a supervisor: one that runs, or one that was stopped only a moment ago.
-hope() {
-    running= stopped=
-    for server in $(printf '%s' "$servers" | tr , ' '); do
-        case $(state_of "${server%:*}" "${server#*:}") in
-            '' | Z | X) ;;
-            T | t) stopped="$stopped ${server%:*}" ;;
-            *) running=yes ;;
-        esac
-    done
-    [ "$running" ] && patience=$([ $rounds -lt 200 ] && echo 100 || echo 10)
-    patience=$((patience - 1))
-    [ "$running" ] || { [ "$stopped" ] && [ $patience -gt 0 ]; }
-}
-
-rounds=0 patience=100 stopped=
-while [ ! "$finish" ] && hope; do
-    [ $rounds -lt 200 ] && pause=0.1 || pause=1
-    rounds=$((rounds + 1))
-    sleep $pause
-done
-
-exec >/dev/null 2>&1
-if [ "$stopped" ]; then
-    kill -9 $stopped
-    for device in $devices; do
-        echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"
-    done
-fi
-sweep ${finish:-dead}
-while [ "$hidden" ]; do
-    findmnt --poll --first-only --nocanonicalize --timeout 1000 || sleep 0.2
-    sweep ${finish:-dead}
-done
-"""
+_SHELL: Final = "/bin/sh"
 _AS_ROOT: Final = "umount -l -i -n -c"
 _AS_USER: Final = "fusermount3 -u -z -q --"
 
@@ -137,11 +37,15 @@ _PAUSE_SECONDS: Final = 1.0
 class Janitor:
     """The supervisor's hold on the janitor: from the first server on there always is one, and it knows every device."""
 
-    def __init__(self, reactor: Reactor, *, replaced: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: EventLoop, *, places: Collection[str], replaced: Callable[[], None]
+    ) -> None:
         self.process: ProcessId | None = None
-        self._reactor = reactor
+        self._loop = loop
         self._replaced = replaced
-        self._watch = _watch((), ())
+        self._places = places
+        self._watch = _watch((), (), places)
+        _script()  # of this version, whatever is installed later
         self._life = os.open(os.devnull, os.O_RDONLY)
         self._pipe = -1
 
@@ -153,7 +57,7 @@ class Janitor:
 
     def watch(self, devices: Collection[str], servers: Collection[ProcessId]) -> None:
         """Let it detach these file systems (``major:minor``) when S and these servers are dead."""
-        self._watch = _watch(devices, servers)
+        self._watch = _watch(devices, servers, self._places)
         self._say(self._watch)
 
     def check(self) -> None:
@@ -197,7 +101,7 @@ class Janitor:
             os.close(pipe)
 
     def _start_later(self) -> None:
-        self._reactor.after("janitor", _PAUSE_SECONDS, self._start_again)
+        self._loop.after("janitor", _PAUSE_SECONDS, self._start_again)
 
     def _start_again(self) -> None:
         self._start()
@@ -207,7 +111,7 @@ class Janitor:
         # One that reads nothing for so long is dead, and about to be replaced.
         with suppress(BlockingIOError, BrokenPipeError):
             if self._pipe >= 0:
-                os.write(self._pipe, line.encode())
+                os.write(self._pipe, os.fsencode(line))
 
 
 def leave_behind(devices: Collection[str]) -> None:
@@ -215,20 +119,34 @@ def leave_behind(devices: Collection[str]) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     read_end, write_end = os.pipe()
     try:
-        os.write(write_end, f"{_watch(devices, ())}finish\n".encode())
+        os.write(write_end, f"{_watch(devices, (), ())}finish\n".encode())
         _start(nothing, read_end, output=nothing)
     finally:
         for fd in (nothing, read_end, write_end):
             os.close(fd)
 
 
-def _watch(devices: Collection[str], servers: Collection[ProcessId]) -> str:
+def _watch(
+    devices: Collection[str], servers: Collection[ProcessId], places: Collection[str]
+) -> str:
     named = ",".join(f"{server.pid}:{server.started}" for server in servers) or "0:0"
-    return f"watch {procfs.FILESYSTEM_TYPE} {named} {' '.join(devices)}\n"
+    where = ",".join(map(escape, places)) or "-"
+    return f"watch {FILESYSTEM_TYPE} {named} {where} {' '.join(devices)}\n"
 
 
 def _start(life_fd: int, stdin: int, *, output: int | None = None) -> ProcessId:
     user = os.geteuid()
     unmount = _AS_ROOT if user == 0 else _AS_USER
-    command = ("/bin/sh", "-c", _SCRIPT.strip(), "janitor", unmount, str(life_fd), str(user))
-    return ProcessId.of(start(command, keep=(life_fd,), stdin=stdin, output=output))
+    script_fd = memory_file(_script())
+    command = (_SHELL, f"/dev/fd/{script_fd}", unmount, str(life_fd), str(user))
+    try:
+        pid = start(command, keep=(life_fd, script_fd), stdin=stdin, output=output)
+    finally:
+        os.close(script_fd)
+    return ProcessId.of(pid)
+
+
+@functools.cache
+def _script() -> bytes:
+    with open(os.path.join(os.path.dirname(__file__), "janitor.sh"), "rb") as stream:
+        return stream.read()

@@ -6,11 +6,11 @@ Nobody waits for it. What it is to do is what the server in charge has left in a
 import os
 from typing import Final
 
+from certfs.linux.descriptors import memory_file
 from certfs.linux.processes import ProcessId, python, start
-from certfs.protocol.launch_spec import inbox
-from certfs.protocol.link import Mount
 from certfs.protocol.notify_spec import NotifierSpec, PlainTree, Wishes
-from certfs.supervisor.event_loop import Reactor
+from certfs.protocol.specs import MountSpec
+from certfs.supervisor.event_loop import EventLoop
 
 _MODULE: Final = "certfs.notifier.main"
 _FIRST_PAUSE_SECONDS: Final = 1.0
@@ -20,10 +20,10 @@ _LONGEST_PAUSE_SECONDS: Final = 60.0
 class NotifierProcess:
     """The supervisor's hold on the notifier; its end is the end of the pipe that is its standard input."""
 
-    def __init__(self, mount: Mount, reactor: Reactor) -> None:
+    def __init__(self, mount: MountSpec, loop: EventLoop) -> None:
         self.process: ProcessId | None = None
         self._mount = mount
-        self._reactor = reactor
+        self._loop = loop
         self._pipe = -1
         self._pause = _FIRST_PAUSE_SECONDS
 
@@ -37,12 +37,12 @@ class NotifierProcess:
         """Start another one after a while if this one has died; to be called when a child has ended."""
         if self.process and not self.process.alive():
             self.dismiss()
-            self._reactor.after("notifier", self._pause, self._start)
+            self._loop.after("notifier", self._pause, self._start)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def dismiss(self) -> None:
         """Let it end."""
-        self._reactor.cancel("notifier")
+        self._loop.cancel("notifier")
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
@@ -64,7 +64,7 @@ class NotifierProcess:
             journal=self._mount.journal,
         )
         read_end, write_end = os.pipe()
-        box = inbox(spec.to_json())
+        box = memory_file(spec.to_json())
         try:
             command = python(_MODULE, str(box))
             keep = (box, *(tree.fd for tree in trees))
@@ -72,7 +72,7 @@ class NotifierProcess:
             self._pipe = write_end
         except OSError:
             os.close(write_end)
-            self._reactor.after("notifier", self._pause, self._start)
+            self._loop.after("notifier", self._pause, self._start)
         finally:
             os.close(box)
             os.close(read_end)

@@ -1,6 +1,6 @@
 """One server process, as its supervisor knows it: the link, when it was last heard, whether it lives.
 
-Owns the supervisor's side of the link (`certfs.protocol.link` describes it).
+Owns the supervisor's side of the link (`certfs.protocol.messages` describes it).
 """
 
 import os
@@ -10,83 +10,78 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Self
 
-from certfs.linux.processes import ProcessId, manner, python, start
-from certfs.protocol.launch_spec import Adoption, inbox
-from certfs.protocol.link import (
-    BEAT,
-    FLUSH,
-    FLUSHED,
+from certfs.linux.processes import ProcessId, manner, start
+from certfs.protocol import messages, specs, timeouts
+from certfs.protocol.messages import (
     MESSAGE_BYTES,
-    OVER,
-    RELEASE,
     STALE_UNKNOWN,
-    Failure,
+    Beat,
+    Flush,
+    Flushed,
     InCharge,
-    Job,
-    stale_from,
+    Message,
+    Over,
+    Release,
+    Serve,
 )
+from certfs.protocol.specs import Adoption, ServerSpec
 from certfs.protocol.state_file import EventKind
-
-START_SECONDS: Final = 120.0
-"""A server that is not ready by then is given up: the first scan of a very large store takes its time."""
-TOO_SLOW: Final = Failure(9, f"the server was not ready after {START_SECONDS:.0f} s")
-ENDED_EARLY: Final = Failure(9, "the new server did not start", "its log says why")
-LINGER_SECONDS: Final = 3600
-"""How long a server that was replaced or unmounted goes on serving what is open."""
-_SILENT_SECONDS: Final = 4.0
-"""More than one beat's worth."""
-_EXIT_SECONDS: Final = 0.1
-"""How long the status of one that died may take; it is missing while a thread of it waits for a disk."""
 
 
 @dataclass(slots=True, eq=False)
-class Server:
+class ServerProcess:
     """A server that was started or adopted. Closed by `close` once it has ended or is none of our business."""
 
+    number: int
     process: ProcessId
     link: socket.socket
     life_fd: int
     """The read end of its life pipe: readable when it has died."""
-    mountpoint: str
-    passive: bool
+    standby: bool
+    mountpoint: str | None = None
     device: str | None = None
-    """``major:minor`` of its mount, once it is ready."""
+    """``major:minor`` of its mount; None until it has been given one."""
     since: float = field(default_factory=time.time)
     heard: float = field(default_factory=time.monotonic)
     """When it last said something (time.monotonic)."""
     stale: tuple[str, ...] = ()
     """What it said last about plain copies that it could not write."""
     _over: bool = False
-    _answer: bytes = b""
+    _answer: Message | None = None
     """To every beat."""
 
     @classmethod
-    def start(cls, module: str, job: Job) -> Self:
-        """Start ``module`` as the server that does ``job``, with a link of its own."""
+    def start(cls, number: int, module: str, spec: ServerSpec) -> Self:
+        """Start ``module`` as a server, with a link of its own. OSError if there is no process to be had."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         life = os.pipe()
-        job = replace(job, link_fd=theirs.fileno(), life=life)
-        box = inbox(job.to_json())
+        spec = replace(spec, link_fd=theirs.fileno(), life=life)
+        spec_fd = specs.pass_on(spec)
         try:
-            pid = start(python(module, str(box)), keep=(*job.inherited(), box))
+            pid = start(specs.command(module, spec_fd), keep=(*spec.inherited(), spec_fd))
         except OSError:
             ours.close()
             os.close(life[0])
             raise
         finally:
-            os.close(box)
+            os.close(spec_fd)
             os.close(life[1])
             theirs.close()
-        return cls(ProcessId.of(pid), ours, life[0], job.mountpoint, job.passive)
+        return cls(number, ProcessId.of(pid), ours, life[0], spec.standby)
 
     @classmethod
-    def adopt(cls, adoption: Adoption) -> Self:
+    def adopt(cls, number: int, adoption: Adoption) -> Self:
         """Take over a server that runs; if it has died meanwhile, its life pipe says so."""
-        link = socket.socket(fileno=adoption.link_fd)
         return cls(
-            adoption.process, link, adoption.life_fd, adoption.mountpoint, passive=adoption.passive
+            number,
+            adoption.process,
+            socket.socket(fileno=adoption.link_fd),
+            adoption.life_fd,
+            adoption.standby,
+            adoption.mountpoint,
+            adoption.device,
         )
 
     def handed_over(self, janitor: ProcessId | None) -> Adoption:
@@ -96,18 +91,26 @@ class Server:
             link_fd=self.link.fileno(),
             life_fd=self.life_fd,
             mountpoint=self.mountpoint,
-            passive=False,
+            device=self.device,
+            standby=False,
             janitor=janitor,
         )
 
-    def say(self, message: bytes) -> None:
+    def say(self, message: Message) -> None:
         """Send ``message``; a server that is gone or reads nothing is noticed elsewhere."""
         with suppress(OSError):
-            self.link.send(message, socket.MSG_DONTWAIT)
+            self.link.send(messages.encode(message), socket.MSG_DONTWAIT)
+
+    def hand(self, fd: int) -> None:
+        """Give it the descriptor of its mount, and close ours: the mount shall end with the server (I14)."""
+        message = messages.encode(Serve(self.mountpoint or "", self.device or ""))
+        with suppress(OSError):
+            socket.send_fds(self.link, [message], [fd], socket.MSG_DONTWAIT)
+        os.close(fd)
 
     def introduce(self, janitor: ProcessId | None) -> None:
         """Let it know who looks after it, now and with the answer to every beat: this process and ``janitor``."""
-        self._answer = InCharge(ProcessId.of(os.getpid()), janitor).to_message()
+        self._answer = InCharge(ProcessId.of(os.getpid()), janitor)
         self.say(self._answer)
 
     def let_go(self) -> bool:
@@ -115,74 +118,85 @@ class Server:
 
         One that has missed a beat answers nobody, and nobody looks after it any more: it is killed.
         """
-        self._take_in()
-        self.say(b"%b %d" % (RELEASE, LINGER_SECONDS))
-        answers = time.monotonic() - self.heard <= _SILENT_SECONDS
+        self._drain()
+        self.say(Release(timeouts.LINGER))
+        answers = time.monotonic() - self.heard <= timeouts.BEAT * 1.5
         if not answers:
             self.kill()
         return answers
 
-    def hear(self) -> bytes:
-        """Return the next message, which must be there; empty when the server has closed the link."""
+    def hear(self) -> Message | None:
+        """Return the next message, which must be there; None for one that makes no sense.
+
+        EOFError when the server has closed the link.
+        """
         try:
-            message = self.link.recv(MESSAGE_BYTES)
+            packet = self.link.recv(MESSAGE_BYTES)
         except ConnectionResetError:
             # It ended without reading everything. That is told once, and before what it said itself.
-            message = self.link.recv(MESSAGE_BYTES)
+            packet = self.link.recv(MESSAGE_BYTES)
+        if not packet:
+            raise EOFError
         self.heard = time.monotonic()
-        if message == BEAT:
+        try:
+            message = messages.decode(packet)
+        except ValueError:
+            return None
+        if isinstance(message, Beat) and self._answer:
             self.say(self._answer)
-        self._over = self._over or message == OVER
+        self._over = self._over or isinstance(message, Over)
         return message
 
     def was_unmounted(self) -> bool:
         """Whether it said before its end that its session was over."""
-        self._take_in()
+        self._drain()
         return self._over
 
-    def _take_in(self) -> None:
+    def _drain(self) -> None:
         poll = select.poll()
         poll.register(self.link, select.POLLIN)
-        while poll.poll(0) and self.hear():
-            pass
+        with suppress(EOFError):
+            while poll.poll(0):
+                self.hear()
 
-    def flush(self, seconds: float) -> None:
+    def flush(self) -> None:
         """Have it bring the plain copies up to date and wait for that; `stale` says afterwards what came of it.
 
         Anything but a beat that arrives before the answer ends the wait: only a server that serves is asked.
         """
         self.stale = (STALE_UNKNOWN,)
-        self.say(FLUSH)
+        self.say(Flush())
         poll = select.poll()
         poll.register(self.link, select.POLLIN)
-        deadline = time.monotonic() + seconds
-        while poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-            message = self.hear()
-            if message.startswith(FLUSHED):
-                self.stale = stale_from(message)
-            if message != BEAT:
-                return
+        deadline = time.monotonic() + timeouts.FLUSH
+        with suppress(EOFError):
+            while poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                message = self.hear()
+                if isinstance(message, Flushed):
+                    self.stale = message.stale
+                if not isinstance(message, Beat):
+                    return
 
     def kill(self) -> None:
         """End it at once, also if it is stopped."""
         self.process.kill()
 
-    def end(self, seconds: float) -> None:
-        """Like `kill`, and wait for at most ``seconds``."""
-        self.kill()
-        self.gone(seconds)
-
-    def gone(self, seconds: float) -> bool:
+    def gone(self, seconds: float = 0.0) -> bool:
         """Wait for at most ``seconds`` until it has died; whether it has."""
         poll = select.poll()
         poll.register(self.life_fd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
+    @property
+    def served_seconds(self) -> float:
+        """For how long it has been there."""
+        return time.time() - self.since
+
     def verdict(self, *, hung: bool) -> tuple[EventKind, str]:
         """Return how it died, for programs and for people; what is not known counts as a kill from outside."""
         if hung:
-            return "hung", "did not answer for 10 s"
-        exit_code = self.process.exit_code(_EXIT_SECONDS)
+            return "hung", f"did not answer for {timeouts.HANG:.0f} s"
+        exit_code = self.process.exit_code(timeouts.EXIT_STATUS)
         kind: EventKind = "killed" if exit_code in {None, -signal.SIGKILL} else "crashed"
         return kind, manner(exit_code)
 

@@ -16,30 +16,30 @@ from typing import Final
 from certfs import procfs
 from certfs.linux import mount_syscalls
 from certfs.linux.processes import in_child
-from certfs.protocol.link import Mount, Tree
+from certfs.protocol import timeouts
+from certfs.protocol.specs import MountSpec, Tree
 
-_SECONDS: Final = 5.0
 _MOST_NAMES: Final = 1000
 _OWN: Final = ".certfs"
 
 
-def put(mount: Mount) -> OSError | None:
+def put(mount: MountSpec) -> OSError | None:
     """Have the store in view at every mountpoint beneath which something else is; the error if it cannot be bound."""
     for tree in _apart(mount):
-        error = in_child(lambda: _put(tree), _SECONDS)  # noqa: B023  called at once
+        error = in_child(lambda: _put(tree), timeouts.STORE)  # noqa: B023  called at once
         if error and tree.beneath_fd is None:
             return error
     return None
 
 
-def refresh(mount: Mount) -> None:
+def refresh(mount: MountSpec) -> None:
     """Bring links up to date with the names in the store; nothing where it is bound."""
     for tree in _apart(mount):
         if tree.beneath_fd is not None:
-            in_child(lambda: _link(tree.store, tree.fd, tree.beneath_fd), _SECONDS)  # noqa: B023
+            in_child(lambda: _link(tree.store, tree.fd, tree.beneath_fd), timeouts.STORE)  # noqa: B023
 
 
-def remove(mount: Mount) -> None:
+def remove(mount: MountSpec) -> None:
     """Undo `put`, after certfs's own mount has gone."""
     remove_from([tree.store for tree in mount.trees], [tree.target for tree in mount.trees])
 
@@ -48,13 +48,13 @@ def remove_from(stores: Sequence[str], targets: Sequence[str]) -> None:
     """Undo `put` at ``targets``, whoever did it."""
     for store, target in zip(stores, targets, strict=True):
         if store != target:
-            in_child(lambda: _remove(store, target), _SECONDS)  # noqa: B023  called at once
+            in_child(lambda: _remove(store, target), timeouts.STORE)  # noqa: B023  called at once
 
 
 def link(store: str, target: str) -> None:
     """Make links at ``target``, which is not mounted."""
     fds = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (store, target)]
-    in_child(lambda: _link(store, *fds), _SECONDS)
+    in_child(lambda: _link(store, *fds), timeouts.STORE)
     for fd in fds:
         os.close(fd)
 
@@ -65,7 +65,7 @@ def is_bound(store: str, target: str) -> bool:
     return top is not None and not top.is_certfs and os.path.samefile(store, target)
 
 
-def _apart(mount: Mount) -> tuple[Tree, ...]:
+def _apart(mount: MountSpec) -> tuple[Tree, ...]:
     return tuple(tree for tree in mount.trees if tree.target != tree.store)
 
 

@@ -1,65 +1,74 @@
-"""The supervisor (S): starts the server, watches it, and decides what is in view when it dies.
+"""The supervisor (S): carries out what the machine and the view decide.
 
-It owns the policy: what a death, a silence, a request or a signal leads to. It resolves no path through a mount of ours
-in its own process, imports only the standard library and the modules beside it, and sleeps in `Reactor.step` alone.
-
-The servers it knows: ``current`` is in view (or would be, if nobody had asked for plain directories); ``coming`` was
-started and is not ready yet; ``released`` ones serve what was opened before they were replaced, and end by themselves.
+It owns the processes and what they are told; what an event leads to is `certfs.supervisor.machine`'s, what is to be in
+view `certfs.supervisor.view`'s. It resolves no path through a mount of ours in its own process, imports only the
+standard library and the packages of its side, and sleeps in `EventLoop.step` alone.
 """
 
 import os
 import signal
 import sys
 import time
+from collections import deque
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Final, assert_never
 
 from certfs import procfs
 from certfs.linux import log_file, mount_table
 from certfs.linux.processes import reap, reap_strangers, urgent
 from certfs.linux.sd_notify import notify
-from certfs.protocol import link as messages
+from certfs.protocol import messages, timeouts
 from certfs.protocol.control import Reply
-from certfs.protocol.launch_spec import ENDING, Adoption, Order, execute
-from certfs.protocol.link import Failure, failure_from
-from certfs.protocol.state_file import Phase, await_lock, clear_instance
-from certfs.supervisor import stand_in
-from certfs.supervisor.commands import Requests
-from certfs.supervisor.event_loop import TABLE_CHANGED, Reactor
-from certfs.supervisor.history import Record
+from certfs.protocol.messages import Failure
+from certfs.protocol.owned_mounts import devices_of
+from certfs.protocol.specs import ENDING, Adoption, ServerSpec, SupervisorSpec, execute, receive
+from certfs.protocol.state_file import Phase, State, await_lock, clear_instance
+from certfs.supervisor import machine, stand_in, view
+from certfs.supervisor.commands import Commands
+from certfs.supervisor.event_loop import TABLE_CHANGED, EventLoop
+from certfs.supervisor.history import History
 from certfs.supervisor.janitor import Janitor
+from certfs.supervisor.machine import Action, Event, Strikes
+from certfs.supervisor.mounter import discard, mounter_for, targets_of
 from certfs.supervisor.notifier_process import NotifierProcess
-from certfs.supervisor.outcome import Outcome
-from certfs.supervisor.server_process import ENDED_EARLY, START_SECONDS, TOO_SLOW, Server
-from certfs.supervisor.view import FLUSH_SECONDS, Stage
+from certfs.supervisor.server_process import ServerProcess
 
-END_SECONDS: Final = 1.0
-"""How long a server may take to end after its mount is gone, unless files are still open."""
-TABLE_SECONDS: Final = 0.05
-_NO_ROOM: Final = Failure(6, "something is mounted over it", "unmount that first")
+_ROUNDS: Final = 64
+"""Bound on the steps of one look at the mount table."""
 
 
 class Supervisor:
-    """One instance of certfs, from the order to the end."""
+    """One instance of certfs, from the spec to the end."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._mount = order.mount
-        self._reactor = Reactor()
-        self._record = Record(order)
-        self._stage = Stage(order.mount, lambda text: self._record.log("error", text))
-        self._janitor = Janitor(self._reactor, replaced=self._introduce)
-        self._notifier = NotifierProcess(order.mount, self._reactor)
-        self._lock_fd = order.lock_fd
-        self._current: Server | None = None
-        self._coming: Server | None = None
-        self._released: set[Server] = set()
-        self._requests = Requests(
-            end=lambda: self._end(0),
-            replace=self._replace,
+    def __init__(self, spec: SupervisorSpec) -> None:
+        self._spec = spec
+        self._mount = spec.mount
+        self._loop = EventLoop()
+        self._history = History(spec)
+        self._mounter = mounter_for(spec.mount)
+        self._state = machine.State(one_place=self._mounter.one_place)
+        self._events = deque[Event]()
+        self._memory = view.Memory(
+            runtime=spec.mount.runtime,
+            targets=targets_of(spec.mount),
+            can_attach=not self._mounter.one_place,
+        )
+        self._servers: dict[int, ServerProcess] = {}
+        """Every server that has not ended, also those that were let go."""
+        places = [tree.target for tree in spec.mount.trees]
+        self._janitor = Janitor(self._loop, places=places, replaced=self._introduce)
+        self._notifier = NotifierProcess(spec.mount, self._loop)
+        self._lock_fd = spec.lock_fd
+        self._commands = Commands(
+            self._loop,
+            end=self._end,
+            restart=partial(self._happened, machine.Restart()),
             flush=self._flush,
         )
-        self._outcome = Outcome(order)
+        self._waits = False
+        """Something of ours is beneath a mount of others."""
+        self._reply = Reply()
         self._exit_code: int | None = None
 
     def run(self) -> int:
@@ -67,330 +76,461 @@ class Supervisor:
         os.chdir("/")
         urgent(os.getpid())
         mount_table.mount_connections()
-        self._reactor.on_signals((*ENDING, signal.SIGCHLD), self._signalled)
-        if self._order.adopt is None:
-            error = stand_in.put(self._mount)
-            if error:
-                self._not_started(Failure(6, f"cannot bind the store: {error.strerror or error}"))
-                return self._exit_code or 0
-            self._start()
-        elif not self._adopt(self._order.adopt):
+        self._loop.on_signals((*ENDING, signal.SIGCHLD), self._signalled)
+        if self._spec.adopt is None:
+            self._begin()
+        elif not self._adopt(self._spec.adopt):
             return 0
-        self._requests.listen(self._mount.runtime, self._reactor)
-        table = os.open(procfs.MOUNTINFO, os.O_RDONLY)
-        self._reactor.watch(table, self._table_changed, TABLE_CHANGED)
+        if self._exit_code is None:
+            self._commands.listen(self._mount.runtime)
+            table = os.open(procfs.MOUNTINFO, os.O_RDONLY)
+            self._loop.watch(table, self._table_changed, TABLE_CHANGED)
         while self._exit_code is None:
-            self._reactor.step(self._held_up)
+            self._loop.step(self._held_up)
         return self._exit_code
 
-    # --- starting a server
+    def _begin(self) -> None:
+        error = stand_in.put(self._mount)
+        self._happened(machine.Begin())
+        if error and self._state.next is not None:
+            text = f"cannot bind the store over {self._mount.title}: {error.strerror or error}"
+            self._happened(machine.Failed(self._state.next, Failure(6, text)))
 
-    def _start(self) -> None:
-        """Start the next server; if that is impossible, try again later."""
-        if self._coming or not self._stage.has_room():
-            return
-        self._reactor.cancel("again")
+    # --- events and actions
+
+    def _happened(self, event: Event) -> None:
+        """Do what follows from an event, and from what that leads to."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return  # from within an action: whoever handles the first one handles this one next
+        while self._events:
+            self._state, actions = machine.step(self._state, self._events[0])
+            for action in actions:
+                self._do(action)
+            if self._exit_code is None:
+                self._look()
+                self._save()
+            self._events.popleft()
+
+    def _do(self, action: Action) -> None:  # noqa: C901, PLR0912  one line for each
+        match action:
+            case machine.Start(number, standby, asked):
+                self._start(number, standby=standby, asked=asked)
+            case machine.Mount(number):
+                self._mount_for(self._servers[number])
+            case machine.Flush(number):
+                self._servers[number].flush()
+            case machine.Look():
+                self._look()
+            case machine.Retire(number):
+                self._retire(self._servers[number])
+            case machine.Kill(number):
+                self._kill(number)
+            case machine.Lose(number, hung):
+                self._lose(self._servers[number], hung=hung)
+            case machine.Activate(number):
+                self._activate(self._servers[number])
+            case machine.Note(failure):
+                self._history.note("not started", failure.message)
+            case machine.Wait(seconds):
+                self._history.wait(self._state.strikes, seconds)
+                self._loop.after("again", seconds, partial(self._happened, machine.Retry()))
+            case machine.Answer(failure):
+                self._commands.restarted(failure)
+            case machine.Renew():
+                self._renew()
+            case machine.Report(failure):
+                self._history.report(failure)
+            case machine.Finish(exit_code):
+                self._finish(exit_code)
+            case _:
+                assert_never(action)
+
+    # --- servers
+
+    def _start(self, number: int, *, standby: bool, asked: bool) -> None:
+        first = self._state.phase is machine.Phase.STARTING
+        spec = ServerSpec(mount=self._mount, standby=standby, asked=asked, first=first)
         try:
-            asked = self._outcome.pending or self._requests.restarting is not None
-            beside = self._current is not None
-            server = self._stage.start(self._order.server_module, beside=beside, asked=asked)
+            server = ServerProcess.start(number, self._spec.server_module, spec)
         except OSError as error:
-            self._not_started(Failure(1, f"cannot start the server: {error.strerror}"))
+            failure = Failure(1, f"cannot start the server: {error.strerror}")
+            self._happened(machine.Failed(number, failure))
             return
-        self._coming = server
         self._watch(server)
-        self._reactor.after("start", START_SECONDS, lambda: self._give_up(server, TOO_SLOW))
-        self._save()
+        self._expect_start(number)
 
-    def _watch(self, server: Server) -> None:
-        self._reactor.watch(server.link.fileno(), lambda: self._hear(server))
-        self._reactor.watch(server.life_fd, lambda: self._ended(server))
+    def _expect_start(self, number: int) -> None:
+        late = machine.Failed(number, machine.TOO_SLOW)
+        self._loop.after("start", timeouts.START, partial(self._happened, late))
+
+    def _watch(self, server: ServerProcess) -> None:
+        self._servers[server.number] = server
+        self._loop.watch(server.link.fileno(), lambda: self._hear(server))
+        self._loop.watch(server.life_fd, lambda: self._ended(server))
         server.introduce(self._janitor.process)
 
-    def _introduce(self) -> None:
-        """Let everybody know which janitor there is now."""
-        for server in self._serving():
-            server.introduce(self._janitor.process)
-        self._save()
+    def _hear(self, server: ServerProcess) -> None:
+        try:
+            message = server.hear()
+        except EOFError:
+            self._loop.forget(server.link.fileno())  # its life pipe tells the rest
+            return
+        match message:
+            case messages.Loaded():
+                self._happened(machine.Loaded(server.number))
+            case messages.Failed(failure):
+                self._happened(machine.Failed(server.number, failure))
+            case messages.Beat(oldest):
+                self._beat(server, oldest)
 
-    def _serving(self) -> list[Server]:
-        return [server for server in (self._current, self._coming) if server]
-
-    def _hear(self, server: Server) -> None:
-        message = server.hear()
-        if message == b"":
-            self._reactor.forget(server.link.fileno())  # its life pipe tells the rest
-        elif server is self._current:
+    def _beat(self, server: ServerProcess, oldest: float) -> None:
+        if server.number == self._state.next:
+            self._happened(machine.Answers(server.number))
+        elif server.number == self._state.current and oldest >= timeouts.HANG:
+            self._happened(machine.Silent(server.number))
+        elif server.number == self._state.current:
             self._expect_beat(server)
             if self._mount.log:
                 log_file.follow(self._mount.log)
                 log_file.bound(self._mount.log)
-        elif message == messages.READY:
-            self._ready(server)
-        elif message == messages.LOADED:
-            self._make_room()
-            server.say(messages.MOUNT)
-        elif message.startswith(messages.ERROR):
-            self._give_up(server, failure_from(message))
 
-    def _make_room(self) -> None:
-        """Take the server out of view and let it go (the way of an ordinary user, whose servers have one place)."""
-        if self._current:
-            self._reactor.cancel("beat")
-            self._current.flush(FLUSH_SECONDS)
-            self._retire(self._current)
-            self._current = None
-            self._save()  # a successor must not take the old one for the one in charge
-
-    def _ready(self, server: Server) -> None:
-        """Bring a server that is ready into view, in place of the one that is there."""
-        if not self._stage.identify(server):
-            self._give_up(server, Failure(6, f"nothing is mounted at {server.mountpoint}"))
+    def _mount_for(self, server: ServerProcess) -> None:
+        """Mount, and hand the descriptor to the server, after everyone who cleans up has been told of the mount."""
+        try:
+            fd, server.mountpoint = self._mounter.mount()
+        except OSError as error:
+            text = f"the FUSE mount was refused: {error.strerror or error}"
+            advice = "check /dev/fuse and fusermount3; the log has their own words"
+            self._happened(machine.Failed(server.number, Failure(6, text, advice)))
             return
+        table = procfs.mounts()
+        top = procfs.top_at(table, server.mountpoint)
+        if top is None:  # it was unmounted in this instant; the server will find its session over
+            os.close(fd)
+            failure = Failure(6, f"nothing is mounted at {server.mountpoint}")
+            self._happened(machine.Failed(server.number, failure))
+            return
+        server.device = top.device
+        self._memory = replace(self._memory, devices=(*self._memory.devices, top.device))
+        if self._state.current is None:
+            self._janitor.attend(server.life_fd)
         self._save()
-        failure = self._stage.show(server, self._current)
-        if failure:
-            self._give_up(server, failure)
-            return
-        self._reactor.cancel("start")
-        self._coming, replaced, self._current = None, self._current, server
+        server.hand(fd)
+
+    def _activate(self, server: ServerProcess) -> None:
+        self._loop.cancel("start")
         self._expect_beat(server)
-        if replaced:
-            self._retire(replaced)
-        if server.passive:
-            server.say(messages.ACTIVATE)
-        self._record.live()
+        if server.standby:
+            server.say(messages.Activate())
+        self._history.live()
         self._janitor.attend(server.life_fd)
         self._notifier.renew()
         self._introduce()
         stand_in.refresh(self._mount)
-        self._outcome.tell(None)
-        self._save()
-        seconds = self._requests.restarting
-        if seconds is not None:
-            self._renew(server, seconds)
+        # Once more when the plain copies have been written, which may be names of their own.
+        self._loop.after("links", timeouts.END, partial(stand_in.refresh, self._mount))
 
-    def _retire(self, server: Server) -> None:
-        """Let a server that was replaced serve what is open, and no more."""
-        server.say(messages.PASSIVE)
-        self._stage.remove(server)
-        server.let_go()
-        self._release(server)
+    def _retire(self, server: ServerProcess) -> None:
+        self._loop.cancel("beat")
+        self._loop.forget(server.link.fileno())
+        server.say(messages.StandBy())
+        if server.let_go():
+            self._history.linger(server.process)
 
-    def _release(self, server: Server) -> None:
-        self._reactor.forget(server.link.fileno())
-        self._released.add(server)
-        self._stage.clear(server.mountpoint)
+    def _kill(self, number: int) -> None:
+        self._loop.cancel("start")
+        server = self._servers.get(number)
+        if server:  # otherwise it was never there
+            server.kill()
+            server.gone(timeouts.END)
 
-    def _give_up(self, server: Server, failure: Failure) -> None:
-        """Do without a server that was to come into view."""
-        self._coming = None
-        self._put_down(server)
-        self._stage.remove(server)
-        self._release(server)
-        if self._current:
-            self._stage.show(self._current, None)  # where the new one had taken its place already
-        self._not_started(failure)
-
-    def _not_started(self, failure: Failure, *, killed: bool = False) -> None:
-        """Deal with a server that never served: the first, a new one beside the old, or one after a death."""
-        self._reactor.cancel("start")
-        if self._outcome.pending:
-            self._end(failure.exit_code)
-            self._outcome.tell(failure)  # now that nothing is left
-            return
-        self._record.note("not started", failure.message)
-        self._requests.restarted(failure)
-        if self._current is None:
-            self._start_later(0.0, killed=killed)
-        self._save()
-
-    def _ended(self, server: Server) -> None:
-        """Deal with the end of a process: an unmount, a death, or one that was to end."""
-        self._reactor.forget(server.life_fd)
-        self._reactor.forget(server.link.fileno())
-        if server in self._released:
-            self._released.discard(server)
-        elif server is self._coming:
-            self._coming = None
-            self._stage.identify(server, beside=self._current)  # it may have mounted without a word
-            self._stage.remove(server)
-            self._not_started(ENDED_EARLY, killed=server.verdict(hung=False)[0] == "killed")
-        elif self._stage.mounted(server) or not server.was_unmounted():
-            self._lost(server)
-        else:
-            self._end(0)
-        reap(server.process.pid)
-        server.close()
-        self._stage.clear(server.mountpoint)
-
-    def _silent(self, server: Server) -> None:
-        """Deal with a server that does not answer: as if it had died (I15)."""
-        server.kill()
-        self._release(server)
-        self._lost(server, hung=True)
-
-    def _lost(self, server: Server, *, hung: bool = False) -> None:
-        """Bring the plain directories into view and start another server."""
+    def _lose(self, server: ServerProcess, *, hung: bool) -> None:
+        """Bring the plain directories into view in the place of a server that died or is to die."""
         lost = time.monotonic()
-        self._reactor.cancel("beat")
-        self._current = None
-        if self._stage.mounted(server):  # otherwise the number may be somebody else's by now
+        self._loop.cancel("beat")
+        if hung:
+            server.kill()
+        if any(entry.device == server.device for entry in procfs.mounts()):
             # Also one that has died may not be done: a thread waits for a disk.
             mount_table.try_abort(server.device)
-        self._stage.hide(server, except_for=self._coming)
-        plain_seconds = time.monotonic() - lost
+        self._look()
         kind, detail = server.verdict(hung=hung)
-        self._record.lose(kind, detail, lost=lost, plain_seconds=plain_seconds)
-        self._start_later(time.time() - server.since, killed=kind == "killed")
-        self._save()
+        self._history.lose(kind, detail, lost=lost)
+        stand_in.refresh(self._mount)
+        self._happened(machine.Lost(kind == "killed", server.served_seconds))
 
-    def _start_later(self, served_seconds: float, *, killed: bool) -> None:
-        if self._coming:
-            return
-        self._record.strikes = self._record.strikes.after(served_seconds)
-        delay = self._record.strikes.delay(killed=killed)
-        if delay:
-            text = f"death {self._record.strikes.count} in a row: plain directories for {delay} s"
-            self._record.log("error", text)
-            notify(f"STATUS={text}")
-        self._reactor.after("again", delay, self._start)
+    def _ended(self, server: ServerProcess) -> None:
+        """Deal with the end of a process: an unmount, a death, or one that was to end."""
+        self._loop.forget(server.life_fd)
+        self._loop.forget(server.link.fileno())
+        if server.number in self._state.servers:
+            table = procfs.mounts()
+            mounted = any(entry.device == server.device for entry in table)
+            unmounted = not mounted and server.was_unmounted()
+            if server.number == self._state.next and server.verdict(hung=False)[0] == "killed":
+                failed = machine.Failed(server.number, machine.ENDED_EARLY, killed=True)
+                self._happened(failed)
+            else:
+                self._happened(machine.Gone(server.number, unmounted))
+        reap(server.process.pid)
+        server.close()
+        del self._servers[server.number]
+        discard(self._mount, server.mountpoint)
 
-    def _expect_beat(self, server: Server) -> None:
-        deadline = server.heard + messages.HANG_SECONDS
-        self._reactor.at("beat", deadline, lambda: self._silent(server))
+    def _expect_beat(self, server: ServerProcess) -> None:
+        def silent() -> None:
+            self._happened(machine.Silent(server.number))
+
+        self._loop.at("beat", server.heard + timeouts.SILENCE, silent)
 
     def _held_up(self) -> None:
-        if self._current:
-            self._current.heard = time.monotonic()
-            self._expect_beat(self._current)
+        current = self._current
+        if current:
+            current.heard = time.monotonic()
+            self._expect_beat(current)
 
-    # --- requests, signals, the mount table
+    @property
+    def _current(self) -> ServerProcess | None:
+        number = self._state.current
+        return None if number is None else self._servers.get(number)
 
-    def _replace(self) -> Failure | None:
-        if self._stage.has_room():
-            self._start()
-            return None
-        return _NO_ROOM
+    def _introduce(self) -> None:
+        """Let everybody know which janitor there is now."""
+        for number in self._state.servers:
+            if number in self._servers:
+                self._servers[number].introduce(self._janitor.process)
+        self._save()
 
-    def _flush(self) -> Reply:
-        if self._current is None:
-            return Reply()
-        self._current.flush(FLUSH_SECONDS)
-        return Reply(stale=self._current.stale)
+    # --- what is in view
 
-    def _signalled(self, number: int) -> None:
-        if number in ENDING:
-            self._end(0)
+    def _look(self) -> None:
+        """Bring into view what is to be seen, as far as others let us, and notice what others have unmounted."""
+        table = procfs.mounts()
+        self._memory = view.remember_binds(view.refresh(self._memory, table), table)
+        server = self._servers.get(self._state.seen) if self._state.seen is not None else None
+        live = server.device if server else None
+        if live is not None and view.unmounted(self._memory, table):
+            if not (server and server.gone()):  # otherwise its end says what happened
+                self._history.log("info", "unmounted from outside")
+                self._events.append(machine.Unmounted())
             return
-        self._janitor.check()
-        self._notifier.check()
-        own = [server.process for server in (*self._serving(), *self._released)]
-        kept = (*own, self._janitor.process, self._notifier.process)
-        reap_strangers({process.pid for process in kept if process})
+        errors = self._take_steps(server)
+        table = procfs.mounts()
+        self._memory = view.settle(view.refresh(self._memory, table), table, live)
+        if self._state.showing and live is not None:
+            self._shown(table, live, errors)
+        self._waits = bool(view.covered(self._memory, table))
+        covered = self._mounter.one_place and self._waits
+        if covered != self._state.covered:
+            self._events.append(machine.Room(covered))
+
+    def _take_steps(self, server: ServerProcess | None) -> dict[view.Step, OSError]:
+        errors: dict[view.Step, OSError] = {}
+        live = server.device if server else None
+        for _ in range(_ROUNDS):
+            table = procfs.mounts()
+            self._memory = view.refresh(self._memory, table)
+            alive = [
+                each.device
+                for number in self._state.servers
+                if (each := self._servers.get(number)) and each.device
+            ]
+            steps = view.steps(self._memory, table, live=live, alive=alive, failed=errors)
+            if not steps:
+                break
+            for step in steps:
+                error = self._take_step(step, server)
+                if error:
+                    errors[step] = error
+                    self._complain(step, error)
+        return errors
+
+    def _take_step(self, step: view.Step, server: ServerProcess | None) -> OSError | None:
+        if isinstance(step, view.Attach):
+            place = server.mountpoint if server else None
+            return self._mounter.attach(step, place) if place else None
+        try:
+            self._mounter.detach(step.point)
+        except OSError as error:
+            return error
+        return None
+
+    def _complain(self, step: view.Step, error: OSError) -> None:
+        if isinstance(step, view.Attach):
+            what, point = "bring into view", step.view.point
+        else:
+            what, point = "detach", step.point
+        self._history.log("error", f"cannot {what} {point}: {error.strerror or error}")
+
+    def _shown(self, table: view.Table, live: str, errors: dict[view.Step, OSError]) -> None:
+        if view.shows(self._memory, table, live):
+            self._events.append(machine.Shown())
+            return
+        reason = next((f": {error.strerror or error}" for error in errors.values()), "")
+        failure = Failure(
+            6,
+            f"cannot bring {self._mount.title} into view{reason}",
+            "the log of the kernel (dmesg) may say why",
+        )
+        if self._state.next is not None:
+            self._events.append(machine.Failed(self._state.next, failure))
 
     def _table_changed(self) -> None:
         """Look at the mount table soon: where containers come and go it changes all the time."""
-        self._reactor.after("table", 0 if self._stage.waits else TABLE_SECONDS, self._look_at_table)
+        self._loop.after("table", 0 if self._waits else timeouts.TABLE, self._look_again)
 
-    def _look_at_table(self) -> None:
+    def _look_again(self) -> None:
+        before = self._memory
         current = self._current
-        if current and current.gone(0):
+        if current and current.gone():
             return  # `_ended` deals with that
-        if current and not self._stage.shows(current):
-            self._record.log("info", "unmounted from outside")
-            self._stage.tidy(current, self._coming)  # numbers that are free are the next one's
-            self._end(0)
-            return
-        if self._stage.tidy(current, self._coming):
+        self._look()
+        events, self._events = self._events, deque()
+        for event in events:
+            self._happened(event)
+        if self._memory.devices != before.devices:
             self._save()
+
+    # --- requests and signals
+
+    def _flush(self) -> Reply:
+        current = self._current
         if current:
-            self._stage.resume(current)
-        elif self._stage.finds_room():
-            self._start()
+            current.flush()
+        return Reply(stale=current.stale if current else ())
 
-    # --- ending
+    def _signalled(self, number: int) -> None:
+        if number in ENDING:
+            self._end()
+            return
+        self._janitor.check()
+        self._notifier.check()
+        own = [server.process for server in self._servers.values()]
+        kept = (*own, self._janitor.process, self._notifier.process)
+        reap_strangers({process.pid for process in kept if process})
 
-    def _end(self, exit_code: int) -> Reply:
-        """Take everything out of view and end; return what is still there."""
-        if self._exit_code is not None:
-            return Reply()
+    def _end(self) -> Reply:
+        self._happened(machine.End())
+        return self._reply
+
+    def _finish(self, exit_code: int) -> None:
+        """Take everything out of view and end."""
         notify("STOPPING=1")
+        self._save()  # for a mount that waits for the end of this one
         current, lingering = self._current, None
         if current:
-            current.flush(FLUSH_SECONDS)
-        if self._coming:
-            self._put_down(self._coming)
-        self._stage.hide(None)
-        covered = self._stage.covered()
-        if current and not current.gone(0 if covered else END_SECONDS) and current.let_go():
+            current.flush()
+        if self._state.next is not None:
+            self._kill(self._state.next)
+        self._state = replace(self._state, current=None, next=None, showing=False)
+        self._look()
+        covered = view.covered(self._memory, procfs.mounts())
+        if current and not current.gone(0 if covered else timeouts.END) and current.let_go():
             lingering = current.process.pid
         self._notifier.dismiss()
         if covered:
-            self._janitor.finish(self._stage.devices)
+            self._janitor.finish(self._memory.devices)
         else:
             self._janitor.dismiss()
         stand_in.remove(self._mount)
         clear_instance(self._mount.runtime)
-        self._record.log("info", "ended")
-        self._reactor.clear()
+        self._history.log("info", "ended")
+        self._loop.clear()
         self._exit_code = exit_code
-        return Reply(None, lingering, covered, current.stale if current else ())
-
-    def _put_down(self, server: Server) -> None:
-        server.end(END_SECONDS)
-        self._stage.identify(server, beside=self._current)  # it may have mounted without a word
+        self._reply = Reply(None, lingering, covered, current.stale if current else ())
 
     # --- one supervisor after the other
 
     def _adopt(self, adoption: Adoption) -> bool:
         """Take over a running server; whether it is the one to take over, and this process the one to do it."""
-        server, before = Server.adopt(adoption), self._record.before
-        in_charge = before.server if before else None
-        if adoption.passive and in_charge and in_charge != server.process and in_charge.alive():
-            self._put_down(server)  # it was to replace that one, whose own new supervisor goes on
-            self._stage.hide(None)
+        server, before = ServerProcess.adopt(1, adoption), self._history.before
+        if adoption.standby and _is_served(before, server):
+            server.kill()  # it was to replace that one, whose own new supervisor goes on
+            server.gone(timeouts.END)
             return False
         if self._lock_fd is None:
             self._lock_fd = await_lock(self._mount.runtime)
             if self._lock_fd is None:
+                server.let_go()  # another one is in charge, and not of this server
                 return False
-        self._current = server
+        devices = set(devices_of(self._mount.runtime, before))
+        if server.device:
+            devices.add(server.device)
+        self._memory = replace(self._memory, devices=tuple(devices))
+        strikes = Strikes(before.deaths, before.defects) if before else Strikes()
+        self._state = replace(self._state, strikes=strikes)
         self._watch(server)
-        self._stage.take_over(server, before)
-        self._save()  # what a janitor is to watch it has to know when it starts
+        self._happened(machine.Adopted(1, mounted=server.mountpoint is not None))
+        # What a janitor is to watch it has to know when it starts.
         self._janitor.attend(server.life_fd)
-        self._notifier.renew()
         for janitor in filter(None, {adoption.janitor, before.janitor if before else None}):
             janitor.kill_session()  # each supervisor has one that is its own child
-        if adoption.passive:
-            server.say(messages.ACTIVATE)
-        self._expect_beat(server)
+        if server.mountpoint is None:
+            self._expect_start(server.number)
+        else:
+            if adoption.standby:
+                server.say(messages.Activate())
+            self._expect_beat(server)
+            self._notifier.renew()
         if before and before.supervisor.pid != os.getpid():
-            self._record.note("adopted", "the supervisor died, and this one took over")
+            self._history.note("adopted", "the supervisor died, and this one took over")
         self._introduce()
         return True
 
-    def _renew(self, server: Server, seconds: float) -> None:
+    def _renew(self) -> None:
         """Become a new supervisor, of the code that is installed now, with the same pid."""
-        self._record.note("restarted", "on request", live_seconds=seconds)
+        seconds = self._commands.restart_seconds
+        self._history.note("restarted", "on request", live_seconds=seconds)
         self._save()
-        self._requests.restarted(None)
+        self._commands.restarted(None)
+        server = self._current
+        assert server is not None  # noqa: S101  it is what was asked for
         adoption = server.handed_over(self._janitor.process)
-        order = replace(self._order, adopt=adoption, report_fd=None, lock_fd=self._lock_fd)
+        spec = replace(self._spec, adopt=adoption, report_fd=None, lock_fd=self._lock_fd)
         try:
-            execute(order)
+            execute(spec)
         except OSError as error:
-            self._record.log("error", f"the supervisor stays the old one: {error}")
+            self._history.log("error", f"the supervisor stays the old one: {error}")
 
     def _save(self) -> None:
-        self._janitor.watch(self._stage.devices, [server.process for server in self._serving()])
-        phase: Phase = "serving" if self._current else "plain"
-        if self._outcome.pending:
-            phase = "starting"
-        server = self._current or self._coming
-        self._record.save(phase, server, janitor=self._janitor.process, devices=self._stage.devices)
+        if self._exit_code is not None:
+            return
+        serving = [self._servers[each] for each in self._state.servers if each in self._servers]
+        self._janitor.watch(self._memory.devices, [server.process for server in serving])
+        self._history.save(
+            _PHASES[self._state.phase],
+            serving[0] if serving else None,
+            strikes=self._state.strikes,
+            janitor=self._janitor.process,
+            devices=self._memory.devices,
+        )
+
+
+_PHASES: Final[dict[machine.Phase, Phase]] = {
+    machine.Phase.STARTING: "starting",
+    machine.Phase.SERVING: "serving",
+    machine.Phase.REPLACING: "serving",
+    machine.Phase.PLAIN: "plain",
+    machine.Phase.BACKOFF: "plain",
+    machine.Phase.COVERED: "plain",
+    machine.Phase.ENDED: "ending",
+}
+"""What the state file and ``certfs status`` call it: what people see."""
+
+
+def _is_served(before: State | None, beside: ServerProcess) -> bool:
+    """Whether another server is in charge, lives, and is in view."""
+    if before is None or before.server is None or before.server == beside.process:
+        return False
+    seen = {entry.device for entry in procfs.mounts() if entry.point in before.targets}
+    return before.server.alive() and before.device in seen
+
+
+def main() -> None:
+    """Be the supervisor of the spec whose descriptor the command line names."""
+    sys.exit(Supervisor(receive(SupervisorSpec, int(sys.argv[1]))).run())
 
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(Order.receive(int(sys.argv[1]))).run())
+    main()

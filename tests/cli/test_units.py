@@ -180,7 +180,7 @@ def test_a_unit_for_a_store(tmp_path: Path) -> None:
         'mount --foreground --store "/srv/a b" --config /srv/c.toml "/srv/50%%"'
     )
     assert setting(text, "RequiresMountsFor") == '"/srv/a b" "/srv/50%%"'
-    assert setting(text, "ExecStopPost").endswith('unmount --if-mounted "/srv/50%%"')
+    assert setting(text, "ExecStopPost").endswith('unmount --if-mounted --own-unit "/srv/50%%"')
     assert "Before=" not in text
 
 

@@ -484,7 +484,7 @@ def test_what_is_mounted_in_the_store_is_in_view_and_stays(scene: Scene) -> None
         assert read(below / "file") == b"below"
         assert list(scene.mountpoint.iterdir()) == []
     finally:
-        subprocess.run(["umount", below], check=True)
+        subprocess.run(["umount", "-l", below], check=True)
 
 
 def test_all_mounts_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,3 +518,58 @@ def test_a_command_runs_as_it_is_where_nothing_is_mounted(scene: Scene) -> None:
     assert scene.certfs(*command, "echo said; exit 9", expect=9) == "said\n"
     assert "cannot run" in scene.certfs(*command[:-2], "/missing", expect=127)
     assert scene.certfs("detached", *command[2:], "true", expect=7)
+
+
+def test_a_mount_waits_for_one_that_ends(scene: Scene) -> None:
+    """`umount M && certfs mount M` is no race: the second mount waits for the end of the first."""
+    mounts.need_root()
+    scene.mount()
+    for _ in range(int(os.environ.get("CERTFS_TEST_REMOUNTS", "3"))):
+        subprocess.run(["umount", scene.mountpoint], check=True)
+        scene.mount()
+        assert b"CERTIFICATE" in read(scene.mountpoint / BUNDLE)
+
+
+@pytest.mark.parametrize("limit", ["--nofile=128", "--fsize=0"])
+def test_limits_that_make_serving_impossible_are_refused(scene: Scene, limit: str) -> None:
+    """The reason and the way out are said, and nothing is started (I18)."""
+    result = subprocess.run(
+        ["prlimit", limit, mounts.certfs_program(), "mount", "--store", scene.store, scene.mountpoint],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=scene.environment,
+        timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 10
+    assert "RLIMIT_" in result.stderr
+    assert scene.is_clean()
+
+
+def test_without_proc_the_reason_is_said(scene: Scene) -> None:
+    """Every command that needs /proc says that it is not there."""
+    mounts.need_namespaces()
+    script = 'umount -l /proc && exec "$@"'
+    mount = ("mount", "--store", scene.store, scene.mountpoint)
+    for command in (mount, ("unmount", scene.mountpoint)):
+        result = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "sh", mounts.certfs_program(), *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=scene.environment,
+            timeout=60,
+        )
+        assert result.stderr.startswith("certfs: /proc is not mounted"), result.stderr
+
+
+def test_replaced_servers_that_are_pinned_are_bounded(scene: Scene) -> None:
+    """Whoever keeps a file open over many restarts keeps few servers: the oldest are ended (I18)."""
+    scene.mount()
+    with contextlib.ExitStack() as stack:
+        for _ in range(11):
+            stack.enter_context((scene.mountpoint / BUNDLE).open("rb"))
+            scene.certfs("restart", scene.mountpoint)
+        lingering = [process["pid"] for process in scene.state()["lingering"]]
+        assert len(lingering) == 8
+        assert all(Path(f"/proc/{pid}").exists() for pid in lingering)

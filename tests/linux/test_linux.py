@@ -24,7 +24,7 @@ TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 def test_what_is_beneath_another_mount_is_not_detached() -> None:
     """Detaching a device leaves alone what lies beneath another file system: umount would take that one."""
     entries = procfs.parse_mounts(TABLE)
-    assert {entry.point for entry in mount_table._outermost(entries, {"0:40"})} == {
+    assert {entry.point for entry in mount_table.outermost(entries, {"0:40"})} == {
         "/run/certfs/dom0/mount-1",
         "/srv/a b\\\t\n#",
     }

@@ -282,3 +282,12 @@ def test_backups_see_the_files(dom0: Host) -> None:
     )
     assert "etc/stunnel/certs-pool/0.pem" in listing
     assert "etc/stunnel/xapi-pool-ca-bundle.pem" in listing
+
+
+def test_a_mount_waits_for_one_that_ends(dom0: Host) -> None:
+    """`umount` of one of the host's directories ends all; a mount right after it waits for that end."""
+    for number in range(int(os.environ.get("CERTFS_TEST_REMOUNTS", "2"))):
+        assert dom0.run("umount", ("/etc/stunnel", "/etc/xensource")[number % 2]).returncode == 0
+        dom0.certfs("mount")
+        assert dom0.presented()
+        assert certificates(dom0.tree.pool_bundle) == 2

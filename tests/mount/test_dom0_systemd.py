@@ -114,6 +114,17 @@ def test_the_service_through_good_and_bad_days(machine: Machine) -> None:
     assert machine.show("Result") == "success"
     assert b"BEGIN" in machine.inside("/etc/stunnel/xapi-pool-ca-bundle.pem").read_bytes()
 
+    # What an admin has mounted by hand is none of the unit's: it is neither taken over nor taken away.
+    machine.run(mounts.certfs_program(), "mount")
+    by_hand, presented = machine.state()["supervisor"]["pid"], machine.targets()
+    machine.run("sh", "-c", "! systemctl start certfs")
+    assert machine.show("ActiveState") == "failed"
+    assert machine.targets() == presented != []
+    assert machine.state()["supervisor"]["pid"] == by_hand
+    machine.run(mounts.certfs_program(), "unmount")
+    machine.run("systemctl", "start", "certfs")
+    wait_until(machine.serves, what="the service")
+
 
 def test_a_signal_to_everything_in_the_service(machine: Machine) -> None:
     """`systemctl kill` with SIGKILL leaves no path at ENOTCONN: systemd cleans up and starts again."""

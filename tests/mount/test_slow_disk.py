@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from certfs.protocol.link import SUPERVISOR_SECONDS
+from certfs.protocol.timeouts import SUPERVISOR_SILENCE
 from tests.support import frozen, mounts, pki
 from tests.support.host import Host, host, kill
 from tests.support.mounts import wait_until
@@ -53,7 +53,7 @@ def test_a_slow_disk_is_nobodys_death(disk: tuple[Host, Path]) -> None:
         began = time.monotonic()
         assert WARNING in made.certfs("detached", "--", "true")
         wait_until(
-            lambda: time.monotonic() - began > SUPERVISOR_SECONDS + 2.5,
+            lambda: time.monotonic() - began > SUPERVISOR_SILENCE + 2.5,
             seconds=60,
             what="the moment at which a supervisor without answers would be ended",
         )

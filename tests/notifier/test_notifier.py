@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from certfs.protocol.launch_spec import inbox
+from certfs.linux.descriptors import memory_file
 from certfs.protocol.notify_spec import NotifierSpec, NotifySpec, PlainTree
 from tests.support import pki
 from tests.support.mounts import wait_until
@@ -69,7 +69,7 @@ class Scene:
             baseline=self.baseline,
             state=str(self.state),
         )
-        box = inbox(spec.to_json())
+        box = memory_file(spec.to_json())
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-m", "certfs.notifier.main", str(box)],

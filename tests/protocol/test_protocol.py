@@ -11,49 +11,46 @@ from hypothesis import strategies as st
 
 from certfs.errors import PrivilegeError
 from certfs.linux.processes import ProcessId
-from certfs.protocol import control, state_file
+from certfs.protocol import codec, control, messages, state_file
 from certfs.protocol.control import Reply
-from certfs.protocol.launch_spec import Adoption, Order, inbox
-from certfs.protocol.link import Failure, Job, Mount, Tree, failure_from, failure_message
+from certfs.protocol.messages import Failure
+from certfs.protocol.specs import (
+    Adoption,
+    MountSpec,
+    ServerSpec,
+    SupervisorSpec,
+    Tree,
+    pass_on,
+    receive,
+)
 from certfs.protocol.state_file import Event, State
 
 NAMES = st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name).map(os.fsdecode)
 
 
-def mount_of(target: str, fd: int = 3) -> Mount:
+def mount_of(target: str, fd: int) -> MountSpec:
     """Return a standalone mount at ``target``."""
-    tree = Tree(name="", store="/store", target=target, fd=fd, beneath_fd=None)
-    return Mount(
-        mode="standalone",
-        trees=(tree,),
-        runtime="/run/certfs/x",
-        config_file=None,
-        allow_other=False,
-        journal=False,
-    )
+    tree = Tree(name="", store="/store", target=target, fd=fd)
+    return MountSpec(mode="standalone", trees=(tree,), runtime="/run/certfs/x", log=target)
 
 
 @given(target=NAMES)
-def test_a_job_survives_its_journey(target: str) -> None:
-    """What the supervisor writes into the pipe is what the server reads, whatever bytes the paths hold."""
+def test_the_spec_of_a_server_survives_its_journey(target: str) -> None:
+    """What the supervisor writes is what the server reads, whatever bytes the paths hold."""
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
-    job = Job(
-        mount=mount_of(target, fds[0]),
-        mountpoint=target,
-        passive=True,
-        waits=False,
-        link_fd=fds[1],
-        life=(fds[2], fds[3]),
-    )
+    mount = mount_of(target, fds[0])
+    spec = ServerSpec(mount=mount, standby=True, link_fd=fds[1], life=(fds[2], fds[3]))
     try:
-        assert Job.receive(inbox(job.to_json())) == job
+        assert receive(ServerSpec, pass_on(spec)) == spec
     finally:
         for fd in fds:
             os.close(fd)
 
 
 @given(target=NAMES, janitor=st.sampled_from([None, ProcessId(3, 4)]))
-def test_an_order_survives_its_journey(target: str, janitor: ProcessId | None) -> None:
+def test_the_spec_of_a_supervisor_survives_its_journey(
+    target: str, janitor: ProcessId | None
+) -> None:
     """What starts a supervisor is what it reads."""
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
     adoption = Adoption(
@@ -61,24 +58,60 @@ def test_an_order_survives_its_journey(target: str, janitor: ProcessId | None) -
         link_fd=fds[1],
         life_fd=fds[2],
         mountpoint=target,
-        passive=False,
+        device="0:40",
+        standby=False,
         janitor=janitor,
     )
-    order = Order(mount=mount_of(target, fds[0]), adopt=adoption)
+    spec = SupervisorSpec(mount=mount_of(target, fds[0]), adopt=adoption)
     try:
-        assert Order.receive(inbox(order.to_json())) == order
+        assert receive(SupervisorSpec, pass_on(spec)) == spec
     finally:
         for fd in fds:
             os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Loaded(),
+        messages.Beat(1.5),
+        messages.Beat(2),
+        messages.Flushed(("a: b", "c")),
+        messages.InCharge(ProcessId(1, 2), None),
+        messages.Serve("/m", "0:40"),
+        messages.Release(3600.0),
+        messages.Failed(Failure(1, "x")),
+    ],
+)
+def test_a_message_survives_its_journey(message: messages.Message) -> None:
+    """What one side of the link says is what the other hears."""
+    assert messages.decode(messages.encode(message)) == message
+
+
+def test_a_message_of_another_version_is_understood() -> None:
+    """In an upgrade the two sides may differ: what is unknown is left out, what is missing has its default (I17)."""
+    assert messages.decode(b'Beat {"oldest": 1.0, "later": [1]}') == messages.Beat(1.0)
+    assert messages.decode(b"Beat {}") == messages.Beat()
+    assert messages.decode(b"Later {}") is None
+
+
+@pytest.mark.parametrize(
+    "broken", [b"Beat", b"Beat []", b'Beat {"oldest": "x"}', b"Serve {}", b"Beat {"]
+)
+def test_a_broken_message_is_an_error_of_one_kind(broken: bytes) -> None:
+    """Whatever is wrong with it: ValueError."""
+    with pytest.raises(ValueError, match=r"."):
+        messages.decode(broken)
 
 
 @given(message=st.text(), advice=st.text())
 def test_a_failure_survives_its_journey(message: str, advice: str) -> None:
     """A failure arrives as it was sent, on the link and on the control socket; a huge one is cut, not lost."""
     failure = Failure(5, message[:1000], advice[:1000])
-    assert failure_from(failure_message(failure)) == failure
-    assert Reply.from_json(Reply(failure).to_json()) == Reply(failure)
-    assert len(failure_message(Failure(5, message * 10_000, advice))) < 65_536
+    assert messages.decode(messages.encode(messages.failed(failure))) == messages.Failed(failure)
+    assert codec.from_json(Reply, codec.to_json(Reply(failure))) == Reply(failure)
+    huge = messages.failed(Failure(5, message * 10_000, advice))
+    assert len(messages.encode(huge)) < messages.MESSAGE_BYTES
 
 
 @given(path=NAMES, other=NAMES)

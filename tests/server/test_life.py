@@ -11,12 +11,12 @@ from certfs.linux.processes import ProcessId
 
 LIVING = """
 import sys, time
-from certfs.server.adoption import show_life
-from certfs.protocol.link import Job, Mount
+from certfs.server.supervision import show_life
+from certfs.protocol.specs import MountSpec, ServerSpec
 
-mount = Mount(mode="standalone", trees=(), runtime="", config_file=None, allow_other=False, journal=False)
+mount = MountSpec(mode="standalone", trees=(), runtime="")
 life = (int(sys.argv[1]), int(sys.argv[2]))
-show_life(Job(mount=mount, mountpoint="", passive=False, waits=False, life=life))
+show_life(ServerSpec(mount=mount, life=life))
 print("ready", flush=True)
 memory = bytearray(200 << 20)  # takes its time to be given back
 time.sleep(60)

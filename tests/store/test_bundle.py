@@ -153,7 +153,7 @@ async def test_settle_waits_for_what_was_asked_before(live: Scene) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(live.bundle.refresh, [b"a.pem"], ACTOR)
         await trio.testing.wait_all_tasks_blocked()
-        await live.bundle.wait_until_current()
+        await live.bundle.settle()
         assert live.bundle.generation.certificates == 100
 
 
@@ -165,10 +165,10 @@ async def test_a_link_is_looked_at_again(live: Scene, tmp_path: Path) -> None:
     assert not live.bundle.exists
     for pem in (ONE.pem, TWO.pem):
         target.write_bytes(pem)
-        await live.bundle.wait_until_current()
+        await live.bundle.settle()
         assert content(live.bundle) == pem
     target.unlink()
-    await live.bundle.wait_until_current()
+    await live.bundle.settle()
     assert not live.bundle.exists
 
 
@@ -181,9 +181,9 @@ async def test_a_link_to_a_file_that_is_being_written_is_whole(live: Scene, tmp_
     with target.open("wb", buffering=0) as file:
         for piece in (TWO.pem[:70], TWO.pem[70:]):
             file.write(piece)
-            await live.bundle.wait_until_current()
+            await live.bundle.settle()
             assert content(live.bundle) == ONE.pem
-    await live.bundle.wait_until_current()
+    await live.bundle.settle()
     assert content(live.bundle) == TWO.pem
 
 
@@ -255,7 +255,7 @@ async def test_a_file_that_is_opened_for_writing_while_it_is_read_counts_as_it_w
 async def test_a_swap_holds_what_was(live: Scene) -> None:
     """I10: from hold to release nothing is lost, afterwards nothing is kept."""
     await live.put("a.pem", ONE.pem)
-    live.bundle.hold()
+    live.bundle.hold(trio.current_time() + 30)
     await live.remove("a.pem")
     await live.put("b.pem", TWO.pem)
     assert content(live.bundle) == ONE.pem + TWO.pem
@@ -265,12 +265,13 @@ async def test_a_swap_holds_what_was(live: Scene) -> None:
 
 
 async def test_a_second_hold_keeps_the_first(live: Scene) -> None:
-    """I10: beginning again adds what the bundle is by then."""
+    """I10: beginning again only moves the deadline."""
     await live.put("a.pem", ONE.pem)
-    live.bundle.hold()
+    live.bundle.hold(1.0)
     await live.put("a.pem", TWO.pem)
-    live.bundle.hold()
+    live.bundle.hold(2.0)
     assert set(pki.certificates_in(content(live.bundle))) == {ONE.sha256, TWO.sha256}
+    assert live.bundle.swap_deadline == 2.0
 
 
 async def test_sources_are_known_by_the_file_that_they_were_read_from(live: Scene) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from certfs.procfs import Entry, parse_mounts
-from certfs.supervisor.janitor import _SCRIPT
+from certfs.supervisor.janitor import _script
 
+_SCRIPT = _script().decode()
 SHELLS = [
     pytest.param(
         shell, marks=pytest.mark.skipif(not shutil.which(shell[0]), reason="not installed")
@@ -62,7 +63,7 @@ def test_the_janitor_reads_the_table_as_the_supervisor_does(
     shell: list[str], tmp_path: Path
 ) -> None:
     """Whatever shell a host has: what the janitor detaches are the mounts of its devices, under their names."""
-    unmounted = janitor(shell, tmp_path, said=b"watch fuse.certfs 0:0 0:40 0:41\nfinish\n")
+    unmounted = janitor(shell, tmp_path, said=b"watch fuse.certfs 0:0 - 0:40 0:41\nfinish\n")
     expected = [entry for entry in parse_mounts(TABLE) if is_theirs(entry, {"0:40", "0:41"})]
     assert len(expected) == 3
     assert [os.fsdecode(point) for point in unmounted] == [entry.point for entry in expected]

@@ -80,7 +80,7 @@ def unit_text(
         "PATHS": " ".join(map(_word, (mount.store, mount.mountpoint))) if mount else "/etc /run",
         "START": _command(program, *start),
         "RELOAD": _command(program, "restart", *where),
-        "STOP": _command(program, "unmount", "--if-mounted", *where),
+        "STOP": _command(program, "unmount", "--if-mounted", "--own-unit", *where),
         "WANTED_BY": "default.target" if user else "multi-user.target",
     }
     for name in ("TITLE", "DESCRIPTION"):

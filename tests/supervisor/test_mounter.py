@@ -15,22 +15,23 @@ pytestmark = [pytest.mark.mount, pytest.mark.namespace]
 SCRIPT = """
 import os, sys, threading
 from certfs import procfs
-from certfs.linux import mount_table
+from certfs import procfs
 from certfs.linux import mount_syscalls
-from certfs.protocol.link import Mount, Tree
-from certfs.supervisor.views import BoundViews, View
+from certfs.protocol.specs import MountSpec, Tree
+from certfs.supervisor.mounter import RootMounter
+from certfs.supervisor.view import Attach, View
 
 base, beneath = sys.argv[1], sys.argv[2] == "beneath"
 target, runtime = f"{base}/target", f"{base}/run"
 os.chmod(base, 0o755), os.mkdir(target), os.mkdir(runtime, 0o700)
 with open(f"{target}/file", "w") as plain:
     plain.write("plain")
-tree = Tree(name="sub", store=target, target=target, fd=0, beneath_fd=None)
-mount = Mount(mode="dom0", trees=(tree,), runtime=runtime, config_file=None, allow_other=True, journal=False)
-views = BoundViews(mount, beneath=beneath)
+tree = Tree(name="sub", store=target, target=target, fd=0)
+spec = MountSpec(mode="dom0", trees=(tree,), runtime=runtime)
+mounter = RootMounter(spec, beneath=beneath)
 
 def serve(number):
-    place = views.place()
+    place = mounter.place()
     mount_syscalls.mount("tmpfs", place, "tmpfs", 0)
     os.mkdir(f"{place}/sub")
     with open(f"{place}/sub/file", "w") as content:
@@ -47,7 +48,7 @@ def read():
 view, previous = View("/sub", target), None
 for number in range(50):
     place, device = serve(number)
-    error = views.show(view, place, previous)
+    error = mounter.attach(Attach(view, previous), place)
     assert error is None, error
     assert open(f"{target}/file").read() == str(number)
     if number == 0:

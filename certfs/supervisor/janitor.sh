@@ -1,0 +1,123 @@
+#!/bin/sh
+# The janitor: detaches what supervisor and server have left when they cannot. See janitor.py.
+#
+#   sh janitor.sh UNMOUNT LIFE USER
+#
+# UNMOUNT is a command line to which the place is added, LIFE the descriptor of the read end of the server's life pipe,
+# USER the number of the user whose mounts these are. Standard input has one line for each thing to know:
+#
+#   watch KIND SERVERS PLACES DEVICE...   from now on; SERVERS is PID:STARTED,... and PLACES PLACE,... as in mountinfo
+#   finish                                detach everything now, and what is covered later
+#
+# shellcheck disable=SC2162 # the octal escapes of /proc/self/mountinfo are read with backslashes as they are, by read -r
+trap '' HUP INT TERM
+# Names in the tables of the kernel are bytes, of no encoding.
+export LC_ALL=C
+unmount=$1 life=$2 user=$3
+if [ "$user" = 0 ]; then
+    PATH=/usr/sbin:/usr/bin:/sbin:/bin
+else
+    PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+fi
+
+# Whether another mount lies upon the mount $1, at the same place $2.
+covered() {
+    while read -r _ beneath _ _ there _; do
+        [ "$beneath $there" = "$1 $2" ] && return 0
+    done <<END
+$mounts
+END
+    return 1
+}
+
+# Whether a line of the mount table, of a device $1, at the place $2, with the end $3, is to be detached: certfs's, made
+# by this user or by root, and known by its device or, where only what is dead is detached ($4), by its place. The maker
+# stands in the last field, which is the kernel's; the others hold what their user has chosen.
+ours() {
+    case $3 in *" - $kind "*) ;; *) return 1 ;; esac
+    case ,${3##* }, in *",user_id=$user,"* | *,user_id=0,*) ;; *) return 1 ;; esac
+    case " $devices " in *" $1 "*) return 0 ;; esac
+    [ "$4" = dead ] && case ",$places," in *",$2,"*) return 0 ;; esac
+    return 1
+}
+
+# Detach what is ours and in view; with "dead", only what does not answer: the kernel gives the number of a mount that
+# is gone to the next one, somebody else's. Sets hidden if something is covered.
+sweep() {
+    round=0 found=yes
+    while [ "$found" ] && [ $round -lt 64 ]; do
+        round=$((round + 1)) found='' hidden=''
+        mounts=$(cat /proc/self/mountinfo)
+        while read -r id _ device _ point rest; do
+            ours "$device" "$point" " $rest" "$1" || continue
+            if covered "$id" "$point"; then hidden=yes && continue; fi
+            point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
+            point=$(printf '%b.' "$point")
+            # statfs(2) is never answered from a cache of the kernel's.
+            [ "$1" = dead ] && stat -f -- "${point%.}" >/dev/null 2>&1 && continue
+            $unmount "${point%.}" && found=yes
+        done <<END
+$mounts
+END
+    done
+}
+
+read -r _ kind servers places devices
+{
+    read -r _
+    sleep 1
+    sweep dead
+} <"/proc/self/fd/$life" &
+finish=''
+while [ ! "$finish" ] && read -r word first second third rest; do
+    case $word in
+    watch) kind=$first servers=$second places=$third devices=$rest ;;
+    finish) finish=yes ;;
+    esac
+done
+
+# Print the state of the process $1 that was started at $2; nothing if there is none. Its name, in parentheses, may hold
+# parentheses and line feeds.
+state_of() {
+    started=$2
+    stat=$(cat "/proc/$1/stat" 2>/dev/null)
+    # shellcheck disable=SC2086 # its fields
+    set -- ${stat##*) }
+    [ "${20}" = "$started" ] && printf '%s' "$1"
+}
+
+# Whether a server can still start a supervisor: one that runs, or one that was stopped only a moment ago.
+hope() {
+    running='' stopped=''
+    for server in $(printf '%s' "$servers" | tr , ' '); do
+        case $(state_of "${server%:*}" "${server#*:}") in
+        '' | Z | X) ;;
+        T | t) stopped="$stopped ${server%:*}" ;;
+        *) running=yes ;;
+        esac
+    done
+    [ "$running" ] && patience=$([ $rounds -lt 200 ] && echo 100 || echo 10)
+    patience=$((patience - 1))
+    [ "$running" ] || { [ "$stopped" ] && [ $patience -gt 0 ]; }
+}
+
+rounds=0 patience=100 stopped=''
+while [ ! "$finish" ] && hope; do
+    [ $rounds -lt 200 ] && pause=0.1 || pause=1
+    rounds=$((rounds + 1))
+    sleep "$pause"
+done
+
+exec >/dev/null 2>&1
+if [ "$stopped" ]; then
+    # shellcheck disable=SC2086 # several processes
+    kill -9 $stopped
+    for device in $devices; do
+        echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"
+    done
+fi
+sweep ${finish:-dead}
+while [ "$hidden" ]; do
+    findmnt --poll --first-only --nocanonicalize --timeout 1000 || sleep 0.2
+    sweep ${finish:-dead}
+done

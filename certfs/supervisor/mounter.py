@@ -1,0 +1,158 @@
+"""The hands of the view: where servers are mounted, and how that comes into view and goes out of it.
+
+Two ways. Root (`RootMounter`): each server is mounted in a hidden directory, and its trees are bound over their
+targets, so that a new server can take over a target in one step. An ordinary user (`UserMounter`): the server is
+mounted on the target itself through fusermount3, one after the other. Not one on top of the other: fusermount3 would
+have to look at the old mount, and FUSE shows an ordinary user's mount to nobody else, root included (mount.fuse3(8),
+allow_other).
+"""
+
+import errno
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar, Final, Protocol
+
+from certfs.linux import fuse_device, mount_syscalls, mount_table
+from certfs.linux.processes import in_child
+from certfs.protocol import state_file, timeouts
+from certfs.protocol.specs import MountSpec
+from certfs.supervisor.view import HIDDEN, Attach, View
+
+_CANNOT: Final = frozenset((errno.ENOSYS, errno.EINVAL, errno.EPERM))
+"""What kernels without a mount system call, or without one of its flags, answer (seccomp filters too)."""
+
+
+class Mounter(Protocol):
+    """A way of mounting."""
+
+    one_place: ClassVar[bool]
+    """Servers are mounted one after the other, on their target."""
+
+    def mount(self) -> tuple[int, str]:
+        """Mount the next server; return the descriptor that it is to serve, and where that is mounted."""
+        ...
+
+    def attach(self, step: Attach, mountpoint: str) -> OSError | None:
+        """Bring a view of the server at ``mountpoint`` into view; the error if it cannot be.
+
+        No name is missing at any time, and afterwards nothing of ``step.over`` is in view.
+        """
+        ...
+
+    def detach(self, point: str) -> None:
+        """Take the mount on top of ``point`` away."""
+        ...
+
+
+def targets_of(mount: MountSpec) -> tuple[View, ...]:
+    """Return the views that a mount consists of."""
+    return tuple(View(f"/{tree.name}", tree.target) for tree in mount.trees)
+
+
+@dataclass(frozen=True, slots=True)
+class RootMounter:
+    """Root's way: hidden mounts, and bind mounts at the targets."""
+
+    spec: MountSpec
+    one_place: ClassVar[bool] = False
+    beneath: bool = True
+    """Use MOVE_MOUNT_BENEATH where the kernel has it (Linux 6.5); False is for testing the other ways."""
+
+    def mount(self) -> tuple[int, str]:
+        """Mount in a hidden directory of its own."""
+        place = self.place()
+        flags, allow_other = self.spec.flags, self.spec.allow_other
+        try:
+            return fuse_device.mount_as_root(place, flags=flags, allow_other=allow_other), place
+        except OSError:
+            discard(self.spec, place)
+            raise
+
+    def place(self) -> str:
+        """Make a hidden mountpoint."""
+        number = 1
+        while True:
+            path = f"{self.spec.runtime}{HIDDEN}{number}"
+            try:
+                state_file.remake_directory(self.spec.runtime)  # it may have been removed
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                number += 1
+            else:
+                return path
+
+    def attach(self, step: Attach, mountpoint: str) -> OSError | None:
+        """Bind the directory over its target, in a child process because the new server has to answer."""
+        return in_child(lambda: self._bind(step, mountpoint), timeouts.ATTACH)
+
+    def detach(self, point: str) -> None:
+        """Detach lazily; a hidden directory that is free then goes as well."""
+        mount_syscalls.umount(point)
+        discard(self.spec, point)
+
+    def _bind(self, step: Attach, mountpoint: str) -> None:
+        # The hidden mount came into a directory that may be shared; its binds shall be no peers of it, or a mount made
+        # below one of them would appear in the hidden one too, and keep the server alive.
+        mount_syscalls.make_private(mountpoint)
+        source, point = mountpoint + step.view.root.rstrip("/"), step.view.point
+        if step.over is None:
+            self._attach(source, point)
+        elif not (self.beneath and self._slide_under(source, point)):
+            # What comes into view for an instant is plain: the store itself.
+            mount_syscalls.umount(point)
+            self._attach(source, point)
+
+    def _slide_under(self, source: str, point: str) -> bool:
+        try:
+            tree = mount_syscalls.clone_tree(source)
+            try:
+                mount_syscalls.attach_tree(tree, point, beneath=True)
+            finally:
+                os.close(tree)
+        except OSError as error:
+            if error.errno in _CANNOT:
+                return False
+            raise
+        mount_syscalls.umount(point)
+        return True
+
+    def _attach(self, source: str, point: str) -> None:
+        mount_syscalls.mount(source, point, None, mount_syscalls.MS_BIND)
+
+
+@dataclass(frozen=True, slots=True)
+class UserMounter:
+    """An ordinary user's way: one place."""
+
+    spec: MountSpec
+    one_place: ClassVar[bool] = True
+
+    def mount(self) -> tuple[int, str]:
+        """Mount on the target."""
+        (tree,) = self.spec.trees
+        fd = fuse_device.mount_as_user(
+            tree.target, allow_other=self.spec.allow_other, seconds=timeouts.UNMOUNT
+        )
+        return fd, tree.target
+
+    def attach(self, step: Attach, mountpoint: str) -> OSError | None:
+        """Do nothing: what is mounted is in view."""
+        del step, mountpoint
+        return None
+
+    def detach(self, point: str) -> None:
+        """Detach with fusermount3."""
+        mount_table.fusermount(point)
+
+
+def mounter_for(spec: MountSpec) -> Mounter:
+    """Return the way that this process has."""
+    return RootMounter(spec) if os.geteuid() == 0 else UserMounter(spec)
+
+
+def discard(spec: MountSpec, mountpoint: str | None) -> None:
+    """Remove a hidden mountpoint that nothing is mounted on any more."""
+    if mountpoint and mountpoint.startswith(spec.runtime + HIDDEN):
+        with suppress(OSError):
+            os.rmdir(mountpoint)

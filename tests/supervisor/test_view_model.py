@@ -1,0 +1,269 @@
+"""Machine and view together, over a mount table in memory: no sequence of events leaves a dead mount (I14)."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from certfs.procfs import FILESYSTEM_TYPE, Entry, top_at
+from certfs.protocol.messages import Failure
+from certfs.supervisor import machine, view
+from certfs.supervisor.machine import Phase
+
+RUNTIME = "/run/certfs/x"
+TARGETS = (view.View("/a", "/etc/a"), view.View("/b", "/etc/b"))
+POINTS = [each.point for each in TARGETS]
+ELSEWHERE = "/srv/bind"
+
+
+class Kernel:
+    """A mount table: mounts on top of mounts."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._last = 1
+
+    def mount(self, device: str, root: str, point: str, kind: str = FILESYSTEM_TYPE) -> None:
+        """Mount on top of what is there."""
+        top = top_at(self.entries, point)
+        self._last += 1
+        parent = top.mount_id if top else 1
+        self.entries.append(Entry(self._last, parent, device, root, point, kind, owner=0))
+
+    def umount(self, point: str) -> None:
+        """Take the topmost mount away."""
+        top = top_at(self.entries, point)
+        if top:
+            self.entries.remove(top)
+
+
+class World(RuleBasedStateMachine):
+    """A supervisor over processes and mounts in memory, and a host on which anything happens."""
+
+    one_place = False
+
+    @initialize()
+    def begin(self) -> None:
+        """Start."""
+        self.kernel = Kernel()
+        self.targets = TARGETS[:1] if self.one_place else TARGETS
+        self.state = machine.State(one_place=self.one_place)
+        self.memory = view.Memory(
+            runtime=RUNTIME, targets=self.targets, can_attach=not self.one_place
+        )
+        self.devices: dict[int, str] = {}
+        self.alive: set[int] = set()
+        self.events: deque[machine.Event] = deque()
+        self.happened(machine.Begin())
+
+    # --- the hands, as in `certfs.supervisor.supervisor`
+
+    def happened(self, event: machine.Event) -> None:
+        """Do what follows."""
+        self.events.append(event)
+        while self.events:
+            self.state, actions = machine.step(self.state, self.events.popleft())
+            for action in actions:
+                self.do(action)
+            if self.state.phase is not Phase.ENDED:
+                self.look()
+
+    def do(self, action: machine.Action) -> None:
+        """Do one thing."""
+        match action:
+            case machine.Start(number):
+                self.alive.add(number)
+            case machine.Mount(number):
+                device = f"0:{40 + number}"
+                place = POINTS[0] if self.one_place else f"{RUNTIME}{view.HIDDEN}{number}"
+                self.kernel.mount(device, "/", place)
+                self.devices[number] = device
+                self.memory = replace(self.memory, devices=(*self.memory.devices, device))
+            case machine.Look():
+                self.look()
+            case machine.Kill(number):
+                self.alive.discard(number)
+            case machine.Lose(number):
+                self.alive.discard(number)
+                self.look()
+                self.events.append(machine.Lost(killed=False, served_seconds=1.0))
+            case machine.Finish():
+                self.alive.clear()
+                self.state = replace(self.state, current=None, next=None, showing=False)
+                self.look()
+
+    def look(self) -> None:
+        """Bring into view what is to be seen."""
+        table = self.kernel.entries
+        self.memory = view.remember_binds(view.refresh(self.memory, table), table)
+        live = self.devices.get(self.state.seen) if self.state.seen else None
+        if live and view.unmounted(self.memory, table):
+            self.events.append(machine.Unmounted())
+            return
+        alive = [self.devices[each] for each in self.state.servers if each in self.devices]
+        for _ in range(64):
+            self.memory = view.refresh(self.memory, table)
+            steps = view.steps(self.memory, table, live=live, alive=alive)
+            if not steps:
+                break
+            for step in steps:
+                if isinstance(step, view.Attach):
+                    assert live is not None
+                    if step.over:
+                        self.kernel.umount(step.view.point)
+                    self.kernel.mount(live, step.view.root, step.view.point)
+                else:
+                    self.kernel.umount(step.point)
+        else:
+            raise AssertionError("the view does not come to rest")
+        self.memory = view.settle(view.refresh(self.memory, table), table, live)
+        if self.state.showing and live:
+            shown = view.shows(self.memory, table, live)
+            assert self.state.next is not None
+            lost = machine.Failed(self.state.next, Failure(6, "not shown"))
+            self.events.append(machine.Shown() if shown else lost)
+        covered = self.one_place and bool(view.covered(self.memory, table))
+        if covered != self.state.covered:
+            self.events.append(machine.Room(covered))
+
+    # --- what happens
+
+    @property
+    def running(self) -> bool:
+        """Whether the supervisor has not ended."""
+        return self.state.phase is not Phase.ENDED
+
+    @precondition(lambda self: self.running and self.state.next in self.alive)
+    @rule(fails=st.integers(0, 9))
+    def server_goes_on(self, fails: int) -> None:
+        """The next server loads, or answers, or fails."""
+        number = self.state.next
+        assert number is not None
+        if fails == 0:
+            self.happened(machine.Failed(number, Failure(3, "broken")))
+        elif number in self.devices:
+            self.happened(machine.Answers(number))
+        else:
+            self.happened(machine.Loaded(number))
+
+    @precondition(lambda self: self.running and self.state.servers)
+    @rule(data=st.data(), unmounted=st.booleans())
+    def server_dies(self, data: st.DataObject, *, unmounted: bool) -> None:
+        """A server dies, or finds itself unmounted."""
+        number = data.draw(st.sampled_from(self.state.servers))
+        self.alive.discard(number)
+        mounted = any(entry.device == self.devices.get(number) for entry in self.kernel.entries)
+        self.happened(machine.Gone(number, unmounted and not mounted))
+
+    @precondition(lambda self: self.running and self.state.current)
+    @rule()
+    def server_hangs(self) -> None:
+        """The current server is silent."""
+        assert self.state.current is not None
+        self.happened(machine.Silent(self.state.current))
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def restart(self) -> None:
+        """A command asks for a restart."""
+        if not self.state.asked:
+            self.happened(machine.Restart())
+
+    @precondition(lambda self: self.state.phase is Phase.BACKOFF)
+    @rule()
+    def retry(self) -> None:
+        """The time is over."""
+        self.happened(machine.Retry())
+
+    @rule(point=st.sampled_from([*POINTS, ELSEWHERE]))
+    def cover(self, point: str) -> None:
+        """Others mount over it."""
+        self.kernel.mount("0:9", "/", point, "tmpfs")
+        self.table_changed()
+
+    @rule(point=st.sampled_from([*POINTS, ELSEWHERE]), quickly=st.integers(1, 2))
+    def unmount(self, point: str, quickly: int) -> None:
+        """Others unmount what is on top, once or twice before anyone looks."""
+        for _ in range(quickly):
+            self.kernel.umount(point)
+        self.table_changed()
+
+    @rule()
+    def bind(self) -> None:
+        """Others bind a directory of ours elsewhere."""
+        top = top_at(self.kernel.entries, POINTS[0])
+        if top and top.kind == FILESYSTEM_TYPE and not self.one_place:
+            self.kernel.mount(top.device, "/a/sub", ELSEWHERE)
+            self.table_changed()
+
+    @precondition(lambda self: self.running)
+    @rule(rarely=st.integers(0, 9))
+    def end(self, rarely: int) -> None:
+        """A command ends it."""
+        if rarely == 0:
+            self.happened(machine.End())
+
+    def table_changed(self) -> None:
+        """Look at the table, as the supervisor does when the kernel says so."""
+        if not self.running:
+            self.janitor()
+            return
+        self.look()
+        events, self.events = self.events, deque()
+        for event in events:
+            self.happened(event)
+
+    def janitor(self) -> None:
+        """Detach what comes into view after the supervisor has ended: it has handed that over (`Janitor.finish`)."""
+        for point in [entry.point for entry in self.kernel.entries]:
+            while (top := top_at(self.kernel.entries, point)) and top.device in self.memory.devices:
+                self.kernel.umount(point)
+
+    # --- what must be true then
+
+    def ours(self) -> set[str]:
+        """Return every device that certfs ever mounted."""
+        return set(self.devices.values())
+
+    @invariant()
+    def nothing_dead_is_on_top(self) -> None:
+        """No place that can be looked at leads to a server that is dead, or that nobody looks after."""
+        if not self.running:
+            living = set[str]()
+        else:
+            living = {self.devices[each] for each in self.state.servers if each in self.devices}
+        for point in {entry.point for entry in self.kernel.entries}:
+            top = top_at(self.kernel.entries, point)
+            assert top is not None
+            assert top.device not in self.ours() - living, point
+
+    @invariant()
+    def what_serves_is_in_view(self) -> None:
+        """A live server is at every target, or something of others is over ours."""
+        if self.state.phase is Phase.SERVING:
+            assert self.state.current is not None
+            live = self.devices[self.state.current]
+            assert view.shows(self.memory, self.kernel.entries, live)
+
+    @invariant()
+    def somebody_looks_after_it(self) -> None:
+        """While the supervisor runs there is a server, or a reason for the next one to start."""
+        if self.running and not self.state.servers:
+            assert self.state.phase in {Phase.BACKOFF, Phase.COVERED}
+            assert self.state.covered or self.state.phase is Phase.BACKOFF
+
+
+class UserWorld(World):
+    """The same for an ordinary user, whose servers have one place."""
+
+    one_place = True
+
+
+TestRoot = World.TestCase
+TestRoot.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestUser = UserWorld.TestCase
+TestUser.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
