@@ -165,6 +165,29 @@ def test_a_mount_over_the_mount_is_followed() -> None:
         assert bundle.read_bytes() == OLD.pem
 
 
+def test_a_turned_link_reaches_the_plain_copy_while_nobody_reads() -> None:
+    """I12: as kubelet does it, `..data` is turned; what was revoked is not trusted after the end of the mount."""
+    with mounts.mounted() as mount:
+        certs, store_certs = mount.tree.certs, mount.tree.store / "stunnel" / "certs"
+        volume = mount.tree.root.with_name("volume")
+        for name, ca in (("..1", OLD), ("..2", NEW)):
+            (volume / name).mkdir(parents=True)
+            (volume / name / "ca.crt").write_bytes(ca.pem)
+        (volume / "..data").symlink_to("..1")
+        (certs / "a.pem").symlink_to(volume / "..data" / "ca.crt")
+        plain = store_certs.parent / mount.tree.user_bundle.name
+
+        def shows(ca: pki.Identity) -> bool:
+            return plain.exists() and plain.read_bytes() == ca.pem
+
+        mounts.wait_until(lambda: shows(OLD), what="the plain copy")
+        turn(volume / "..data", "..2")
+        mounts.wait_until(lambda: shows(NEW), what="the new plain copy")
+        mount.stop()
+        assert plain.read_bytes() == NEW.pem
+        mount.start()
+
+
 async def test_what_no_link_leads_over_is_watched_no_more(root: Path) -> None:
     """I18: links that come and go leave no watches behind."""
     (root / "certs").mkdir()

@@ -21,7 +21,7 @@ from certfs.safe_open import LinkRefusedError, make_beneath, open_beneath, open_
 from certfs.server.plain_copies import PlainCopies
 from certfs.store.layout import make_directories
 from tests.store.scenes import spec, store
-from tests.support import pki
+from tests.support import mounts, pki
 from tests.support.mounts import need_root
 
 MINE, PLANTED = (pki.authority(name) for name in ("mine", "planted"))
@@ -243,3 +243,34 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is compared
         open_trusted(str(tmp_path / "one"), os.O_RDONLY)
     assert caught.value.errno == errno.ELOOP
+
+
+@pytest.mark.mount
+def test_no_race_makes_a_mount_write_outside_of_a_user_s_store(victim: Path) -> None:
+    """I12, I19: a real server of root's, whose user exchanges a directory for a link to another host directory."""
+    need_root()
+    with mounts.mounted() as mount:
+        mount.expected_log += ["plain copy", "symbolic link", "does not answer", "stunnel"]
+        path = mount.tree.store
+        (path / "evil").symlink_to(victim)
+        for entry in (path, *path.rglob("*")):
+            os.chown(entry, USER, USER, follow_symlinks=False)
+        with exchanging(path / "stunnel", path / "evil"):
+            deadline = time.monotonic() + 1.5
+            while time.monotonic() < deadline:
+                for place in ("stunnel", "evil"):
+                    with suppress(OSError):
+                        fd = os.open(path / place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+                        certs = os.open("certs", os.O_PATH | os.O_DIRECTORY, dir_fd=fd)
+                        source = os.open("x.pem", os.O_WRONLY | os.O_CREAT, dir_fd=certs)
+                        os.write(source, PLANTED.pem)
+                        for each in (source, certs, fd):
+                            os.close(each)
+                time.sleep(0.01)
+        if (path / "stunnel").is_symlink():
+            (path / "stunnel").rename(path / "out")
+            (path / "evil").rename(path / "stunnel")
+        mounts.wait_until(mount.tree.user_bundle.exists, what="the bundle")
+        plain = path / "stunnel" / mount.tree.user_bundle.name
+        mounts.wait_until(plain.exists, what="the plain copy in the store")
+        assert untouched(victim)
