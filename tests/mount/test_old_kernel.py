@@ -1,0 +1,87 @@
+"""Everything works where the kernel knows no system call that is newer than Linux 4.19 (I12, I14, I17).
+
+The nightly run has the whole suite under the same filter.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import mounts, old_kernel, pki
+from tests.support.host import POOL, Host, host, kill
+from tests.support.mounts import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+
+_PROGRAM = [sys.executable, str(Path(old_kernel.__file__))]
+
+
+def _refuses(program: str) -> bool:
+    """Whether the filter makes a Python program end with ENOSYS."""
+    command = [*_PROGRAM, sys.executable, "-c", program]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return "Function not implemented" in ended.stderr
+
+
+@pytest.fixture
+def old() -> Iterator[Host]:
+    """Give a host with an old kernel, on which nothing is mounted yet."""
+    if not old_kernel.is_possible():
+        pytest.skip("the numbers of system calls are those of x86-64")
+    with host() as made:
+        for name, identity in POOL.items():
+            (made.store.certs_pool / name).write_bytes(identity.pem)
+        yield made
+
+
+def certfs(made: Host, *arguments: str) -> str:
+    """Run certfs under the filter, and return what it said; whatever it starts is under it as well."""
+    result = made.run(*_PROGRAM, mounts.certfs_program(), *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr + made.log()
+    return result.stdout
+
+
+def held_by(bundle: Path) -> int:
+    """Count the certificates in a bundle."""
+    return len(pki.certificates_in(bundle.read_bytes()))
+
+
+def test_newer_calls_are_refused() -> None:
+    """The filter does what it says: pidfd_open(2) is not there, and what was before is."""
+    assert _refuses("import os; os.pidfd_open(os.getpid())")
+    assert not _refuses("import os; os.stat('/'); os.getrandom(1)")
+
+
+def test_a_mount_and_its_restarts_and_deaths(old: Host) -> None:
+    """Mounted, changed, restarted, killed, detached and unmounted, all as with a new kernel."""
+    certfs(old, "mount")
+    (old.tree.certs_pool / "new.pem").write_bytes(pki.issue("new").pem)
+    assert held_by(old.tree.pool_bundle) == 3
+    server = old.server()
+    certfs(old, "restart")
+    assert old.server() != server
+    server = old.server()
+    old.live_again(kill(server), not_pid=server, seconds=30)
+    supervisor = old.supervisor()
+    kill(supervisor)
+    wait_until(lambda: old.supervisor() != supervisor, what="another supervisor")
+    (old.tree.certs_pool / "new.pem").unlink()
+    assert held_by(old.tree.pool_bundle) == 2
+    assert certfs(
+        old,
+        "detached",
+        "--",
+        "grep",
+        "-c",
+        "BEGIN",
+        str(Path("/etc/stunnel") / "xapi-pool-ca-bundle.pem"),
+    )
+    wait_until(old.presented, what="the mount")
+    certfs(old, "unmount")
+    assert old.certfs_mounts() == []
+    assert held_by(old.tree.pool_bundle) == 2
