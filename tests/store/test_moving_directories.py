@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from certfs.linux import mount_syscalls
 from certfs.server.plain_copies import PlainCopies
 from certfs.store.source_reader import SourceReader
 from tests.store.scenes import Store, spec, store
@@ -35,6 +36,15 @@ def swap(one: Path, other: Path) -> None:
     """Exchange two directories by renaming."""
     one.rename(one.with_name("away"))
     other.rename(one)
+
+
+def umount(directory: Path) -> list[str | Path]:
+    """Give the command that takes a mount away: a descriptor in it makes it busy where open_tree(2) is missing."""
+    try:
+        os.close(mount_syscalls.clone_tree("/"))
+    except OSError:
+        return ["umount", "--lazy", directory]
+    return ["umount", directory]
 
 
 @pytest.fixture
@@ -161,7 +171,7 @@ def test_a_mount_over_the_mount_is_followed() -> None:
                 lambda: plain.exists() and plain.read_bytes() == NEW.pem, what="the plain copy"
             )
         finally:
-            subprocess.run(["umount", certs], check=True)
+            subprocess.run(umount(certs), check=True)
         assert bundle.read_bytes() == OLD.pem
 
 
@@ -217,7 +227,7 @@ async def test_a_mount_over_a_source_directory_is_followed(root: Path) -> None:
             await found.trust.catch_up()
             assert found.content(BUNDLE) == NEW.pem
         finally:
-            await trio.run_process(["umount", certs])
+            await trio.run_process(umount(certs))
         await found.trust.catch_up()
         assert found.content(BUNDLE) == OLD.pem
         assert os.listdir(certs) == ["a.pem"]
