@@ -137,6 +137,7 @@ def test_a_host_that_is_set_up_and_not_served_is_critical(dom0: Host) -> None:
 
     def names() -> set[str]:
         answer = json.loads(dom0.run(*dom0.program(), "check", "--json").stdout)
+        assert "findings" in answer, answer
         return {each["name"] for each in answer["findings"] if each["severity"] == "critical"}
 
     enabled = dom0.directory / "etc/systemd/system/multi-user.target.wants"
