@@ -43,6 +43,8 @@ class History:
         self._events = before.events if before else ()
         self._lingering = before.lingering if before else ()
         self._lost: float | None = None
+        self._unwritten: State | None = None
+        self._fails = False
         self._report_fd = spec.report_fd
         self._untold = spec.adopt is None
         """The first outcome has not been told."""
@@ -138,10 +140,25 @@ class History:
             defects=strikes.defects,
             events=self._events,
         )
+        self._unwritten = state
+        self.save_again()
+
+    def save_again(self) -> None:
+        """Write the state file where that has failed: /run may have been full, and nothing else may happen for days."""
+        if self._unwritten is None:
+            return
+        mount = self._spec.mount
         try:
-            write_state(mount.runtime, state)
+            write_state(mount.runtime, self._unwritten)
         except OSError as error:
-            self.log("error", f"cannot write {mount.state_file}: {error.strerror}")
+            if not self._fails:
+                text = f"cannot write {mount.state_file}: {error.strerror}; tried again until it can be"
+                self.log("error", text)
+            self._fails = True
+            return
+        if self._fails:
+            self.log("info", f"{mount.state_file} is written again")
+        self._unwritten, self._fails = None, False
 
     def _remember(self, event: Event) -> None:
         self._events = (*self._events, event)[-REMEMBERED_EVENTS:]

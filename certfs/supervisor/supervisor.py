@@ -191,6 +191,7 @@ class Supervisor:
             self._happened(machine.Silent(server.number))
         elif server.number == self._state.current:
             self._expect_beat(server)
+            self._history.save_again()
             if self._mount.log:
                 log_file.follow(self._mount.log)
                 log_file.bound(self._mount.log)
