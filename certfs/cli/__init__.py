@@ -15,6 +15,7 @@ import click
 from certfs import __version__
 from certfs.cli import xe
 from certfs.cli.failures import own_arguments, run
+from certfs.cli.mount_helper import translated
 from certfs.errors import from_os_error
 
 
@@ -153,6 +154,9 @@ def main() -> NoReturn:
     if not sys.warnoptions:
         # A library's warning about an odd certificate is for the calling program, not for its user.
         warnings.simplefilter("ignore")
+    call = translated(sys.argv)
+    if call is not None:  # by mount(8)
+        sys.argv[1:] = call
     try:
         code = run(group)
         if sys.stdout:

@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from certfs.cli.mount_options import MountOptionError, MountOptions, parse
 from certfs.client import instances
 from certfs.client import mount as mounting
 from certfs.client.detached import run_detached
@@ -31,6 +32,7 @@ _CONFIG = click.option(
     epilog="\b\nExamples:\n"
     "  certfs mount --store ~/certificates ~/mnt\n"
     "  certfs mount --store /srv/tls /srv/tls --foreground\n"
+    "  certfs mount -o remount,ro /srv/tls\n"
     "  certfs mount                        (root) over /etc/xensource and /etc/stunnel"
 )
 @click.option("--store", metavar="DIR", help="The directory that holds the real files.")
@@ -42,6 +44,15 @@ _CONFIG = click.option(
     help="Let other users in. Default: yes for root, no otherwise.",
 )
 @click.option("--log", metavar="FILE", help="Where the daemon logs.")
+@click.option(
+    "-o",
+    "words",
+    metavar="OPTIONS",
+    multiple=True,
+    help="As for mount(8): ro, noatime, nosuid, nodev, noexec, remount, config=FILE, allow_other, log=FILE.",
+)
+@click.option("--sloppy", is_flag=True, hidden=True)
+@click.option("--fake", is_flag=True, hidden=True)
 @click.argument("mountpoint", required=False)
 def mount(  # noqa: PLR0913  one for each option
     *,
@@ -51,11 +62,25 @@ def mount(  # noqa: PLR0913  one for each option
     config_file: str | None,
     allow_other: bool | None,
     log: str | None,
+    words: tuple[str, ...],
+    sloppy: bool,
+    fake: bool,
 ) -> None:
     """Mount a store at MOUNTPOINT, or without arguments the host's own directories over themselves.
 
     Returns when the tree is served. Both paths may be the same directory: then a crash leaves the plain files in view.
     """
+    options = _options(words, sloppy=sloppy)
+    config_file = config_file or options.config
+    log = log or options.log
+    allow_other = options.allow_other if allow_other is None else allow_other
+    if options.remount:
+        instances.remount(
+            instances.find(mountpoint),
+            set_flags=options.set_flags,
+            clear_flags=options.clear_flags,
+        )
+        return
     if (store is None) != (mountpoint is None):
         raise click.UsageError(
             "--store DIR and MOUNTPOINT go together (or give neither, as root on a host)"
@@ -76,13 +101,23 @@ def mount(  # noqa: PLR0913  one for each option
         config_file=DEFAULT_FILE if optional else config_file,
         config_optional=optional,
         allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
+        flags=options.set_flags,
         log=os.path.abspath(log) if log else None,
     )
+    if fake:
+        return
     if foreground:
         mounting.become_supervisor(plan)
     pid = mounting.launch(plan)
     where = " and ".join(place.target for place in places)
     click.echo(f"serving {where} (process {pid})")
+
+
+def _options(words: tuple[str, ...], *, sloppy: bool) -> MountOptions:
+    try:
+        return parse(",".join(words), sloppy=sloppy)
+    except MountOptionError as error:
+        raise click.UsageError(str(error)) from None
 
 
 _ALL = click.option("--all", "every", is_flag=True, help="Every mount of this user.")

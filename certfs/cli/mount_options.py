@@ -38,7 +38,11 @@ _IGNORED: Final = frozenset(
     )
 )  # fmt: skip
 """For mount(8), init or libfuse, or what a certfs mount does anyway."""
-_IGNORED_PREFIXES: Final = ("x-", "X-", "comment=", "fsname=", "subtype=")
+_IGNORED_PREFIXES: Final = (
+    *("x-", "X-", "comment=", "fsname=", "subtype="),
+    *("blksize=", "fd=", "group_id=", "max_read=", "rootmode=", "user_id="),
+)
+"""The second kind is what the mount table says, which mount(8) repeats for a remount."""
 _VALUES: Final = ("config", "log")
 
 

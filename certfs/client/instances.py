@@ -8,12 +8,14 @@ import contextlib
 import os
 import socket
 import time
+from dataclasses import replace
 from typing import Final
 
 from certfs import procfs
 from certfs.client.cleanup import end_leftovers
 from certfs.client.mount import canonical, failure_error
 from certfs.errors import (
+    CertfsError,
     ConfigError,
     DeadlineError,
     FuseError,
@@ -147,6 +149,21 @@ def _log_of(directory: str) -> str:
     """Return where an instance's log is read."""
     state = state_file.read_state(directory)
     return state.log if state is not None and state.log else "journalctl -u certfs"
+
+
+def remount(directory: str, *, set_flags: int, clear_flags: int) -> None:
+    """Have an instance mounted with other flags of mount(2), by a restart; the store's own cannot be cleared (I19).
+
+    Files that are open stay on the mount that they were opened on.
+    """
+    before = state_file.read_flags(directory)
+    asked = (before.asked | set_flags) & ~clear_flags
+    state_file.write_flags(directory, replace(before, asked=asked))
+    try:
+        restart(directory)
+    except CertfsError:
+        state_file.write_flags(directory, before)
+        raise
 
 
 def _connect(directory: str) -> socket.socket | None:

@@ -63,6 +63,8 @@ class MountRequest:
     config_file: str | None
     config_optional: bool = False
     allow_other: bool
+    flags: int = 0
+    """Of mount(2), in addition to those of the store's file systems."""
     log: str | None = None
     """The log file; None for the one in the runtime directory."""
     server_module: str = SERVER_MODULE
@@ -143,6 +145,8 @@ def _prepare(request: MountRequest, *, foreground: bool) -> tuple[MountSpec, int
     for place in request.places:
         _check_served(place, directory, request)
     trees = tuple(_open_tree(place) for place in request.places)
+    flags = state_file.MountFlags(asked=request.flags, beneath=_flags(trees))
+    state_file.write_flags(directory, flags)
     mount = MountSpec(
         mode=request.mode,
         trees=trees,
@@ -150,7 +154,6 @@ def _prepare(request: MountRequest, *, foreground: bool) -> tuple[MountSpec, int
         config_file=request.config_file,
         config_optional=request.config_optional,
         allow_other=request.allow_other,
-        flags=_flags(trees),
         journal=foreground and "JOURNAL_STREAM" in os.environ,
         log=None if foreground else request.log or f"{directory}/log",
     )

@@ -135,6 +135,8 @@ class FilesystemBase(pyfuse3.Operations):
         self.started_ns = time.time_ns()
         self.unsettled: set[Inode] = set()
         self.on_init: Callable[[], None] = lambda: None
+        self.reading_flags = 0
+        """O_NOATIME on a mount that is not to change times of access by reading (mount(8): noatime, ro)."""
         self.flush_plain_copies: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.own = OwnNodes(tables.synthetic)
         self.beside_store: dict[tuple[int, bytes], Find] = {}

@@ -16,7 +16,7 @@ from certfs.fuse.handles import DirectoryHandle
 from certfs.fuse.inodes import Inode
 from certfs.fuse.nodes import Node, OwnNode
 from certfs.fuse.requests import is_for
-from certfs.store.backing import fd_path
+from certfs.store.backing import fd_path, list_names
 from certfs.store.cached import status_cached, status_on_mount
 
 _DOTS = (b".", b"..")
@@ -118,7 +118,7 @@ class DirectoryOperations(FilesystemBase):
         if not isinstance(directory, Inode):
             return [*_DOTS, *directory.names()]
         with await self.using(directory) as fd:
-            names = await self.opening(self.calls.change, os.listdir, fd_path(fd).encode())
+            names = await self.opening(self.calls.change, list_names, fd, self.reading_flags)
         bundles = self.trust.bundles_in(directory.id)
         if bundles:
             for bundle in bundles.values():

@@ -21,7 +21,7 @@ from certfs.fuse.inodes import Inode
 from certfs.fuse.requests import is_for
 from certfs.fuse.setid import drop_set_id
 from certfs.fuse.synthetic import Content
-from certfs.store.backing import fd_path, status_at
+from certfs.store.backing import fd_path, open_quietly, status_at
 from certfs.store.cached import read_cached
 
 # What is handed on to the store. O_DIRECT is not: our buffers are not aligned, and the page cache in question is the
@@ -50,12 +50,12 @@ class FileOperations(FilesystemBase):
             return pyfuse3.FileInfo(fh=handle, keep_cache=True)
         node = self.inodes[inode]
         self.handles.require_room(ctx.uid)
-        given = flags & _OPEN_FLAGS
+        given = flags & _OPEN_FLAGS | self.reading_flags
         with await self.using(node) as fd:
             status = await self.calls.look(node.local, os.stat, fd)
             self.check_permissions(node, status, ctx)
             with self._truncating(node, status) if flags & os.O_TRUNC else nullcontext():
-                if given == os.O_RDONLY and node.local:
+                if flags & _OPEN_FLAGS == os.O_RDONLY and node.local:
                     file = await self._opening(self._here, _open, fd, given, ctx)
                 else:
                     file = await self._opening(self.calls.change, _open, fd, given, ctx)
@@ -258,7 +258,7 @@ class FileOperations(FilesystemBase):
 
 
 def _open(fd: int, flags: int, ctx: pyfuse3.RequestContext, patience: int) -> int:
-    file = os.open(fd_path(fd), flags | os.O_CLOEXEC | patience)
+    file = open_quietly(fd_path(fd), flags | os.O_CLOEXEC | patience)
     if flags & os.O_TRUNC:
         drop_set_id(file, ctx)
     return file

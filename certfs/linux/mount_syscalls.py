@@ -10,6 +10,12 @@ from typing import Final
 
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_NOATIME: Final = 1024
+MS_NODIRATIME: Final = 2048
 MS_BIND: Final = 4096
 MS_PRIVATE: Final = 1 << 18
 _MS_REC: Final = 1 << 14

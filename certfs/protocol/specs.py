@@ -63,8 +63,6 @@ class MountSpec:
     config_optional: bool = False
     """The file counts if it is there, at the start of a server; otherwise it must be."""
     allow_other: bool = False
-    flags: int = 0
-    """Of mount(2), as the store's file systems have them: what is forbidden beneath stays forbidden above (I19)."""
     journal: bool = False
     """Standard error is the systemd journal: log lines carry a ``<N>`` priority (sd-daemon(3)) and no time."""
     log: str | None = None
@@ -74,6 +72,11 @@ class MountSpec:
         """Return the descriptors of all directories."""
         fds = (fd for tree in self.trees for fd in (tree.fd, tree.beneath_fd))
         return tuple(fd for fd in fds if fd is not None)
+
+    @property
+    def source(self) -> str:
+        """The source in the mount table: the store, so that ``df`` and ``umount SOURCE`` tell mounts apart."""
+        return self.trees[0].store if self.mode == "standalone" else "certfs"
 
     @property
     def state_file(self) -> str:

@@ -3,7 +3,7 @@
 Owns the layout below /run/certfs (root) or $XDG_RUNTIME_DIR/certfs, and the schema of state.json. One directory for
 each mount: ``dom0``, or ``at-`` and the mountpoint, escaped. In it: ``lock`` (held with flock(2) by the supervisor),
 ``state.json``, ``control`` (a socket), ``log``, ``mount-N``, the hidden mountpoints, and what a server leaves to the
-next one: ``undo-log``, ``settings.json``.
+next one: ``undo-log``, ``settings.json``. ``flags`` has the options of the mount, which a remount changes.
 """
 
 import errno
@@ -31,6 +31,7 @@ STATE_BYTES: Final = 4 << 20
 """More than any state file has: events have short texts, and paths 4 KiB."""
 
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._")
+_FLAGS_BYTES: Final = 1000
 _NAME_LENGTH: Final = 200
 """Names have up to 255 bytes (limits.h)."""
 
@@ -215,6 +216,38 @@ def read_state(directory: str) -> State | None:
     return state if state.boot == boot_id() else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountFlags:
+    """The options of an instance's mount, as flags of mount(2)."""
+
+    asked: int = 0
+    """By whoever mounted it, or by the last remount."""
+    beneath: int = 0
+    """Those of the store's file systems: what is forbidden there stays forbidden above (I19)."""
+
+    @property
+    def all(self) -> int:
+        """What the mount gets."""
+        return self.asked | self.beneath
+
+
+def read_flags(directory: str) -> MountFlags:
+    """Return the options of an instance's next mount; none where nothing can be read."""
+    try:
+        with open(f"{directory}/flags", "rb") as stream:
+            return codec.from_json(MountFlags, stream.read(_FLAGS_BYTES))
+    except (OSError, ValueError):
+        return MountFlags()
+
+
+def write_flags(directory: str, flags: MountFlags) -> None:
+    """Have the next mount of the instance, and those after it, get these options."""
+    fresh = f"{directory}/flags.new"
+    with open(fresh, "wb") as stream:
+        stream.write(codec.to_json(flags))
+    os.rename(fresh, f"{directory}/flags")
+
+
 def clear_instance(directory: str) -> None:
     """Remove what a supervisor leaves behind; what is still mounted stays, and so does the log.
 
@@ -230,5 +263,7 @@ def clear_instance(directory: str) -> None:
                 os.rmdir(path)
             elif name == "undo-log":
                 shutil.rmtree(path)
-            elif name.startswith(("state.json", "control", "settings.json", "summary.json")):
+            elif name.startswith(
+                ("state.json", "control", "settings.json", "summary.json", "flags")
+            ):
                 os.unlink(path)

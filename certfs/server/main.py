@@ -34,6 +34,7 @@ from certfs.linux.trust_log import TrustLog
 from certfs.protocol import summary
 from certfs.protocol.messages import Failure, Serve
 from certfs.protocol.specs import MountSpec, ServerSpec, receive
+from certfs.protocol.state_file import read_flags
 from certfs.safe_open import LinkRefusedError
 from certfs.server import audit
 from certfs.server.announcing import Announcing
@@ -106,6 +107,8 @@ class Server:
             ),
             calls,
         )
+        if read_flags(self._mount.runtime).all & (os.ST_NOATIME | os.ST_RDONLY):
+            self.operations.reading_flags = os.O_NOATIME
         self.operations.on_init = self._served.set
         self.operations.flush_plain_copies = self.plain.flush
         self.announcing = Announcing(self.operations.synthetic)

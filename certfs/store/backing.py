@@ -142,6 +142,25 @@ def fd_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
+def open_quietly(path: str, flags: int) -> int:
+    """Open ``path``; O_NOATIME, which the owner alone may have, is a wish (open(2))."""
+    try:
+        return os.open(path, flags)
+    except PermissionError:
+        if not flags & os.O_NOATIME:
+            raise
+        return os.open(path, flags & ~os.O_NOATIME)
+
+
+def list_names(fd: int, flags: int) -> list[bytes]:
+    """Return the names in the directory of an O_PATH descriptor, opened with these flags as well."""
+    directory = open_quietly(fd_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags)
+    try:
+        return [os.fsencode(name) for name in os.listdir(directory)]
+    finally:
+        os.close(directory)
+
+
 def rename(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int = 0) -> None:
     """renameat2(2); OSError with its errno."""
     if flags == 0:

@@ -62,12 +62,14 @@ class RootMounter:
     def mount(self) -> tuple[int, str]:
         """Mount in a hidden directory of its own."""
         place = self.place()
-        flags, allow_other = self.spec.flags, self.spec.allow_other
+        flags = state_file.read_flags(self.spec.runtime).all
+        others = self.spec.allow_other
         try:
-            return fuse_device.mount_as_root(place, flags=flags, allow_other=allow_other), place
+            fd = fuse_device.mount_as_root(self.spec.source, place, flags=flags, allow_other=others)
         except OSError:
             discard(self.spec, place)
             raise
+        return fd, place
 
     def place(self) -> str:
         """Make a hidden mountpoint."""
@@ -132,7 +134,11 @@ class UserMounter:
         """Mount on the target."""
         (tree,) = self.spec.trees
         fd = fuse_device.mount_as_user(
-            tree.target, allow_other=self.spec.allow_other, seconds=timeouts.UNMOUNT
+            self.spec.source,
+            tree.target,
+            flags=state_file.read_flags(self.spec.runtime).all,
+            allow_other=self.spec.allow_other,
+            seconds=timeouts.UNMOUNT,
         )
         return fd, tree.target
 

@@ -44,6 +44,7 @@ def test_flags_of_the_mount(text: str, given: int, cleared: int) -> None:
         "defaults,_netdev,nofail,auto,noauto",
         "x-systemd.automount,x-systemd.requires=/srv,X-mount.mkdir=0755,x-gvfs-hide",
         "comment=of mine,relatime,async,fsname=a,subtype=b,default_permissions,nonempty",
+        "user_id=0,group_id=0,default_permissions",
         ",,",
     ],
 )
