@@ -15,7 +15,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.namespace]
 SCRIPT = """
 import os, sys, threading
 from certfs import procfs
-from certfs import procfs
 from certfs.linux import mount_syscalls
 from certfs.protocol.specs import MountSpec, Tree
 from certfs.supervisor.mounter import RootMounter
@@ -38,14 +37,12 @@ def serve(number):
         content.write(str(number))
     return place, procfs.top_at(procfs.mounts(), place).device
 
-refused = set()
-
 def noted(call):
     def make(*arguments, **options):
         try:
             return call(*arguments, **options)
-        except OSError as error:
-            refused.add(error.errno)
+        except OSError:
+            print("refused", flush=True)  # in a child: the parent's memory is not ours
             raise
     return make
 
@@ -74,7 +71,7 @@ for number in range(50):
     assert len(at) == 1, at
 stop.set()
 reader.join()
-print(len(seen), "plain" in seen, bool(refused))
+print(len(seen), "plain" in seen)
 """
 
 
@@ -103,6 +100,5 @@ def test_a_target_is_never_without_content(tmp_path: Path, way: str, propagation
     )
     assert result.returncode == 0, result.stderr
     print(way, propagation, result.stdout)
-    _, gap, refused = result.stdout.split()
-    if way == "beneath" and refused == "False":
-        assert gap == "False"
+    if way == "beneath" and "refused" not in result.stdout:
+        assert "False" in result.stdout
