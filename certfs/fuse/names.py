@@ -291,7 +291,9 @@ class NameOperations(FilesystemBase):
         with await self.using(old_parent) as directory:
             await self.calls.change(as_caller, ctx, _unlink, directory, name_old)
         self._lost(removed, old_parent, name_old)
-        self.trust.swaps.end(bundle, self.actor(ctx))
+        actor = self.actor(ctx)
+        self.on_absorbed(bundle, actor)
+        self.trust.swaps.end(bundle, actor)
 
     @guarded
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:

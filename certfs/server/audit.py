@@ -141,6 +141,14 @@ def _by(actor: Actor | None) -> str:
     return f"uid={actor.uid} login={login} pid={actor.pid} command={quoted(actor.command)}"
 
 
+def report_absorbed(spec: BundleSpec, actor: Actor, trust_log: TrustLog) -> None:
+    """Log that a rename onto a bundle changed nothing, and who made it: somebody meant to replace what is trusted."""
+    line = f"rename onto {quoted(b'/'.join(spec.bundle))} changed nothing: {_by(actor)}"
+    log.info("%s", line)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    trust_log.write(actor.uid, [f"{moment} INFO {line}"])
+
+
 def report_version(config_file: str | None) -> None:
     """Log what serves: the version, and the configuration file."""
     name = quoted(config_file) if config_file else "none"

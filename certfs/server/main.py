@@ -43,7 +43,7 @@ from certfs.server.settings import Settings
 from certfs.server.status import StatusReport
 from certfs.server.supervision import Supervision, fail, show_life
 from certfs.store.backing import FileId
-from certfs.store.bundle import Published
+from certfs.store.bundle import Actor, LiveBundle, Published
 from certfs.store.bundles import Trust
 from certfs.store.directories import Roots
 from certfs.store.layout import make_directories
@@ -110,6 +110,7 @@ class Server:
         if read_flags(self._mount.runtime).all & (os.ST_NOATIME | os.ST_RDONLY):
             self.operations.reading_flags = os.O_NOATIME
         self.operations.on_init = self._served.set
+        self.operations.on_absorbed = self._absorbed
         self.operations.flush_plain_copies = self.plain.flush
         self.announcing = Announcing(self.operations.synthetic)
         self.operations.announcements.is_announcer = self.announcing.is_announcer
@@ -130,6 +131,9 @@ class Server:
             audit.report(
                 Published(published.bundle, type(published.change)(), None, published.remarks)
             )
+
+    def _absorbed(self, bundle: LiveBundle, actor: Actor) -> None:
+        audit.report_absorbed(bundle.spec, actor, self._trust_log)
 
     def load(self) -> None:
         """Read the store."""

@@ -46,3 +46,14 @@ def test_a_name_does_not_say_who_it_was(dom0: Host) -> None:
     assert (added["what"], removed["what"]) == ("added to", "removed from")
     assert added[0] in dom0.log()
     assert f"certfs {__version__}, configuration file none" in dom0.log()
+
+
+def test_a_rename_onto_a_bundle_has_a_line(dom0: Host) -> None:
+    """Whoever puts a file in place of a bundle changes nothing, and stands in the log (I8)."""
+    temporary = dom0.tree.pool_bundle.with_name("xapi-pool-ca-bundle.pem.tmp")
+    temporary.write_bytes(b"")
+    temporary.rename(dom0.tree.pool_bundle)
+    text = dom0.inside("/run/certfs/dom0/log.trust-0").read_text()
+    line = 'INFO rename onto "stunnel/xapi-pool-ca-bundle.pem" changed nothing: uid='
+    assert text.count(line) == 1
+    assert line in dom0.log()
