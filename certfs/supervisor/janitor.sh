@@ -46,15 +46,24 @@ ours() {
 sweep() {
     round=0 found=yes
     while [ "$found" ] && [ $round -lt 64 ]; do
-        round=$((round + 1)) found='' hidden=''
+        round=$((round + 1)) found='' hidden='' gone=''
         mounts=$(cat /proc/self/mountinfo)
         while read -r id _ device _ point rest; do
             ours "$device" "$point" " $rest" "$1" || continue
             if covered "$id" "$point"; then hidden=yes && continue; fi
-            point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
-            point=$(printf '%b.' "$point")
-            # statfs(2) is never answered from a cache of the kernel's.
-            [ "$1" = dead ] && stat -f -- "${point%.}" >/dev/null 2>&1 && continue
+            case $point in
+            *\\*) # only then: the paths are dead while processes start
+                point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
+                point=$(printf '%b.' "$point")
+                ;;
+            *) point=$point. ;
+            esac
+            # statfs(2) is never answered from a cache of the kernel's. What is dead at one place is so at all.
+            case "$1 $gone" in
+            dead*" $device "*) ;;
+            dead*) stat -f -- "${point%.}" >/dev/null 2>&1 && continue ;;
+            esac
+            gone="$gone $device "
             $unmount "${point%.}" && found=yes
         done <<END
 $mounts
@@ -89,7 +98,9 @@ state_of() {
 # Whether a server can still start a supervisor: one that runs, or one that was stopped only a moment ago.
 hope() {
     running='' stopped=''
-    for server in $(printf '%s' "$servers" | tr , ' '); do
+    rest=$servers,
+    while [ "$rest" ]; do
+        server=${rest%%,*} rest=${rest#*,}
         case $(state_of "${server%:*}" "${server#*:}") in
         '' | Z | X) ;;
         T | t) stopped="$stopped ${server%:*}" ;;
@@ -104,6 +115,7 @@ hope() {
 rounds=0 patience=100 stopped=''
 while [ ! "$finish" ] && hope; do
     [ $rounds -lt 200 ] && pause=0.1 || pause=1
+    [ $rounds -lt 10 ] && pause=0.01 # a server that was killed with its supervisor may not be dead yet
     rounds=$((rounds + 1))
     sleep "$pause"
 done
