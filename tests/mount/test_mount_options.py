@@ -19,7 +19,7 @@ from certfs.protocol.state_file import read_state
 from tests.support import mounts
 from tests.support.mounts import certfs_program, wait_until
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.counted]
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from tests.support.mounts import (
 )
 from tests.support.tree import Tree
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.counted]
 
 FIRST, SECOND = pki.authority("notify first"), pki.authority("notify second")
 BUNDLE = '[[bundle]]\nsource = "trusted"\nbundle = "ca.pem"\n'

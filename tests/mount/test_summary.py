@@ -18,7 +18,7 @@ from tests.support import pki
 from tests.support.host import Host, kill
 from tests.support.mounts import CertfsMount, need_root, wait_until
 
-pytestmark = [pytest.mark.mount, pytest.mark.namespace]
+pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
 
 NOBODY = 65534
 SUMMARY = "/run/certfs/dom0/summary.json"
