@@ -51,6 +51,9 @@ from certfs.store.directories import Roots
 _RELEASE_SECONDS = 0.25
 """How long an answer waits for the next RELEASE that may be on its way behind other requests."""
 
+_STATUS_SECONDS = 2.0
+"""How long a status waits for what is to be looked at before it is told."""
+
 _ATTEMPTS = 4
 """How often an inode is reached for whose name others are changing."""
 
@@ -126,6 +129,7 @@ class FilesystemBase(pyfuse3.Operations):
         self.calls = calls
         self.requests = Requests()
         self.patience = Patience()
+        self.status_patience = Patience(_STATUS_SECONDS)
         self._known: dict[Hashable, object] = {}
         """The last that the store said of the few directories on the way to bundles."""
         self.listings: OrderedDict[int, list[bytes]] = OrderedDict()
@@ -234,7 +238,8 @@ class FilesystemBase(pyfuse3.Operations):
             return
         # Where a source has to be looked at again the store may not answer: then the last known content counts.
         name = b"/".join(bundle.spec.bundle).decode("utf-8", "backslashreplace")
-        await self.patience.wait_for(bundle, name, self._catch_up, bundle)
+        is_step = not all(root.local for root in self.store_roots)
+        await self.patience.wait_for(bundle, name, self._catch_up, bundle, step=is_step)
 
     async def _catch_up(self, bundle: LiveBundle) -> None:
         await self.trust.catch_up()
@@ -273,8 +278,8 @@ class FilesystemBase(pyfuse3.Operations):
         recent = self.synthetic.recent_status(user)
         if recent is not None:
             return recent
-        with waiting_for_store():
-            await self.trust.compare()
+        # That takes a second where some place does not answer, and for ever where the store itself does not.
+        await self.status_patience.wait_for("status", "the status", self.trust.compare)
         await self.calls.away(self.synthetic.prepare_status)
         content = self.synthetic.of_status(user)
         content.owner = self.details_owner

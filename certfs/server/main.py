@@ -87,9 +87,7 @@ class Server:
             undo_log=UndoLog(self._mount.undo_log),
         )
         self.plain = PlainCopies(self.trust, active=not supervision.spec.standby)
-        self.status = StatusReport(
-            self._mount, settings, self.trust, self.plain, self._being_written
-        )
+        self.status = StatusReport(self._mount, settings, self.trust, self.plain, self)
         descriptors = _descriptor_limit()
         calls, numbers = Calls(), Numbers()
         self.operations = Operations(
@@ -115,8 +113,13 @@ class Server:
         self.announcing = Announcing(self.operations.synthetic)
         self.operations.announcements.is_announcer = self.announcing.is_announcer
 
-    def _being_written(self) -> list[BeingWritten]:
+    def being_written(self) -> list[BeingWritten]:
+        """Return the sources that count as they were, because writers have not closed them."""
         return self.operations.being_written()
+
+    def is_overdue(self, bundle: LiveBundle) -> bool:
+        """Whether a bundle is served as last known, because the store does not answer."""
+        return bundle in self.operations.patience.overdue()
 
     def _is_busy(self, identity: FileId) -> bool:
         return self.operations.is_busy(identity)

@@ -6,8 +6,8 @@ Owns the schema, which is documented in ``docs/operations.md``; a key keeps its 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from certfs.core.certificate import Severity, SourceContent
 from certfs.core.text import printable
@@ -25,6 +25,16 @@ from certfs.store.plain import digest
 VERSION = 1
 
 
+class Experience(Protocol):
+    """What requests experience, which the store itself does not show."""
+
+    def being_written(self) -> list[BeingWritten]:
+        """Return the sources that count as they were, because writers have not closed them."""
+
+    def is_overdue(self, bundle: LiveBundle) -> bool:
+        """Whether a bundle is served as last known, because the store does not answer."""
+
+
 class StatusReport:
     """Renders the status of one server."""
 
@@ -34,13 +44,13 @@ class StatusReport:
         settings: Settings,
         trust: Trust,
         plain: PlainCopies,
-        being_written: Callable[[], list[BeingWritten]],
+        requests: Experience,
     ) -> None:
         self._mount = mount
         self._settings = settings
         self._trust = trust
         self._plain = plain
-        self._being_written = being_written
+        self._requests = requests
         self._since = time.time()
         self._digests: dict[LiveBundle, tuple[int, str]] = {}
 
@@ -129,7 +139,10 @@ class StatusReport:
                 {"source": printable(name), "line": remark.line, "reason": printable(remark.reason)}
                 for name, remark in bundle.catalog.remarks(Severity.WARNING)
             ],
-            "not_answering": [printable(place) for place in bundle.silent_places],
+            "not_answering": [
+                *map(printable, bundle.silent_places),
+                *(["the store"] if self._requests.is_overdue(bundle) else []),
+            ],
             "being_written": list(self._incomplete(bundle)),
             "plain_copy": {"current": self._plain.is_current(bundle), "error": plain.error or None},
         }
@@ -138,7 +151,7 @@ class StatusReport:
         """Yield the sources that count as they were before somebody began to write them."""
         through_mount = {
             each.name: each
-            for each in self._being_written()
+            for each in self._requests.being_written()
             if each.directory == bundle.directory_id
         }
         known = {name: (since, content) for name, since, content in bundle.incomplete()}

@@ -19,6 +19,7 @@ from certfs.core.certificate import Certificate, SourceContent
 from certfs.safe_open import LinkRefusedError, open_beneath
 from certfs.store.backing import FileId, describe, fd_path, file_id, status_at
 from certfs.store.bundle import Actor, LiveBundle, Observer
+from certfs.store.cached import is_local
 from certfs.store.covers import find_covers
 from certfs.store.directories import Roles, Roots
 from certfs.store.events import StoreEvents, StoreNews, StoreWatcher
@@ -76,6 +77,7 @@ class Trust:
         self._is_loaded = False
         self._ways_in_use = 0
         self._mounts_changed = False
+        self._is_local = all(map(is_local, roots.directories.values()))
         self.undo_log = undo_log or UndoLog(None)
         self.swaps = Swaps(swap_timeout, self.undo_log, self._has_directory)
 
@@ -197,6 +199,7 @@ class Trust:
             if links:
                 await bundle.refresh(sorted(links), actor, Writers.UNLIKELY)
         if any(self._leads_to_source(directory, name) for name in names):
+            await self._wait_for_store()
             for bundle in self._resolve(actor):
                 await bundle.rescan(actor)
 
@@ -256,9 +259,23 @@ class Trust:
                     self._mounts_changed = False
                     await self._find_covers()
                     # What is in view of a source directory may be another one now, and nothing else tells.
+                    await self._wait_for_store()
                     for bundle in self._resolve(None):
                         await bundle.rescan()
                 await self._take_in(self.news.take())
+
+    async def _wait_for_store(self) -> None:
+        """Return when the store answers, if it is no local one: its directories are looked for on the event loop (I15).
+
+        They are listed, because a listing is never answered from the kernel's memory.
+        """
+        if not self._is_local:
+            await trio.to_thread.run_sync(self._list_roots)
+
+    def _list_roots(self) -> None:
+        for directory in self._roots.directories.values():
+            with suppress(OSError):
+                os.listdir(fd_path(directory))
 
     async def _find_covers(self) -> None:
         paths = {
@@ -290,6 +307,7 @@ class Trust:
     async def _take_in(self, events: StoreEvents) -> None:
         if events.overflow:
             self.swaps.look()
+            await self._wait_for_store()
             for _ in self._resolve(None):
                 pass
             for bundle in list(self.bundles):
@@ -329,6 +347,7 @@ class Trust:
     async def _read_again(self, bundles: Sequence[LiveBundle], actor: Actor | None) -> None:
         """Read all sources of these bundles as they are now, whatever was heard of them yet."""
         if bundles:
+            await self._wait_for_store()
             for bundle in (*self._resolve(actor), *bundles):
                 await bundle.rescan(actor)
 

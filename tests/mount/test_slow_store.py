@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -215,6 +216,8 @@ def test_a_store_that_answers_nobody_at_all() -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, place, ignore_errors=True)
         store: list[subprocess.Popen[bytes]] = []
+        aside = mounts.scratch_directory()
+        stack.callback(aside.rmdir)
 
         def use_bindfs(tree: Tree) -> None:
             store.append(stack.enter_context(bindfs(place, tree.root)))
@@ -225,7 +228,13 @@ def test_a_store_that_answers_nobody_at_all() -> None:
             assert longest_open(mount.tree.pool_bundle, 0.1) < LONGEST
             with stopped(store[0]):
                 time.sleep(0.1)  # The kernel believes names and attributes for 50 ms.
-                assert longest_open(mount.tree.pool_bundle, 1.0) < LONGEST
+                assert longest_open(mount.tree.pool_bundle, 0.5) < LONGEST
+                # Any change of the mount table makes the server look for its directories again.
+                subprocess.run(["mount", "-t", "tmpfs", "tmpfs", aside], check=True, timeout=30)
+                assert longest_open(mount.tree.pool_bundle, 0.5) < LONGEST
+                subprocess.run(["umount", aside], check=True, timeout=30)
+                silent = json.loads((mount.tree.root / ".certfs/status.json").read_bytes())
+                assert any(bundle["not_answering"] for bundle in silent["bundles"])
             mounts.wait_until(
                 lambda: "the store answers again" in mount.read_log(), what="the end of the wait"
             )
