@@ -243,7 +243,7 @@ def read_flags(directory: str) -> MountFlags:
 def write_flags(directory: str, flags: MountFlags) -> None:
     """Have the next mount of the instance, and those after it, get these options."""
     fresh = f"{directory}/flags.new"
-    with open(fresh, "wb") as stream:
+    with open(fresh, "wb", opener=private) as stream:
         stream.write(codec.to_json(flags))
     os.rename(fresh, f"{directory}/flags")
 
