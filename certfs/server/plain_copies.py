@@ -99,7 +99,13 @@ class PlainCopies:
                     audit.report_kept_aside(bundle.spec, copy.kept_aside)
                     copy.kept_aside = ()
                 now = trio.current_time()
-                if copy.state.error not in {"", before} and now >= copy.report_after:
+                # A directory that was exchanged a moment ago is mostly in the middle of a replacement: if it stays so.
+                is_news = (
+                    (copy.state.error == before)
+                    if copy.is_exchanged
+                    else (copy.state.error != before)
+                )
+                if copy.state.error and is_news and now >= copy.report_after:
                     copy.report_after = now + _REPORT_SECONDS
                     audit.store_problem(b"/".join(bundle.spec.bundle), copy.state.error)
 

@@ -17,7 +17,7 @@ import trio
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import Certificate, SourceContent
 from certfs.safe_open import LinkRefusedError, open_beneath
-from certfs.store.backing import FileId, describe, fd_path, file_id, status_at
+from certfs.store.backing import FileId, describe, fd_path, file_id, identity, status_at
 from certfs.store.bundle import Actor, LiveBundle, Observer
 from certfs.store.cached import is_local
 from certfs.store.covers import find_covers
@@ -78,6 +78,7 @@ class Trust:
         self._ways_in_use = 0
         self._mounts_changed = False
         self._is_local = all(map(is_local, roots.directories.values()))
+        self._place_ids: dict[BundleSpec, FileId] = {}
         self.undo_log = undo_log or UndoLog(None)
         self.swaps = Swaps(swap_timeout, self.undo_log, self._has_directory)
 
@@ -369,8 +370,7 @@ class Trust:
         """
         start, path = self._roots.locate(bundle.spec.bundle[:-1])
         descriptor = open_beneath(start, path)
-        place = self._roles.places.get(bundle.spec)
-        if place is None or place.id != file_id(os.stat(descriptor)):
+        if self._place_ids.get(bundle.spec) != identity(descriptor)[0]:
             os.close(descriptor)
             raise OSError(errno.ESTALE, "its directory was exchanged a moment ago")
         return descriptor
@@ -441,6 +441,8 @@ class Trust:
             if gone and spec not in self._specs:
                 del self._bundles[spec], self.plain[bundle]
         old.close()
+        # In one assignment: a thread that writes a copy may look at it at any moment.
+        self._place_ids = {spec: place.id for spec, place in roles.places.items()}
         self.watcher.watch((fd, key) for key, fd in roles.descriptors.items())
         # After that: a D.bk is there now, or will be heard of.
         self.swaps.watch(self._roles.backups)

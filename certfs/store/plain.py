@@ -5,6 +5,7 @@ A host without certfs is then an ordinary host with correct bundles. A failure i
 the next change; it never gets in the way of serving.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -50,13 +51,14 @@ class PlainCopy:
 
     ``report_after`` is for whoever reports its errors: not before that time on its clock. ``is_first`` until the first
     copy of the first server of a mount is written: what is in its place may be another program's, and hold what no
-    source has. Those certificates are ``kept_aside``.
+    source has. Those certificates are ``kept_aside``. ``is_exchanged`` if the directory was another at the last try.
     """
 
     def __init__(self, bundle: LiveBundle) -> None:
         self._bundle = bundle
         self.report_after = float("-inf")
         self.is_first = False
+        self.is_exchanged = False
         self.kept_aside: tuple[Certificate, ...] = ()
         self.state = PlainState()
 
@@ -67,6 +69,7 @@ class PlainCopy:
 
     def write(self, directory: int) -> None:
         """Bring the copy in ``directory`` up to date with the bundle's present generation."""
+        self.is_exchanged = False
         generation = self._bundle.generation
         name = self._bundle.spec.bundle[-1]
         try:
@@ -91,6 +94,7 @@ class PlainCopy:
 
     def has_no_place(self, error: OSError) -> None:
         """Take note that there is no directory to write in: no harm as long as there is nothing to write."""
+        self.is_exchanged = error.errno == errno.ESTALE
         generation = self._bundle.generation
         if isinstance(error, FileNotFoundError) and not generation.certificates:
             self.state = PlainState(generation.number)
