@@ -182,7 +182,7 @@ class Server:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, nursery.cancel_scope)
             nursery.start_soon(self._watch_store)
-            nursery.start_soon(self.trust.swaps.expire, self.trust.bundles)
+            nursery.start_soon(self.trust.swaps.expire)
             nursery.start_soon(self.plain.keep)
             nursery.start_soon(self._keep_summary)
             nursery.start_soon(self.announcing.run)

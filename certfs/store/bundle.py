@@ -117,7 +117,6 @@ class LiveBundle:
         self.directory: int | None = None
         self.directory_id: FileId | None = None
         self._is_local = False
-        self.swap_deadline: float | None = None
         self._reader = replace(reader, readers=spec.readers)
         self._is_busy = is_busy
         self._observer = observer
@@ -385,15 +384,13 @@ class LiveBundle:
         """Record for the next server what the files do not show."""
         self._undo_log.record_sources(self.spec, self._kept)
 
-    def hold(self, deadline: float, was: Mapping[bytes, Source] | None = None) -> None:
-        """Start a swap that ends at ``deadline`` (trio's clock) at the latest; ``was`` is what the bundle had then."""
+    def hold(self, was: Mapping[bytes, Source] | None = None) -> None:
+        """Start a swap; ``was`` is what the bundle had then, by default what it has now."""
         self._holds += 1
         self._publish(self.catalog.hold(was), None)
-        self.swap_deadline = deadline
 
     def release(self, actor: Actor | None) -> None:
         """End a swap; without one nothing happens."""
-        self.swap_deadline = None
         if self.is_swapping:
             self._publish(self.catalog.release(), actor)
 

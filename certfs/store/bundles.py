@@ -307,7 +307,7 @@ class Trust:
 
     async def _take_in(self, events: StoreEvents) -> None:
         if events.overflow:
-            self.swaps.look()
+            self.swaps.look_again()
             await self._wait_for_store()
             for _ in self._resolve(None):
                 pass
@@ -319,7 +319,7 @@ class Trust:
             await self.replaced(directory, sorted(closed), None, Writers.IDLE)
         for directory, names in events.modified.items():
             await self.replaced(directory, sorted(names), None, Writers.LIKELY)
-        await self._end_swaps(foreign=True)
+        await self._end_swaps(external=True)
         if self.watcher.ways > 2 * self._ways_in_use + _SPARE_WAYS:
             in_use = set[FileId]().union(*(bundle.directories_of_links for bundle in self.bundles))
             self.watcher.forget_ways(in_use)
@@ -328,20 +328,20 @@ class Trust:
     async def end_swaps(self) -> None:
         """End the swaps whose D.bk was heard to be gone, and of which nobody else has said so by now."""
         async with self._taking_in:
-            await self._end_swaps(foreign=False)
+            await self._end_swaps(external=False)
 
-    async def _end_swaps(self, *, foreign: bool) -> None:
-        while gone := self.swaps.gone(foreign=foreign):
-            for backup in gone:
+    async def _end_swaps(self, *, external: bool) -> None:
+        while removed := self.swaps.take_removed(external=external):
+            for backup in removed:
                 await self._read_again(self.swaps.swapping(backup), None)
-                if not self.swaps.was_heard_again(backup):
+                if not self.swaps.was_removed_again(backup):
                     self.swaps.ended(backup, None)
 
     async def swap_ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
         backup = (directory, name)
         self.swaps.forget(backup)
-        if self.swaps.is_foreign(backup):
+        if self.swaps.is_external(backup):
             await self._read_again(self.swaps.swapping(backup), actor)
         self.swaps.ended(backup, actor)
 
@@ -359,7 +359,7 @@ class Trust:
         and before believing what it read, knows of a swap that it may have read in the middle of.
         """
         if self._is_loaded:
-            self.swaps.hear(self.news.hear().directories)
+            self.swaps.apply_events(self.news.hear().directories)
             self._mounts_changed = self.watcher.mounts_changed() or self._mounts_changed
 
     def open_place(self, bundle: LiveBundle) -> int:

@@ -14,7 +14,7 @@ from certfs.procfs import mount_id
 from certfs.store.backing import FileId, identity, unpin
 from certfs.store.bundle import LiveBundle
 from certfs.store.path_walk import Owner, PathWalker
-from certfs.store.swaps import Backup
+from certfs.store.swaps import BackupName
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Roles:
         self.places: dict[BundleSpec, Found] = {}
         self.components: dict[FileId, set[bytes]] = {}
         self.patterns: dict[FileId, list[BundleSpec]] = {}
-        self.backups: dict[Backup, list[LiveBundle]] = {}
+        self.backups: dict[BackupName, list[LiveBundle]] = {}
         self.descriptors: dict[FileId, int] = {}
         self._roots = roots
         self._walker = walker

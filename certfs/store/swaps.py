@@ -2,15 +2,15 @@
 
 Owns which D.bk there are, and when a swap begins and ends. What a bundle is meanwhile is the bundle's own.
 
-A swap begins when a D.bk is made, wherever that is: through the mount, in the store itself, or while no server serves.
+A swap begins when a D.bk is made, wherever that is: through the mount, in the store itself, or while no server runs.
 One that was there at the mount begins nothing, so each is known from then on. What was known when a server dies is in
 its undo log.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import trio
 
@@ -23,8 +23,51 @@ from certfs.store.undo_log import RecordedSwap, Recovered, UndoLog
 
 SWAP_SUFFIX = b".bk"
 
-Backup = tuple[FileId, bytes]
+BackupName = tuple[FileId, bytes]
 """A D.bk: the directory that it is in, or would be, and its name."""
+
+
+class Swap:
+    """A swap of the source directory of one bundle: that is the union with what it was, until ``deadline``.
+
+    The deadline is of trio's clock. To hold a swap that goes on again adds to what it retains, and moves the deadline.
+    """
+
+    def __init__(self, bundle: LiveBundle) -> None:
+        self._bundle = bundle
+        self.deadline = 0.0
+
+    def hold(self, seconds: float, was: Mapping[bytes, SourceContent] | None = None) -> None:
+        """Retain what the bundle ``was``, by default what it is now, for so long at most."""
+        retained = {name: Source(content) for name, content in was.items()} if was else None
+        self._bundle.hold(retained)
+        self.deadline = trio.current_time() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """How many seconds it goes on at most."""
+        return self.deadline - trio.current_time()
+
+    def recorded(self) -> RecordedSwap:
+        """Return what the next server has to know of it."""
+        retained = {name: source.content for name, source in self._bundle.catalog.held()}
+        return RecordedSwap(time.monotonic() + self.remaining, retained)
+
+
+@dataclass(slots=True, eq=False)
+class _Backup:
+    """A D.bk that ``exists`` or may be made, and the ``bundles`` that come from its D.
+
+    ``external`` if it was not made through this mount, so that D may be known only as it was in the middle of a swap;
+    ``removed`` if that was heard and not taken yet; ``own_events`` is how often it was made through the mount, and that
+    was not heard yet.
+    """
+
+    bundles: list[LiveBundle]
+    exists: bool = False
+    external: bool = False
+    removed: bool = False
+    own_events: int = 0
 
 
 class Swaps:
@@ -39,125 +82,128 @@ class Swaps:
         self._timeout = timeout
         self._undo_log = undo_log
         self._is_there = is_there
-        self._bundles: Mapping[Backup, list[LiveBundle]] = {}
-        self._known: set[Backup] = set()
-        """Those that are there, as far as anybody said."""
-        self._gone: set[Backup] = set()
-        self._foreign: set[Backup] = set()
-        self._echoes: Counter[Backup] = Counter()
-        """How often each was made through the mount, and that was not heard yet."""
+        self._backups: dict[BackupName, _Backup] = {}
+        self._swaps: dict[LiveBundle, Swap] = {}
         self._started = trio.Event()
 
-    def watch(self, bundles: Mapping[Backup, list[LiveBundle]]) -> None:
+    def watch(self, bundles: Mapping[BackupName, list[LiveBundle]]) -> None:
         """Take these names for those of a D.bk from now on: whose D these bundles come from."""
-        new = bundles.keys() - self._bundles.keys()
-        self._bundles = bundles
-        self._known &= bundles.keys()
-        self._foreign &= bundles.keys()
-        for backup in new:
-            if self._is_there(*backup):
-                self._found(backup)
+        before = self._backups
+        self._backups = {name: before.get(name) or _Backup([]) for name in bundles}
+        for name, backup in self._backups.items():
+            backup.bundles = bundles[name]
+            if name not in before and self._is_there(*name):
+                self._note_preexisting(backup)
 
-    def _found(self, backup: Backup) -> None:
-        self._known.add(backup)
-        for bundle in self._bundles[backup]:
+    def _note_preexisting(self, backup: _Backup) -> None:
+        backup.exists = True
+        for bundle in backup.bundles:
             self._undo_log.record_swap(bundle.spec, None)
 
     @contextmanager
     def making(self, directory: FileId, name: bytes) -> Iterator[None]:
-        """Make a directory ``name`` in the context: if it is a D.bk, a swap of D begins; and its echo is no news.
+        """Make a directory ``name`` in the context: if it is a D.bk, a swap of D begins; its event is then our own.
 
-        An echo may be heard when the D.bk is gone again.
+        That event may be heard when the D.bk is gone again.
         """
-        backup = (directory, name)
-        if backup not in self._bundles:
+        backup = self._backups.get((directory, name))
+        if backup is None:
             yield
             return
-        self._echoes[backup] += 1
+        backup.own_events += 1
         try:
             yield
         except BaseException:
-            self._echoes[backup] -= 1
+            backup.own_events -= 1
             raise
+        backup.external = False
         self._begin(backup)
-        self._foreign.discard(backup)
 
-    def _begin(self, backup: Backup) -> None:
-        for bundle in self._bundles.get(backup, ()):
-            self._known.add(backup)
+    def _begin(self, backup: _Backup) -> None:
+        backup.exists = True
+        for bundle in backup.bundles:
             self._hold(bundle, self._timeout)
 
-    def forget(self, backup: Backup) -> None:
+    def forget(self, name: BackupName) -> None:
         """Take note that this is gone; if it was a D.bk, its swap ends with `ended`."""
-        self._known.discard(backup)
+        if name in self._backups:
+            self._backups[name].exists = False
 
-    def swapping(self, backup: Backup) -> list[LiveBundle]:
+    def swapping(self, name: BackupName) -> list[LiveBundle]:
         """Return the bundles that are being swapped by way of this D.bk."""
-        return [bundle for bundle in self._bundles.get(backup, ()) if bundle.is_swapping]
+        backup = self._backups.get(name)
+        return [bundle for bundle in backup.bundles if bundle.is_swapping] if backup else []
 
-    def is_foreign(self, backup: Backup) -> bool:
+    def is_external(self, name: BackupName) -> bool:
         """Whether a swap was not made through this mount from its beginning, so that D may not be known as it is."""
-        return backup in self._foreign
+        return name in self._backups and self._backups[name].external
 
-    def ended(self, backup: Backup, actor: Actor | None) -> None:
+    def ended(self, name: BackupName, actor: Actor | None) -> None:
         """End the swap of a D.bk that is gone, now that D is known as it is; unless the next one has begun."""
-        bundles = self._bundles.get(backup)
-        if bundles is None or backup in self._known or self._is_there(*backup):
+        backup = self._backups.get(name)
+        if backup is None or backup.exists or self._is_there(*name):
             return
-        self._foreign.discard(backup)
-        for bundle in bundles:
+        backup.external = False
+        for bundle in backup.bundles:
+            self._swaps.pop(bundle, None)
             bundle.release(actor)
             self._undo_log.forget_swap(bundle.spec)
 
     def end(self, bundle: LiveBundle, actor: Actor | None) -> None:
         """End the swap of this bundle, though its D.bk may still be there; without one nothing happens."""
+        self._swaps.pop(bundle, None)
         if bundle.is_swapping:
             bundle.release(actor)
             self._undo_log.record_swap(bundle.spec, None)
 
-    def hear(self, events: Iterable[DirectoryEvent]) -> None:
+    def apply_events(self, events: Iterable[DirectoryEvent]) -> None:
         """Take note of directories that came and went in the store, before what is read of the store is believed.
 
         A D.bk that is gone does not end its swap at once, because D may be known only as it was in the middle: see
-        `ended`. What is heard may be the echo of what was done through the mount, and is known then.
+        `ended`. What is heard may be our own event, of what was done through the mount, and is known then.
         """
         for directory, name, what in events:
-            backup = (directory, name)
-            if backup not in self._bundles:
+            backup = self._backups.get((directory, name))
+            if backup is None:
                 continue
             if what == "gone":
-                self._known.discard(backup)
-                self._gone.add(backup)
-            elif what == "made" and self._echoes[backup] > 0:
-                self._echoes[backup] -= 1
-                self._known.add(backup)
-            elif backup not in self._known:
-                if what == "made":
-                    self._foreign.add(backup)
-                    self._begin(backup)
-                else:
-                    self._found(backup)
+                backup.exists = False
+                backup.removed = True
+            elif what == "made" and backup.own_events > 0:
+                backup.own_events -= 1
+                backup.exists = True
+            elif not backup.exists and what == "made":
+                backup.external = True
+                self._begin(backup)
+            elif not backup.exists:
+                self._note_preexisting(backup)
 
-    def look(self) -> None:
-        """Do as `hear` where nobody knows what happened: a D.bk that is new may be in the middle of a swap."""
-        self._echoes.clear()
-        self.hear(
-            DirectoryEvent(*backup, "made" if self._is_there(*backup) else "gone")
-            for backup in tuple(self._bundles)
+    def look_again(self) -> None:
+        """Do as `apply_events` where events were lost: a D.bk that is new may be in the middle of a swap."""
+        for backup in self._backups.values():
+            backup.own_events = 0
+        self.apply_events(
+            DirectoryEvent(*name, "made" if self._is_there(*name) else "gone")
+            for name in tuple(self._backups)
         )
 
-    def gone(self, *, foreign: bool) -> set[Backup]:
-        """Return each D.bk that was heard to be gone, once; with ``foreign`` only those of `is_foreign`.
+    def take_removed(self, *, external: bool) -> list[BackupName]:
+        """Return each D.bk that was heard to be removed, once; with ``external`` only those of `is_external`.
 
-        What is heard of the others is mostly an echo: who removes them through the mount says so, and who it was.
+        Of the others it is mostly our own event: who removes them through the mount says so, and who it was.
         """
-        gone = self._gone & self._foreign if foreign else self._gone
-        self._gone = self._gone - gone
-        return gone
+        removed = [
+            name
+            for name, backup in self._backups.items()
+            if backup.removed and (backup.external or not external)
+        ]
+        for name in removed:
+            self._backups[name].removed = False
+        return removed
 
-    def was_heard_again(self, backup: Backup) -> bool:
-        """Whether a D.bk was heard to be gone since `gone` was called."""
-        return backup in self._gone
+    def was_removed_again(self, name: BackupName) -> bool:
+        """Whether a D.bk was heard to be removed since `take_removed` was called."""
+        return name in self._backups and self._backups[name].removed
 
     def recover(self, recovered: Recovered, missing: Callable[[LiveBundle], SourceContent]) -> None:
         """Go on with the swaps of the server before, and with those that began after its end.
@@ -165,9 +211,11 @@ class Swaps:
         Of these nobody knows what the bundle was at the beginning: what is ``missing`` from the one that was in view.
         To be called before anything is heard, because the sources may have been read in the middle of a swap.
         """
-        for backup in self._known:
-            self._foreign.add(backup)
-            for bundle in self._bundles[backup]:
+        for backup in self._backups.values():
+            if not backup.exists:
+                continue
+            backup.external = True
+            for bundle in backup.bundles:
                 swap = recovered.swaps.get(bundle.spec)
                 seconds = swap.ends - time.monotonic() if swap else 0.0
                 if swap and seconds > 0:
@@ -177,43 +225,34 @@ class Swaps:
 
     def complete(self, missing: Callable[[LiveBundle], SourceContent]) -> None:
         """Do the same for the swaps that were heard of since then; each goes on for as long as it would."""
-        for backup in self._foreign:
-            for bundle in self.swapping(backup):
-                seconds = (bundle.swap_deadline or 0.0) - trio.current_time()
-                self._hold(bundle, seconds, {b"": missing(bundle)})
+        for backup in self._backups.values():
+            for bundle in backup.bundles if backup.external else ():
+                swap = self._swaps.get(bundle)
+                if swap is not None:
+                    self._hold(bundle, swap.remaining, {b"": missing(bundle)})
 
     def record(self) -> None:
         """Record for the next server each D.bk that is there."""
-        for backup in self._known:
-            for bundle in self._bundles[backup]:
-                self._record(bundle)
+        for backup in self._backups.values():
+            for bundle in backup.bundles if backup.exists else ():
+                swap = self._swaps.get(bundle)
+                self._undo_log.record_swap(bundle.spec, swap.recorded() if swap else None)
 
     def _hold(
         self, bundle: LiveBundle, seconds: float, was: Mapping[bytes, SourceContent] | None = None
     ) -> None:
-        sources = {name: Source(content) for name, content in was.items()} if was else None
-        bundle.hold(trio.current_time() + seconds, sources)
+        swap = self._swaps.setdefault(bundle, Swap(bundle))
+        swap.hold(seconds, was)
+        self._undo_log.record_swap(bundle.spec, swap.recorded())
         self._started.set()
-        self._record(bundle)
 
-    def _record(self, bundle: LiveBundle) -> None:
-        swap = None
-        if bundle.swap_deadline is not None:
-            ends = time.monotonic() + bundle.swap_deadline - trio.current_time()
-            swap = RecordedSwap(
-                ends, {name: source.content for name, source in bundle.catalog.held()}
-            )
-        self._undo_log.record_swap(bundle.spec, swap)
-
-    async def expire(self, bundles: Iterable[LiveBundle]) -> None:
-        """End each swap of ``bundles`` (looked through again each time) at its deadline, for ever."""
+    async def expire(self) -> None:
+        """End each swap at its deadline, for ever."""
         while True:
-            deadlines = [
-                bundle.swap_deadline for bundle in bundles if bundle.swap_deadline is not None
-            ]
             self._started = trio.Event()
+            deadlines = [swap.deadline for swap in self._swaps.values()]
             with trio.move_on_at(min(deadlines, default=float("inf"))):
                 await self._started.wait()
-            for bundle in bundles:
-                if bundle.swap_deadline is not None and bundle.swap_deadline <= trio.current_time():
+            for bundle, swap in list(self._swaps.items()):
+                if swap.remaining <= 0:
                     self.end(bundle, None)

@@ -270,7 +270,7 @@ async def test_a_swap_that_nobody_ends_ends_by_itself(
     found = opened()
     await found.put("stunnel/certs/a.pem", ONE.pem)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(found.trust.swaps.expire, found.trust.bundles)
+        nursery.start_soon(found.trust.swaps.expire)
         await trio.testing.wait_all_tasks_blocked()
         await found.mkdir("stunnel/certs.bk")
         await found.remove("stunnel/certs/a.pem")
@@ -290,7 +290,7 @@ async def test_a_second_swap_has_a_deadline_of_its_own(
     found = opened(swap_timeout=10.0)
     await found.put("stunnel/certs/a.pem", ONE.pem)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(found.trust.swaps.expire, found.trust.bundles)
+        nursery.start_soon(found.trust.swaps.expire)
         await trio.testing.wait_all_tasks_blocked()
         await found.mkdir("stunnel/certs.bk")
         await found.rmdir("stunnel/certs.bk")
