@@ -4,7 +4,8 @@ Owns the composition of inode table, handle table, bundles and calls, and the ru
 what happened before it.
 
 Concurrency: handlers run as trio tasks on one thread; between two awaits nothing else happens. The kernel serialises
-changes of one directory; what it does not serialise is a lookup against a RELEASE, which is why ``settle`` exists.
+changes of one directory; what it does not serialise is a lookup against a RELEASE, which is why ``wait_until_current``
+exists.
 """
 
 import errno
@@ -69,7 +70,7 @@ def error(code: int) -> OSError:
 
 
 @dataclass(slots=True)
-class Traffic:
+class PendingRequests:
     """What the kernel sent and was not answered yet, of the kinds that it sends in the background.
 
     ``descriptor`` is the session's /dev/fuse, -1 before there is one.
@@ -135,7 +136,7 @@ class FilesystemBase(pyfuse3.Operations):
         self.listings: OrderedDict[int, list[bytes]] = OrderedDict()
         self.handed_back = HandedBack()
         self.announcements = Announcements(tables.synthetic)
-        self.traffic = Traffic()
+        self.pending_requests = PendingRequests()
         self.started_ns = time.time_ns()
         self.unsettled: set[Inode] = set()
         self.on_init: Callable[[], None] = lambda: None
@@ -225,7 +226,7 @@ class FilesystemBase(pyfuse3.Operations):
         bundle = self.trust.bundle_at(parent.id, name)
         return None if bundle is None else functools.partial(self.bundle_content, bundle)
 
-    async def settle(self, bundle: LiveBundle) -> None:
+    async def wait_until_current(self, bundle: LiveBundle) -> None:
         """Wait until the bundle shows every change that was complete before now (promises I1, I13).
 
         A RELEASE is a background request: close(2) does not wait for it, and with a dozen of them unanswered the kernel
@@ -239,11 +240,11 @@ class FilesystemBase(pyfuse3.Operations):
         # Where a source has to be looked at again the store may not answer: then the last known content counts.
         name = b"/".join(bundle.spec.bundle).decode("utf-8", "backslashreplace")
         is_step = not all(root.local for root in self.store_roots)
-        await self.patience.wait_for(bundle, name, self._catch_up, bundle, step=is_step)
+        await self.patience.wait_for(bundle, name, self._bring_up_to_date, bundle, step=is_step)
 
-    async def _catch_up(self, bundle: LiveBundle) -> None:
-        await self.trust.catch_up()
-        await bundle.settle()
+    async def _bring_up_to_date(self, bundle: LiveBundle) -> None:
+        await self.trust.poll_events()
+        await bundle.wait_until_current()
 
     async def _await_releases(self, bundle: LiveBundle) -> None:
         """Wait for the RELEASE of every source of the bundle that is being written, as long as one may be on its way.
@@ -252,7 +253,7 @@ class FilesystemBase(pyfuse3.Operations):
         """
         waiting = {inode for inode in self.unsettled if self._concerns(inode, bundle)}
         deadline = trio.current_time() + _RELEASE_SECONDS
-        while waiting and trio.current_time() < deadline and not self.traffic.is_quiet():
+        while waiting and trio.current_time() < deadline and not self.pending_requests.is_quiet():
             await trio.lowlevel.checkpoint()
             if not waiting <= self.unsettled:
                 waiting &= self.unsettled
@@ -267,7 +268,7 @@ class FilesystemBase(pyfuse3.Operations):
 
     async def bundle_content(self, bundle: LiveBundle) -> Content:
         """Return the content of a bundle as it is now; ENOENT where it has no certificate (promise I7)."""
-        await self.settle(bundle)
+        await self.wait_until_current(bundle)
         if not bundle.exists:
             raise error(errno.ENOENT)
         return self.synthetic.of_bundle(bundle)

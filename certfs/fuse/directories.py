@@ -122,7 +122,7 @@ class DirectoryOperations(FilesystemBase):
         bundles = self.trust.bundles_in(directory.id)
         if bundles:
             for bundle in bundles.values():
-                await self.settle(bundle)
+                await self.wait_until_current(bundle)
             names = [
                 name
                 for name in names

@@ -176,7 +176,7 @@ class FileOperations(FilesystemBase):
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read from an open file."""
-        self.traffic.background += 1
+        self.pending_requests.background += 1
         try:
             handle = self.handles.find(fh)
             if isinstance(handle, ContentHandle):
@@ -188,7 +188,7 @@ class FileOperations(FilesystemBase):
                     return read_cached(file.fd, size, off)
             return await self.calls.change(os.pread, file.fd, size, off)
         finally:
-            self.traffic.background -= 1
+            self.pending_requests.background -= 1
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -214,7 +214,7 @@ class FileOperations(FilesystemBase):
     @guarded
     async def release(self, fh: int) -> None:
         """Let go of an open file; the last writer of a source makes it part of its bundle."""
-        self.traffic.background += 1
+        self.pending_requests.background += 1
         try:
             handle = self.handles.remove(fh)
             if isinstance(handle, ContentHandle):
@@ -223,7 +223,7 @@ class FileOperations(FilesystemBase):
                 is_for(handle.user)
                 await self._release_file(handle)
         finally:
-            self.traffic.background -= 1
+            self.pending_requests.background -= 1
 
     async def _release_file(self, handle: FileHandle) -> None:
         node = handle.inode

@@ -170,7 +170,7 @@ class Server:
                 f"libfuse does not serve the mount that it is given ({e})",
                 advice="the log has its own words",
             ) from None
-        self.operations.traffic.descriptor = fd
+        self.operations.pending_requests.descriptor = fd
         self.trust.walker.device = mounted.device
         self.announcing.mountpoint = mounted.mountpoint
 
@@ -199,10 +199,10 @@ class Server:
 
     async def _watch_store(self) -> None:
         while True:
-            await self.trust.news.wait()
+            await self.trust.pending_events.wait()
             # Nearly all news are of what came through the mount: whoever waits for an answer goes first (I13: 100 ms).
             await trio.sleep(_ECHO_SECONDS)
-            await self.trust.catch_up()
+            await self.trust.poll_events()
             await self.trust.end_swaps()
             self._report_watching()
             self.plain.wake()

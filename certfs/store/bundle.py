@@ -2,10 +2,11 @@
 
 Owns the way from "this source may have changed" to the next generation: reading in order, publishing in one step,
 swaps (promise I10). Knows files and trio, and nothing of FUSE: whoever serves requests calls ``refresh`` for the names
-that it changed and ``settle`` before it answers what the bundle is.
+that it changed and ``wait_until_current`` before it answers what the bundle is.
 
 Concurrency: ``_apply`` has no await, so a generation is published in one step. Reads that may take long happen in a
-thread under ``_lock``, which is fair: ``settle`` waits for the refreshes asked for before it, and for no later one.
+thread under ``_lock``, which is fair: ``wait_until_current`` waits for the refreshes asked for before it, and for no
+later one.
 """
 
 import os
@@ -150,7 +151,7 @@ class LiveBundle:
 
     @property
     def is_settled(self) -> bool:
-        """Whether ``settle`` has nothing to wait for."""
+        """Whether ``wait_until_current`` has nothing to wait for."""
         return (
             self._is_local
             and not (self._links or self._held or self._is_unread)
@@ -177,7 +178,7 @@ class LiveBundle:
         """Return the sources that are links and lead over one of these names in this directory."""
         return self._links.leading_over(directory, names)
 
-    async def settle(self) -> None:
+    async def wait_until_current(self) -> None:
         """Return when every change asked for before this call is published, and what nobody tells of is looked at.
 
         That is the targets of links, and a source directory that other hosts or processes may change. Who does not

@@ -22,7 +22,7 @@ from certfs.store.bundle import Actor, LiveBundle, Observer
 from certfs.store.cached import is_local
 from certfs.store.covers import find_covers
 from certfs.store.directories import Roles, Roots
-from certfs.store.events import StoreEvents, StoreNews, StoreWatcher
+from certfs.store.events import PendingEvents, StoreEvents, StoreWatcher
 from certfs.store.path_walk import PathWalker
 from certfs.store.patience import PatientCall
 from certfs.store.plain import (
@@ -60,7 +60,7 @@ class Trust:
     ) -> None:
         self.walker = PathWalker(roots.inside)
         self.watcher = StoreWatcher()
-        self.news = StoreNews(self.watcher)
+        self.pending_events = PendingEvents(self.watcher)
         self.plain: dict[LiveBundle, PlainCopy] = {}
         self._roots = roots
         self._specs = tuple(specs)
@@ -73,7 +73,7 @@ class Trust:
         self._looking_at_mounts = PatientCall()
         self._roles = Roles(roots, self.walker, self._covers)
         self._bundles: dict[BundleSpec, LiveBundle] = {}
-        self._taking_in = trio.Lock()
+        self._applying = trio.Lock()
         self._is_loaded = False
         self._ways_in_use = 0
         self._mounts_changed = False
@@ -119,7 +119,7 @@ class Trust:
         for bundle in self.bundles:
             kept = recovered.sources.get(bundle.spec, {})
             bundle.recover(kept, functools.cache(functools.partial(self._missing, bundle)))
-        await self.catch_up()
+        await self.poll_events()
         self.swaps.complete(self._missing)
         self._date()
 
@@ -244,18 +244,18 @@ class Trust:
 
     def is_current(self, bundle: LiveBundle) -> bool:
         """Whether nothing is to be read before an answer about this bundle; two system calls."""
-        self._hear()
-        is_quiet = not (self.news or self._mounts_changed or self._taking_in.locked())
+        self._poll()
+        is_quiet = not (self.pending_events or self._mounts_changed or self._applying.locked())
         return is_quiet and bundle.is_settled
 
-    async def catch_up(self) -> None:
+    async def poll_events(self) -> None:
         """Take in what happened in the store itself; two system calls when nothing did.
 
         Also what another task has begun to take in: nobody is to be told of a bundle that is another one by now.
         """
-        self._hear()
-        if self.news or self._mounts_changed or self._taking_in.locked():
-            async with self._taking_in:
+        self._poll()
+        if self.pending_events or self._mounts_changed or self._applying.locked():
+            async with self._applying:
                 if self._mounts_changed:
                     self._mounts_changed = False
                     await self._find_covers()
@@ -263,7 +263,7 @@ class Trust:
                     await self._wait_for_store()
                     for bundle in self._resolve(None):
                         await bundle.rescan()
-                await self._take_in(self.news.take())
+                await self._apply_events(self.pending_events.take())
 
     async def _wait_for_store(self) -> None:
         """Return when the store answers, if it is no local one: its directories are looked for on the event loop (I15).
@@ -299,13 +299,13 @@ class Trust:
 
         For what is made of all bundles without a reader who asks: status and plain copies. Takes a second at most.
         """
-        await self.catch_up()
+        await self.poll_events()
         with trio.move_on_after(_COMPARE_SECONDS):
             async with trio.open_nursery() as nursery:
                 for bundle in list(self.bundles):
-                    nursery.start_soon(bundle.settle)
+                    nursery.start_soon(bundle.wait_until_current)
 
-    async def _take_in(self, events: StoreEvents) -> None:
+    async def _apply_events(self, events: StoreEvents) -> None:
         if events.overflow:
             self.swaps.look_again()
             await self._wait_for_store()
@@ -327,7 +327,7 @@ class Trust:
 
     async def end_swaps(self) -> None:
         """End the swaps whose D.bk was heard to be gone, and of which nobody else has said so by now."""
-        async with self._taking_in:
+        async with self._applying:
             await self._end_swaps(external=False)
 
     async def _end_swaps(self, *, external: bool) -> None:
@@ -352,14 +352,14 @@ class Trust:
             for bundle in (*self._resolve(actor), *bundles):
                 await bundle.rescan(actor)
 
-    def _hear(self) -> None:
+    def _poll(self) -> None:
         """Listen to what happened in the store, and believe at once that a swap began.
 
         The kernel queues an event before the call that caused it returns. So whoever listens after reading a directory,
         and before believing what it read, knows of a swap that it may have read in the middle of.
         """
         if self._is_loaded:
-            self.swaps.apply_events(self.news.hear().directories)
+            self.swaps.apply_events(self.pending_events.poll().directories)
             self._mounts_changed = self.watcher.mounts_changed() or self._mounts_changed
 
     def open_place(self, bundle: LiveBundle) -> int:
@@ -459,7 +459,7 @@ class Trust:
             observer=self._observer,
             hidden_names=hidden,
             undo_log=self.undo_log,
-            before_change=self._hear,
+            before_change=self._poll,
         )
         self._bundles[spec] = bundle
         self.plain[bundle] = PlainCopy(bundle)

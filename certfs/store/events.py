@@ -151,16 +151,22 @@ class StoreWatcher:
         """How many directories are watched because a link leads over them."""
         return len(self._ways)
 
-    def mounts_fileno(self) -> int:
-        """Return a descriptor that becomes readable when something was mounted or unmounted."""
-        return self._mounts_epoll.fileno()
+    async def wait(self) -> None:
+        """Wait until there are events to read, or something was mounted or unmounted."""
+        async with trio.open_nursery() as nursery:
+
+            async def readable(descriptor: int) -> None:
+                await trio.lowlevel.wait_readable(descriptor)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(readable, self.fileno())
+            nursery.start_soon(readable, self._mounts_epoll.fileno())
+        # Told once: it would be readable for ever.
+        self._mounts_epoll.poll(0)
 
     def mounts_changed(self) -> bool:
         """Whether something was mounted or unmounted since the last call; one system call (proc(5), mountinfo)."""
-        changed = bool(self._mounts_poll.poll(0))
-        if changed:
-            self._mounts_epoll.poll(0)
-        return changed
+        return bool(self._mounts_poll.poll(0))
 
     def watch(self, directories: Iterable[tuple[int, FileId]]) -> None:
         """Watch exactly these directories (descriptor and identity) from now on."""
@@ -212,8 +218,8 @@ class StoreWatcher:
         self._mounts_to_wake.close()
 
 
-class StoreNews:
-    """What a watcher tells, kept until somebody takes it in: to hear of it and to act on it are two things."""
+class PendingEvents:
+    """What a watcher tells, kept until it is applied: to learn of it and to act on it are two things."""
 
     def __init__(self, watcher: StoreWatcher) -> None:
         self._watcher = watcher
@@ -224,7 +230,7 @@ class StoreNews:
         """Whether there is something to take."""
         return bool(self._events)
 
-    def hear(self) -> StoreEvents:
+    def poll(self) -> StoreEvents:
         """Return what happened since the last call; one system call when nothing did."""
         events = self._watcher.read()
         if events:
@@ -233,23 +239,22 @@ class StoreNews:
         return events
 
     def take(self) -> StoreEvents:
-        """Return everything that was heard and not taken yet."""
+        """Return everything that was polled and not taken yet."""
         events, self._events = self._events, StoreEvents()
         return events
 
     async def wait(self) -> None:
-        """Wait until there is something to hear or to take."""
+        """Wait until there is something to poll or to take."""
         if self._events:
             return
         self._arrived = trio.Event()
         async with trio.open_nursery() as nursery:
 
-            async def readable(descriptor: int) -> None:
-                await trio.lowlevel.wait_readable(descriptor)
+            async def told() -> None:
+                await self._watcher.wait()
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(readable, self._watcher.fileno())
-            nursery.start_soon(readable, self._watcher.mounts_fileno())
+            nursery.start_soon(told)
             await self._arrived.wait()
             nursery.cancel_scope.cancel()
 

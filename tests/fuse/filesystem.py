@@ -150,7 +150,7 @@ def filesystem(path: Path) -> Iterator[Filesystem]:
     )
     made.append(operations)
     waiting, doorbell = os.pipe()
-    operations.traffic.descriptor = waiting
+    operations.pending_requests.descriptor = waiting
     trust.load()
     try:
         yield Filesystem(path, operations, trust, published, doorbell)

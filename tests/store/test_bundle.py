@@ -153,7 +153,7 @@ async def test_settle_waits_for_what_was_asked_before(live: Scene) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(live.bundle.refresh, [b"a.pem"], ACTOR)
         await trio.testing.wait_all_tasks_blocked()
-        await live.bundle.settle()
+        await live.bundle.wait_until_current()
         assert live.bundle.generation.certificates == 100
 
 
@@ -165,10 +165,10 @@ async def test_a_link_is_looked_at_again(live: Scene, tmp_path: Path) -> None:
     assert not live.bundle.exists
     for pem in (ONE.pem, TWO.pem):
         target.write_bytes(pem)
-        await live.bundle.settle()
+        await live.bundle.wait_until_current()
         assert content(live.bundle) == pem
     target.unlink()
-    await live.bundle.settle()
+    await live.bundle.wait_until_current()
     assert not live.bundle.exists
 
 
@@ -181,9 +181,9 @@ async def test_a_link_to_a_file_that_is_being_written_is_whole(live: Scene, tmp_
     with target.open("wb", buffering=0) as file:
         for piece in (TWO.pem[:70], TWO.pem[70:]):
             file.write(piece)
-            await live.bundle.settle()
+            await live.bundle.wait_until_current()
             assert content(live.bundle) == ONE.pem
-    await live.bundle.settle()
+    await live.bundle.wait_until_current()
     assert content(live.bundle) == TWO.pem
 
 

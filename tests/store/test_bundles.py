@@ -154,7 +154,7 @@ async def test_a_bundle_in_its_own_source_directory_does_not_feed_itself(
     await found.put("stunnel/certs/a.pem", ONE.pem)
     for name in (b"all.pem", temporary_name(b"all.pem")):
         (host / "stunnel/certs" / name.decode()).write_bytes(TWO.pem)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         await found.changed(f"stunnel/certs/{name.decode()}")
         for bundle in found.trust.bundles:
             await bundle.rescan()
@@ -333,18 +333,18 @@ async def test_changes_in_the_store_are_caught_up_with(host: Path, opened: Opene
     found = opened()
     path = host / "stunnel/certs/a.pem"
     path.write_bytes(ONE.pem)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == ONE.pem
     path.write_bytes(TWO.pem)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == TWO.pem
     path.rename(host / "stunnel/certs/a.bak")
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == b""
     (host / "stunnel/certs/a.bak").rename(path)
     path.unlink()
     (host / "stunnel/certs/b.pem").write_bytes(THREE.pem)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == THREE.pem
 
 
@@ -356,10 +356,10 @@ async def test_a_writer_in_the_store_is_waited_for(host: Path, opened: Opener) -
         file.write(TWO.pem[:80])
         # Something else that makes certfs look at the file in mid-write.
         (host / "stunnel/certs/a.pem").chmod(0o600)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert found.content(USER) == ONE.pem
         file.write(TWO.pem[80:])
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == TWO.pem
 
 
@@ -370,13 +370,13 @@ async def test_a_directory_replaced_in_the_store_is_followed(host: Path, opened:
     (host / "stunnel/certs").rename(host / "stunnel/old")
     (host / "stunnel/certs").mkdir()
     (host / "stunnel/certs/b.pem").write_bytes(TWO.pem)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == TWO.pem
     (host / "stunnel/old/c.pem").write_bytes(THREE.pem)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == TWO.pem
     (host / "stunnel/certs/d.pem").write_bytes(THREE.pem)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == TWO.pem + THREE.pem
 
 
@@ -393,7 +393,7 @@ async def test_nothing_is_missed_when_the_kernel_drops_events(host: Path, opened
         noise[number % 2].unlink()
     (host / "stunnel/certs/a.pem").write_bytes(ONE.pem)
     (host / "stunnel/certs-pool/b.pem").write_bytes(TWO.pem)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(USER) == ONE.pem
     assert found.content(POOL) == TWO.pem
 
@@ -403,7 +403,7 @@ async def test_our_own_changes_come_back_as_nothing(opened: Opener) -> None:
     found = opened()
     await found.put("stunnel/certs/a.pem", ONE.pem)
     told = len(found.published)
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert len(found.published) == told == 1
 
 
@@ -426,7 +426,7 @@ async def test_closing_lets_go_of_every_descriptor(host: Path) -> None:
     await found.mkdir("trusted-certs")
     await found.mkdir("trusted-certs/ca-x")
     await found.rmdir("trusted-certs/ca-x")
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     found.close()
     assert len(os.listdir("/proc/self/fd")) == before
 

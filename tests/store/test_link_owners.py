@@ -51,7 +51,7 @@ async def test_a_link_shows_nobody_what_its_owner_may_not_read(opened: Store, ro
     link(root / "certs" / "a.pem", "../../secret/ca.pem", USER)
     link(root / "certs" / "b.pem", "../../public/root-only.pem", USER)
     link(root / "certs" / "c.pem", "../../public/ca.pem", USER)
-    await opened.trust.catch_up()
+    await opened.trust.poll_events()
     assert opened.content("ca.pem") == PUBLIC.pem
     bundle = opened.bundle("ca.pem")
     assert bundle is not None
@@ -64,7 +64,7 @@ async def test_a_link_shows_nobody_what_its_owner_may_not_read(opened: Store, ro
 async def test_a_link_of_root_leads_where_root_may_read(opened: Store, root: Path) -> None:
     """I6: the admin's own links work as before."""
     link(root / "certs" / "a.pem", "../../secret/ca.pem", 0)
-    await opened.trust.catch_up()
+    await opened.trust.poll_events()
     assert opened.content("ca.pem") == SECRET.pem
 
 
@@ -72,7 +72,7 @@ async def test_a_user_s_link_behind_root_s_is_the_user_s(opened: Store, root: Pa
     """I19: from the user's link on the way is the user's, whoever owns the one before."""
     link(root / "hop", "../secret/ca.pem", USER)
     link(root / "certs" / "a.pem", "../hop", 0)
-    await opened.trust.catch_up()
+    await opened.trust.poll_events()
     assert opened.content("ca.pem") == b""
 
 

@@ -103,12 +103,12 @@ async def test_a_source_directory_behind_links_is_followed(root: Path, way: str)
     with opened(root) as found:
         assert found.content(BUNDLE) == OLD.pem
         TURNS[way](root)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert (root / "certs" / "ca.pem").read_bytes() == NEW.pem
         assert found.content(BUNDLE) == NEW.pem
         # What is on the new way counts from now on.
         (root / "certs" / "b.pem").write_bytes(OLD.pem)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert OLD.pem in found.content(BUNDLE)
 
 
@@ -135,7 +135,7 @@ async def test_a_source_that_is_a_link_is_followed_while_nobody_reads(root: Path
         await copies.flush()
         assert (root / BUNDLE).read_bytes() == OLD.pem
         turns[way](root)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert (root / "certs" / "a.pem").read_bytes() == NEW.pem
         assert found.content(BUNDLE) == NEW.pem
         await copies.flush()
@@ -150,7 +150,7 @@ async def test_a_link_into_nowhere_is_followed_when_it_leads_somewhere(root: Pat
         (root / "../outside/later/certs").mkdir(parents=True)
         (root / "../outside/later/certs/a.pem").write_bytes(NEW.pem)
         for _ in range(3):
-            await found.trust.catch_up()
+            await found.trust.poll_events()
         assert found.content(BUNDLE) == NEW.pem
 
 
@@ -207,7 +207,7 @@ async def test_what_no_link_leads_over_is_watched_no_more(root: Path) -> None:
             place.mkdir(parents=True)
             (place / "ca.crt").write_bytes(OLD.pem)
             turn(root / "certs" / "a.pem", str(place / "ca.crt"))
-            await found.trust.catch_up()
+            await found.trust.poll_events()
         assert found.content(BUNDLE) == OLD.pem
         assert found.trust.watcher.ways < 150
 
@@ -221,14 +221,14 @@ async def test_a_mount_over_a_source_directory_is_followed(root: Path) -> None:
     with opened(root) as found:
         await trio.run_process(["mount", "-t", "tmpfs", "over", certs])
         try:
-            await found.trust.catch_up()
+            await found.trust.poll_events()
             assert found.content(BUNDLE) == b""
             (certs / "b.pem").write_bytes(NEW.pem)
-            await found.trust.catch_up()
+            await found.trust.poll_events()
             assert found.content(BUNDLE) == NEW.pem
         finally:
             await trio.run_process(umount(certs))
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert found.content(BUNDLE) == OLD.pem
         assert os.listdir(certs) == ["a.pem"]
 
@@ -277,11 +277,11 @@ async def test_a_lease_takes_no_certificate_away(root: Path) -> None:
         assert bundle is not None
         source.write_bytes(NEW.pem)
         with leased(source) as give_back:
-            await found.trust.catch_up()
+            await found.trust.poll_events()
             assert found.content(BUNDLE) == OLD.pem
             assert bundle.is_waiting
             give_back()
-            await bundle.settle()
+            await bundle.wait_until_current()
             assert found.content(BUNDLE) == NEW.pem
             assert not bundle.is_waiting
 
@@ -314,23 +314,23 @@ async def test_a_source_directory_that_hangs_costs_a_second_once(root: Path) -> 
         assert bundle is not None
         # Nobody tells of what is changed on the other side: it is compared.
         (beneath / "a.pem").write_bytes(NEW.pem)
-        await bundle.settle()
+        await bundle.wait_until_current()
         assert found.content(BUNDLE) == NEW.pem
         process.send_signal(signal.SIGSTOP)
         (beneath / "b.pem").write_bytes(OLD.pem)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             for _ in range(20):
-                nursery.start_soon(bundle.settle)
+                nursery.start_soon(bundle.wait_until_current)
         for _ in range(20):
-            await bundle.settle()
+            await bundle.wait_until_current()
         assert trio.current_time() - began < 3
         assert found.content(BUNDLE) == NEW.pem
         assert bundle.silent_places == [b"certs"]
         process.send_signal(signal.SIGCONT)
         with trio.fail_after(30):
             while OLD.pem not in found.content(BUNDLE):
-                await bundle.settle()
+                await bundle.wait_until_current()
         assert not bundle.is_waiting
 
 
@@ -353,6 +353,6 @@ async def test_readers_share_the_look_at_a_slow_target(root: Path) -> None:
             context.setattr(SourceReader, "link_stamp", slow)
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
-                    nursery.start_soon(bundle.settle)
+                    nursery.start_soon(bundle.wait_until_current)
         assert asked in {1, 2}
         assert found.content(BUNDLE) == OLD.pem

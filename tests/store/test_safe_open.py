@@ -92,7 +92,7 @@ async def test_no_race_writes_a_plain_copy_outside_of_the_store(root: Path, vict
     with exchanging(root / "stunnel", root / "evil"):
         deadline = time.monotonic() + 1.5
         while time.monotonic() < deadline:
-            await opened.trust.catch_up()
+            await opened.trust.poll_events()
             await opened.trust.changed(opened.id(), b"stunnel", None)
             await copies.flush()
     assert untouched(victim)

@@ -83,7 +83,7 @@ async def test_what_was_being_written_counts_as_it_was(host: Path, server: Serve
     async with server() as found:
         os.write(file, THREE.pem)
         os.close(file)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert found.content(POOL) == THREE.pem + TWO.pem
     assert os.listdir(server.notes) == []
     assert (host / "stunnel/certs-pool/one.pem").read_bytes() == THREE.pem
@@ -118,7 +118,7 @@ async def test_what_lost_its_writer_counts_if_it_is_whole(
             assert bool(reasons) == (counts != written)
     async with server() as found:
         (found.path / "stunnel/certs-pool/one.pem").chmod(0o600)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert found.content(POOL) == counts + TWO.pem
         await found.put("stunnel/certs-pool/one.pem", THREE.pem)
         assert found.content(POOL) == THREE.pem + TWO.pem
@@ -182,7 +182,7 @@ async def test_a_writer_that_nobody_knew_of_takes_nothing_away(server: Servers) 
             assert found.content(POOL) == ONE.pem + TWO.pem
             file.write(THREE.pem[100:])
             file.close()
-            await found.trust.catch_up()
+            await found.trust.poll_events()
             assert found.content(POOL) == THREE.pem + TWO.pem
 
 
@@ -253,12 +253,12 @@ async def test_a_swap_in_the_store_itself_is_one(host: Path, server: Servers) ->
         for look in (True, False):
             (host / "stunnel/certs-pool.bk").mkdir()
             if look:
-                await found.trust.catch_up()
+                await found.trust.poll_events()
             (host / "stunnel/certs-pool").rename(host / "stunnel/certs-pool.bk")
-            await found.trust.catch_up()
+            await found.trust.poll_events()
             assert found.content(POOL) == ONE.pem + TWO.pem
             (host / "stunnel/certs-pool.bk").rename(host / "stunnel/certs-pool")
-            await found.trust.catch_up()
+            await found.trust.poll_events()
             assert not any(bundle.is_swapping for bundle in found.trust.bundles)
             assert found.content(POOL) == ONE.pem + TWO.pem
 
@@ -270,13 +270,13 @@ async def test_the_echo_of_a_swap_that_is_over_begins_none(server: Servers) -> N
             await found.mkdir("stunnel/certs-pool.bk")
             await found.rmdir("stunnel/certs-pool.bk")
         told = len(found.published)
-        found.trust._hear()
+        found.trust._poll()
         assert not any(bundle.is_swapping for bundle in found.trust.bundles)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         await found.trust.end_swaps()
         assert len(found.published) == told
         (found.path / "stunnel/certs-pool.bk").mkdir()
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert [bundle.spec.source[-1] for bundle in found.trust.bundles if bundle.is_swapping] == [
             b"certs-pool"
         ]
@@ -288,7 +288,7 @@ async def test_whoever_ends_a_swap_is_named(server: Servers) -> None:
         await found.mkdir("stunnel/certs-pool.bk")
         await found.remove("stunnel/certs-pool/one.pem")
         (found.path / "stunnel/certs-pool.bk").rmdir()
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert found.content(POOL) == ONE.pem + TWO.pem
         await found.trust.swap_ends(found.id("stunnel"), b"certs-pool.bk", ACTOR)
         assert found.content(POOL) == TWO.pem
@@ -301,7 +301,7 @@ async def test_a_swap_that_ends_in_the_store_is_over(server: Servers) -> None:
         await found.mkdir("stunnel/certs-pool.bk")
         await found.remove("stunnel/certs-pool/one.pem")
         (found.path / "stunnel/certs-pool.bk").rmdir()
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         await found.trust.end_swaps()
         assert found.content(POOL) == TWO.pem
 
@@ -310,7 +310,7 @@ async def test_a_directory_renamed_to_a_backup_is_no_swap(host: Path, server: Se
     """I10: a swap begins with a mkdir; who renames D away has taken it away."""
     async with server() as found:
         (host / "stunnel/certs-pool").rename(host / "stunnel/certs-pool.bk")
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert found.content(POOL) == b""
 
 
@@ -321,7 +321,7 @@ async def test_the_echo_of_a_swap_begins_none(server: Servers) -> None:
         bundle = found.bundle(POOL)
         assert bundle is not None
         found.trust.swaps.end(bundle, ACTOR)
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         assert not bundle.is_swapping
 
 
@@ -345,10 +345,10 @@ async def test_a_swap_that_begins_while_d_is_read_is_one(host: Path) -> None:
     swaps = iter((True,))
     await bundle.rescan()
     assert found.content(POOL) == ONE.pem + TWO.pem
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(POOL) == ONE.pem + TWO.pem
     pool.with_name("certs-pool.bk").rmdir()
-    await found.trust.catch_up()
+    await found.trust.poll_events()
     assert found.content(POOL) == b""
     found.close()
 
@@ -361,7 +361,7 @@ async def test_a_swap_ends_with_what_d_holds_then(host: Path, server: Servers) -
         backup.mkdir()
         pool.rename(backup)
         pool.mkdir()
-        await found.trust.catch_up()
+        await found.trust.poll_events()
         (pool / "three.pem").write_bytes(THREE.pem)
         (backup / "one.pem").unlink()
         (backup / "two.pem").unlink()
