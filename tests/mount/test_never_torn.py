@@ -405,7 +405,7 @@ def test_truncating_in_the_store_empties_the_source(certfs_mount: CertfsMount) -
     tree = certfs_mount.tree
     text = pki.authority("cut").pem
     beneath = tree.store / "stunnel/certs/cut.pem"
-    certfs_mount.expected_log.append("cut.pem: empty file")
+    certfs_mount.expected_log.append("cut.pem.*empty file")
     for _ in range(50):
         beneath.write_bytes(text)
         assert tree.user_bundle.read_bytes() == text
@@ -420,7 +420,7 @@ def test_truncating_under_another_name_empties_the_source(certfs_mount: CertfsMo
     elsewhere = tree.xensource / "elsewhere"
     elsewhere.write_bytes(text)
     os.link(elsewhere, tree.certs / "linked.pem")
-    certfs_mount.expected_log.append("linked.pem: empty file")
+    certfs_mount.expected_log.append("linked.pem.*empty file")
     for _ in range(50):
         elsewhere.write_bytes(text)
         assert tree.user_bundle.read_bytes() == text
