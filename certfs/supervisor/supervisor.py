@@ -10,13 +10,14 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Final, assert_never
 
 from certfs import procfs
 from certfs.linux import log_file, mount_table
-from certfs.linux.processes import reap, reap_strangers, urgent
+from certfs.linux.processes import ProcessId, reap, reap_strangers, urgent
 from certfs.linux.sd_notify import notify
 from certfs.protocol import messages, timeouts
 from certfs.protocol.control import Reply
@@ -461,12 +462,18 @@ class Supervisor:
         self._memory = replace(self._memory, devices=tuple(devices))
         strikes = Strikes(before.deaths, before.defects) if before else Strikes()
         self._state = replace(self._state, strikes=strikes)
+        if before and before.phase == "serving" and before.server == server.process:
+            # What was in view a moment ago, and is not there any more, somebody has unmounted.
+            self._memory = replace(self._memory, held=self._memory.points)
         self._watch(server)
+        janitors = {adoption.janitor, before.janitor if before else None}
         self._happened(machine.Adopted(1, mounted=server.mountpoint is not None))
+        if self._exit_code is not None:
+            _end_all(janitors)
+            return True
         # What a janitor is to watch it has to know when it starts.
         self._janitor.attend(server.life_fd)
-        for janitor in filter(None, {adoption.janitor, before.janitor if before else None}):
-            janitor.kill_session()  # each supervisor has one that is its own child
+        _end_all(janitors)  # each supervisor has one that is its own child
         if server.mountpoint is None:
             self._expect_start(server.number)
         else:
@@ -526,6 +533,11 @@ def _is_served(before: State | None, beside: ServerProcess) -> bool:
         return False
     seen = {entry.device for entry in procfs.mounts() if entry.point in before.targets}
     return before.server.alive() and before.device in seen
+
+
+def _end_all(janitors: Iterable[ProcessId | None]) -> None:
+    for janitor in filter(None, janitors):
+        janitor.kill_session()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,24 @@ def test_what_a_mount_shows_is_no_store(scene: Scene) -> None:
     for store in (scene.mountpoint, scene.mountpoint / "stunnel"):
         said = scene.certfs("mount", "--store", store, other, expect=8)
         assert f"the store {store} is served already, at {scene.mountpoint}" in said
+
+
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_an_umount_right_after_a_restart_is_not_undone(scene: Scene) -> None:
+    """The supervisor that comes out of a restart does not take it for a mount that is still to be made."""
+    scene.mount()
+    command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    for _ in range(3):
+        supervisor = scene.state()["supervisor"]["pid"]
+        scene.certfs("restart", scene.mountpoint)
+        subprocess.run([*command, scene.mountpoint], check=True, timeout=60)
+        wait_until(partial(has_ended, supervisor), seconds=60, what="the end of the supervisor")
+        assert scene.is_clean()
+        scene.mount()
 
 
 def test_a_plain_umount_ends_it(scene: Scene) -> None:
