@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 from inotify_simple import Event, INotify, flags
 
 from tests.support import pki
+from tests.support.launching import mount_with
 from tests.support.mounts import (
     CertfsMount,
     certfs_program,
@@ -187,15 +187,6 @@ def test_readers_beside_announcements_see_no_error_and_nothing_old(
     assert all(reader.reads > CHANGES for reader in readers)
 
 
-_LAUNCH = """
-import sys
-from certfs.client.mount import Plan, launch, standalone
-places = standalone(sys.argv[1], sys.argv[2])
-launch(Plan(mode="standalone", places=places, config_file=None, allow_other=False,
-            server_module="tests.support.announcing_server"))
-"""
-
-
 @pytest.mark.parametrize("readers", [0, 2])
 def test_with_no_interval_every_generation_is_announced(readers: int) -> None:
     """After each change there is an event, and what is read then is that change."""
@@ -206,9 +197,8 @@ def test_with_no_interval_every_generation_is_announced(readers: int) -> None:
         directory.mkdir()
     beneath.make()
     (beneath.certs / "first.pem").write_bytes(FIRST.pem)
-    environment = {**os.environ, "CERTFS_RUNTIME_DIR": str(root / "run")}
-    command = [sys.executable, "-c", _LAUNCH, str(tree.store), str(tree.root)]
-    subprocess.run(command, check=True, env=environment, timeout=60)
+    module = "tests.support.announcing_server"
+    environment = mount_with(module, tree.store, tree.root, root / "run")
     watch, threads = Watch(tree.user_bundle), [Reader(tree.user_bundle) for _ in range(readers)]
     try:
         for thread in threads:
