@@ -279,11 +279,13 @@ class Trust:
                 os.listdir(fd_path(directory))
 
     async def _find_covers(self) -> None:
-        paths = {
+        ways = (
             spec.source[:depth]
             for spec in self._bundles
             for depth in range(1, len(spec.source) + 1)
-        }
+        )
+        # Not a whole tree: what is mounted over one covers its bundles as well, which come back as they were.
+        paths = {way for way in ways if not self._roots.is_root(way)}
         device = self.walker.device
 
         def find() -> dict[tuple[bytes, ...], int]:

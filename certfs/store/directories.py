@@ -32,6 +32,10 @@ class Roots:
             raise FileNotFoundError(2, os.strerror(2))
         return self.directories[path[0]], path[1:]
 
+    def is_root(self, path: tuple[bytes, ...]) -> bool:
+        """Whether a path from the root of the mount is a tree of its own, and not something in one."""
+        return path == () or (b"" not in self.directories and len(path) == 1)
+
     def inside(self, path: bytes) -> tuple[int, list[bytes]]:
         """Do as ``locate`` for a path as mountinfo shows it."""
         start, rest = self.locate(tuple(part for part in path.split(b"/") if part))
