@@ -38,6 +38,8 @@ from certfs.supervisor.event_loop import EventLoop
 
 _LOOK_SECONDS: Final = 0.05
 """Events are gathered for so long before the files are looked at."""
+_FIRST_LOOK_SECONDS: Final = 1.0
+"""After the first look the files are looked at again: by then the server has written its plain copies."""
 _OUTPUT_BYTES: Final = 4096
 """So much of a run's output goes into the log, from its end."""
 _SYSTEMD_SLACK: Final = 10.0
@@ -90,6 +92,10 @@ class Notifier:
         self._loop = EventLoop()
         self._orders: dict[str, Order] = {}
         self._started = False
+        self._settled_at = 0.0
+        """From then on the plain copies are those of the server that is there now."""
+        self._found: dict[str, Content] = {}
+        """What they were at the first look."""
         self._ending = False
 
     def run(self) -> None:
@@ -129,9 +135,12 @@ class Notifier:
             self._loop.after("look", 1, self._look)
         else:
             self._loop.watch(self._files.queue, self._changed)
+        if not self._started:
+            self._found = dict(self._files.contents)
+            self._settled_at = time.monotonic() + _FIRST_LOOK_SECONDS
         now = time.monotonic()
         for key, spec, paths in self._wanted():
-            content = _digest([self._files.contents[path] for path in paths])
+            content = _digest([self._content(path) for path in paths])
             order = self._orders.get(key) or self._new_order(key, spec, paths, content, now)
             is_news = content != order.progress.wanted
             order.progress = policy.seen(order.progress, content, now)
@@ -139,7 +148,9 @@ class Notifier:
                 # A process that did not run a moment ago is looked for at once for what is new.
                 self._loop.after(order.run_timer, order.spec.delay, partial(self._begin, order))
             self._plan(order)
-        self._started = True
+        if not self._started:
+            self._started = True
+            self._loop.after("look", _FIRST_LOOK_SECONDS, self._look)
 
     def _wanted(self) -> list[tuple[str, NotifySpec, list[str]]]:
         """Return key, specification and paths of every order that there is to be."""
@@ -177,6 +188,12 @@ class Notifier:
         self._save(order)
         return order
 
+    def _content(self, path: str) -> Content:
+        """Return what a file holds; at first what the server says, as long as that may not have written it yet."""
+        content = self._files.contents[path]
+        is_old = time.monotonic() < self._settled_at and content == self._found.get(path)
+        return (self._baseline(path) or content) if is_old else content
+
     def _baseline(self, path: str) -> Content | None:
         sha256 = self._spec.baseline.get(path)
         return None if sha256 is None else Content(sha256)
@@ -193,6 +210,10 @@ class Notifier:
             self._save(order)
 
     def _begin(self, order: Order) -> None:
+        if order.spec.copy and time.monotonic() < self._settled_at:
+            # The plain copy may be absent, or of yesterday, for a moment yet: the further copy must not follow that.
+            self._loop.after(order.due_timer, _FIRST_LOOK_SECONDS, partial(self._begin, order))
+            return
         order.progress = policy.begun(order.progress, time.monotonic())
         order.output, order.timed_out = b"", False
         self._save(order)

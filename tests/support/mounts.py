@@ -244,6 +244,10 @@ class CertfsMount:
             )
         assert ended.returncode == 0, f"certfs mount: exit {ended.returncode}\n{self.read_log()}"
         assert str(self.tree.root) in mountpoints(), "the command returned without a mount"
+        self.count_descriptors()
+
+    def count_descriptors(self) -> None:
+        """Take what the daemon holds now for what it may hold in the end."""
         self._descriptors = descriptors_of(self.pids)
 
     def stop(self) -> None:
