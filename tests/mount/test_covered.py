@@ -113,7 +113,7 @@ def test_unmounting_all_of_it_leaves_an_ordinary_host(covered: Host) -> None:
     uncover(covered)
     served(covered)
     assert covered.run("umount", "/etc/stunnel").returncode == 0
-    wait_until(lambda: covered.certfs_mounts() == [], seconds=3, what="the end")
+    wait_until(lambda: covered.certfs_mounts() == [], what="the end")
     assert "xapi-pool-ca-bundle.pem" in stunnel(covered)
 
 
