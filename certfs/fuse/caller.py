@@ -34,6 +34,7 @@ _CAP_FSETID = 1 << 4
 _CAP_FOWNER = 1 << 3
 _CAP_MKNOD = 1 << 27
 _CAP_DAC_READ_SEARCH = 1 << 2
+_CAP_SYS_RESOURCE = 1 << 24
 _LENT = _CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH | _CAP_FOWNER | _CAP_FSETID | _CAP_MKNOD
 """Capabilities that a caller who has them keeps: those that decide about names and modes (capabilities(7))."""
 
@@ -93,6 +94,18 @@ def as_caller_alone(ctx: pyfuse3.RequestContext, call: Callable[[*Ts], T], *args
         return call(*args)
     found = _credentials(ctx)
     with Identity(found.uid, found.gid, found.groups, found.capabilities & _LENT):
+        return call(*args)
+
+
+def as_spender(user: int, call: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Return what ``call`` returns, which may take space for an inode that this user may change.
+
+    Blocks that the store's file system reserves for root (mke2fs(8), -m) and quotas that do not hold for root
+    (CAP_SYS_RESOURCE) are for calls of root's. All other rights of root's are kept: the kernel has checked the user.
+    """
+    if user == 0 or os.geteuid() != 0:
+        return call(*args)
+    with Identity(user, os.getegid(), None, ~_CAP_SYS_RESOURCE):
         return call(*args)
 
 

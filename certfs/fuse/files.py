@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import pyfuse3
 
 from certfs.fuse.base import FilesystemBase, T, Ts, error, made
-from certfs.fuse.caller import as_caller_alone, as_creator
+from certfs.fuse.caller import as_caller_alone, as_creator, as_spender
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import ContentHandle, FileHandle
 from certfs.fuse.inodes import Inode
@@ -197,7 +197,7 @@ class FileOperations(FilesystemBase):
         is_for(handle.user, len(buf))
         await self.writes_now(handle)
         run = self.calls.away if handle.synchronous else self.calls.change
-        return await run(os.pwrite, handle.fd, buf, off)
+        return await run(as_spender, handle.user, os.pwrite, handle.fd, buf, off)
 
     async def flush(self, fh: int) -> None:
         """Tell the kernel not to send FLUSH: after this once it never does."""

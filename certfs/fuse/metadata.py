@@ -12,6 +12,7 @@ import pyfuse3
 
 from certfs.fuse import attributes, xattrs
 from certfs.fuse.base import FilesystemBase, error
+from certfs.fuse.caller import as_spender
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import FileHandle
 from certfs.fuse.inodes import ROOT, Inode
@@ -60,13 +61,15 @@ class MetadataOperations(FilesystemBase):
             if fields.update_size:
                 await self._truncate(node, fd, attr.st_size, fh, ctx)
             if fields.update_mode:
-                await self.calls.change(set_mode, fd, stat.S_IMODE(attr.st_mode), ctx)
+                await self.calls.change(
+                    as_spender, ctx.uid, set_mode, fd, stat.S_IMODE(attr.st_mode), ctx
+                )
             sets_times = fields.update_atime or fields.update_mtime
             sets_owner = fields.update_uid or fields.update_gid
             if sets_owner:
                 uid = attr.st_uid if fields.update_uid else -1
                 gid = attr.st_gid if fields.update_gid else -1
-                await self.calls.change(change_owner, fd, uid, gid, ctx)
+                await self.calls.change(as_spender, ctx.uid, change_owner, fd, uid, gid, ctx)
             elif not (sets_times or fields.update_size or fields.update_mode):
                 await self.calls.change(keep_owner, fd, ctx, bool(node.open_for_writing))
             if sets_times:
@@ -86,7 +89,7 @@ class MetadataOperations(FilesystemBase):
             await self.writes_now(handle)
         elif node.writers and not node.dirty:
             self.mark_dirty(node, await self.calls.look(node.local, os.stat, fd))
-        links = await self.calls.change(_truncate, fd, file, size, ctx)
+        links = await self.calls.change(as_spender, ctx.uid, _truncate, fd, file, size, ctx)
         # Who did it is read from /proc: not for files that mean nothing to a bundle.
         if not node.writers and (links > 1 or self.may_be_source(node)):
             await self.tell_of_content(node, self.actor(ctx), links)
@@ -117,7 +120,7 @@ class MetadataOperations(FilesystemBase):
         """Set an extended attribute."""
         xattrs.check_change(name, ctx)
         with await self.using(self.node(inode)) as fd:
-            await self.calls.change(xattrs.set_value, fd, name, value, ctx)
+            await self.calls.change(as_spender, ctx.uid, xattrs.set_value, fd, name, value, ctx)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -7,16 +7,18 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from certfs.store import backing
-from tests.support import mounts
+from tests.support import frozen, mounts
 from tests.support.mounts import CertfsMount
 from tests.support.peer import Peer, User
+from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
 
@@ -224,3 +226,51 @@ def keep_kinds(directory: str) -> None:
         os.close(os.open(f"{directory}/{name}", os.O_CREAT | os.O_WRONLY, mode))
     os.mkfifo(f"{directory}/fifo", 0o600)
     os.symlink("x", f"{directory}/link")
+
+
+def fill(directory: str) -> tuple[int, int]:
+    """Take all the space that there is, in files and in attributes of files; give how often each was possible."""
+    block = b"x" * (1 << 16)
+    written = attributes = 0
+    file = os.open(f"{directory}/large", os.O_WRONLY | os.O_CREAT, 0o600)
+    with contextlib.suppress(OSError):
+        while True:
+            written += os.write(file, block)
+    os.fsync(file)
+    os.close(file)
+    with contextlib.suppress(OSError):
+        while True:
+            os.close(os.open(f"{directory}/{attributes}", os.O_WRONLY | os.O_CREAT, 0o600))
+            os.setxattr(f"{directory}/{attributes}", "user.x", block[:3000])
+            attributes += 1
+    return written, attributes
+
+
+def test_blocks_reserved_for_root_are_for_root() -> None:
+    """A user fills a mount as far as the directory beneath and no further; root's writes go on (I11, I19)."""
+    mounts.need_root()
+    place = mounts.scratch_directory()
+
+    def use(disk: Path) -> Callable[[Tree], None]:
+        def prepare(tree: Tree) -> None:
+            subprocess.run(["mount", "--bind", disk, tree.root], check=True, timeout=30)
+            tree.make()
+
+        return prepare
+
+    try:
+        with (
+            frozen.loop_filesystem(place, reserved=20) as disk,
+            mounts.mounted(prepare=use(disk), standard=False) as mount,
+            Peer(user=ATTACKER) as peer,
+        ):
+            users = mount.tree.xensource / "users"
+            users.mkdir()
+            users.chmod(0o777)
+            peer.call(fill, str(users))
+            left = os.statvfs(disk)
+            assert left.f_bfree - left.f_bavail > left.f_blocks // 10
+            with (mount.tree.xensource / "root's").open("wb") as file:
+                assert file.write(b"x" * (1 << 20)) == 1 << 20
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ PROCESSES = int(os.environ.get("CERTFS_TEST_STORM_PROCESSES", "4"))
 SECONDS = float(os.environ.get("CERTFS_TEST_STORM_SECONDS", "1.5"))
 THREADS = 16
 USER = 20_001
+FILES = min(30, resource.getrlimit(resource.RLIMIT_NOFILE)[1] * 3 // 4 // (PROCESSES * THREADS))
+"""What each thread of the user keeps open: more than certfs gives to one user, and less than bindfs has for all."""
 LONGEST = 1.0
 """Seconds that an open may take beyond what it takes on the other file system."""
 P99 = 0.1
@@ -73,7 +76,7 @@ def stormed(name: str, tree: Path, bundle: Path) -> Iterator[None]:
                     [
                         sys.executable,
                         storm.__file__,
-                        *map(str, (tree, bundle, THREADS, USER, number)),
+                        *map(str, (tree, bundle, THREADS, FILES, USER, number)),
                         *group,
                     ],
                     stdin=subprocess.PIPE,

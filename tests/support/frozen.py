@@ -1,4 +1,4 @@
-"""A file system of its own that can be frozen: a disk that takes its time."""
+"""A file system of its own: a disk that takes its time, or that is full."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.support import mounts
 
 
 @contextlib.contextmanager
-def loop_filesystem(place: Path) -> Iterator[Path]:
-    """Mount a small ext4 in a file, which can be frozen."""
+def loop_filesystem(place: Path, *, reserved: int = 5) -> Iterator[Path]:
+    """Mount a small ext4 in a file, which can be frozen; so many percent of its blocks are reserved for root."""
     mounts.need_root()
     mounts.need_program("mkfs.ext4", "fsfreeze")
     image, directory = place / "image", place / "filesystem"
     with image.open("wb") as file:
         file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=60)
+    subprocess.run(["mkfs.ext4", "-q", "-m", str(reserved), image], check=True, timeout=60)
     directory.mkdir()
     command = ["mount", "-o", "loop", image, directory]
     if subprocess.run([*map(str, command)], check=False, timeout=60).returncode:

@@ -1,4 +1,4 @@
-"""A user who asks for as much as possible: ``python storm.py TREE BUNDLE THREADS UID SEED [CGROUP]``.
+"""A user who asks for as much as possible: ``python storm.py TREE BUNDLE THREADS FILES UID SEED [CGROUP]``.
 
 Owns what such a user does. Says ``ready``, goes on until its standard input ends. Imports nothing of ours, so that it
 starts quickly.
@@ -18,13 +18,14 @@ from collections.abc import Callable
 class User:
     """One thread of the user, in a directory that everybody may write to."""
 
-    def __init__(self, tree: str, bundle: str, seed: str) -> None:
+    def __init__(self, tree: str, bundle: str, files: int, seed: str) -> None:
         self._random = random.Random(seed)  # noqa: S311 - a plan, no secret
         self._place = f"{tree}/shared"
         self._own = f"{self._place}/{seed}"
         self._bundle = bundle
         self._status = f"{os.path.dirname(os.path.dirname(bundle))}/.certfs/status.json"
         self._held: list[int] = []
+        self._most_held = files
         self._actions: tuple[Callable[[], object], ...] = (
             lambda: os.statvfs(tree),
             lambda: os.stat(f"{self._own}-none"),
@@ -56,15 +57,18 @@ class User:
 
     def _hold(self) -> None:
         """Keep bundles, statuses and files open, up to a number."""
-        self._held.append(os.open(self._random.choice([self._bundle, self._status]), os.O_RDONLY))
-        if len(self._held) > 30:
+        self._keep(os.open(self._random.choice([self._bundle, self._status]), os.O_RDONLY))
+
+    def _keep(self, handle: int) -> None:
+        self._held.append(handle)
+        if len(self._held) > self._most_held:
             os.close(self._held.pop(0))
 
     def _make(self) -> None:
         """Write to a file without a name, which is never complete."""
         handle = os.open(self._own, os.O_RDWR | os.O_CREAT, 0o600)
         os.write(handle, b"x" * 1000)
-        self._held.append(handle)
+        self._keep(handle)
 
     def _append(self) -> None:
         handle = os.open(self._own, os.O_WRONLY | os.O_APPEND)
@@ -74,7 +78,7 @@ class User:
 
 def main() -> None:
     """Be the user."""
-    tree, bundle, threads, uid, seed, *cgroup = sys.argv[1:]
+    tree, bundle, threads, files, uid, seed, *cgroup = sys.argv[1:]
     for group in cgroup:
         with open(f"{group}/cgroup.procs", "w", encoding="ascii") as members:
             members.write("0")
@@ -83,7 +87,7 @@ def main() -> None:
     os.setuid(int(uid))
 
     def run(number: int) -> None:
-        user = User(tree, bundle, f"{seed}-{number}")
+        user = User(tree, bundle, int(files), f"{seed}-{number}")
         while True:
             user.act()
 
