@@ -95,6 +95,19 @@ def open_trusted(path: str | bytes, flags: int, mode: int = 0o600, *, at: int | 
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
+def open_mountpoint(path: str) -> int:
+    """Open what something is mounted on, or is to be, with O_PATH and as `open_trusted`; never a link of that name.
+
+    What is mounted there is not asked: it may be dead.
+    """
+    parent, name = os.path.split(path)
+    directory = open_trusted(parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return os.open(name or ".", _COMPONENT, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
 def refusal(directory: str) -> str:
     """Return why a directory is not one that only this user can write to, empty if it is. FileNotFoundError."""
     status = os.lstat(directory)
@@ -167,14 +180,25 @@ def _trusted_target(directory: int, name: bytes) -> bytes | None:
     except FileNotFoundError:
         return None
     try:
-        status = os.stat(descriptor)
-        if not stat.S_ISLNK(status.st_mode):
-            return None
-        if os.geteuid() == 0 and not (status.st_uid == 0 and _is_roots_alone(os.stat(directory))):
+        target = _link_target(descriptor)
+        if target is None or os.geteuid() != 0:
+            return target
+        if os.stat(descriptor).st_uid != 0 or not _is_roots_alone(os.stat(directory)):
             raise LinkRefusedError(" that another user can exchange", name)
-        return os.readlink(b"", dir_fd=descriptor)
+        return target
     finally:
         os.close(descriptor)
+
+
+def _link_target(descriptor: int) -> bytes | None:
+    """Return where a symbolic link leads, None for what is none: known without asking its file system."""
+    try:
+        return os.readlink(b"", dir_fd=descriptor)
+    except OSError as e:
+        # readlinkat(2) with an empty path: ENOENT and EINVAL both say "not a symbolic link".
+        if e.errno in {errno.ENOENT, errno.EINVAL}:
+            return None
+        raise
 
 
 def _is_roots_alone(directory: os.stat_result) -> bool:

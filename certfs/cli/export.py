@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +21,7 @@ from certfs.core.formats import LeftOut, certificates_of, hash_directory, java_t
 from certfs.core.pem import render
 from certfs.errors import StoreError
 from certfs.identity.paths import file_errors, host_directory, open_directory
+from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
 
 _MODE: Final = 0o644
@@ -157,7 +157,7 @@ def _read(bundle: Path, *, may_be_missing: bool) -> tuple[bytes, ...]:
 
 def _content(bundle: Path) -> bytes:
     # O_NONBLOCK: a FIFO must not keep the command waiting.
-    fd = os.open(bundle, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_trusted(os.fsencode(bundle), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
@@ -192,9 +192,9 @@ def _holds(directory: int, name: bytes, data: bytes) -> bool:
 
 
 def _remove_file(output: Path) -> bool:
-    with file_errors(output):
+    with host_directory(output.parent) as directory, file_errors(output):
         try:
-            os.unlink(output)
+            os.unlink(os.fsencode(output.name), dir_fd=directory)
         except FileNotFoundError:
             return False
     return True
@@ -202,18 +202,15 @@ def _remove_file(output: Path) -> bool:
 
 def _write_directory(output: Path, files: dict[str, bytes]) -> bool:
     """Make a directory hold ``files`` as its hash files: what is new is added before anything is removed."""
-    with file_errors(output):
-        with suppress(FileExistsError):
-            os.mkdir(output, 0o755)
-        with open_directory(output) as directory:
-            if not _holds(directory, _MARKER, _MARKER_TEXT):
-                if os.listdir(directory):
-                    raise StoreError(
-                        f"{output}: is not empty, and certfs export did not make it",
-                        advice="name a new or an empty directory: the files HASH.N in it are replaced",
-                    )
-                write_atomic(directory, _MARKER, _MARKER_TEXT, mode=_MODE)
-            return _synchronise(directory, files)
+    with file_errors(output), open_directory(output, create_mode=0o755) as directory:
+        if not _holds(directory, _MARKER, _MARKER_TEXT):
+            if os.listdir(directory):
+                raise StoreError(
+                    f"{output}: is not empty, and certfs export did not make it",
+                    advice="name a new or an empty directory: the files HASH.N in it are replaced",
+                )
+            write_atomic(directory, _MARKER, _MARKER_TEXT, mode=_MODE)
+        return _synchronise(directory, files)
 
 
 def _synchronise(directory: int, files: dict[str, bytes]) -> bool:

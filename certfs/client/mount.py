@@ -39,10 +39,14 @@ from certfs.protocol.specs import (
     Tree,
     execute,
 )
+from certfs.safe_open import LinkRefusedError, open_trusted
 from certfs.supervisor.stand_in import is_bound
 
 _LEAST_FILES: Final = 128
 _LEAST_SIZE: Final = 1 << 20
+_BY_ITSELF: Final = (
+    "name the directory itself: another user could exchange the link for one to anywhere"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,49 @@ class MountRequest:
 
 def standalone(store: str, mountpoint: str) -> tuple[Place, ...]:
     """Return the one place of a standalone mount."""
-    return (Place(name="", store=os.path.realpath(store), target=canonical(mountpoint)),)
+    return (Place(name="", store=_path_of(_open_store(store)), target=_real_target(mountpoint)),)
+
+
+def _open_store(path: str) -> int:
+    try:
+        return open_trusted(path, os.O_PATH | os.O_DIRECTORY)
+    except LinkRefusedError as error:
+        raise StoreError(
+            f"the store {path} is reached by a link of another user: {error.filename}",
+            advice=_BY_ITSELF,
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot open the store {path}: {error.strerror}",
+            advice="create the directory, or name another with --store",
+        ) from error
+
+
+def _real_target(path: str) -> str:
+    """Do as `canonical`, but do not let another user choose by a link where root mounts. MountpointError."""
+    parent, name = os.path.split(path.rstrip("/"))
+    start = parent or ("/" if path.startswith("/") else ".")
+    try:
+        direct = os.path.join(_path_of(open_trusted(start, os.O_PATH | os.O_DIRECTORY)), name)
+        # What is mounted at its end may be ours and dead, and is not asked.
+        if procfs.top_at(procfs.mounts(), direct):
+            return direct
+        return _path_of(open_trusted(path, os.O_PATH))
+    except LinkRefusedError as error:
+        raise MountpointError(
+            f"the mountpoint {path} is reached by a link of another user: {error.filename}",
+            advice=_BY_ITSELF,
+        ) from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _path_of(fd: int) -> str:
+    """Return the path of a directory without links, and close its descriptor."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def dom0(trees: tuple[str, ...]) -> tuple[Place, ...]:
@@ -277,13 +323,7 @@ def _served(store: str, where: str) -> AlreadyRunningError:
 def _open_tree(place: Place) -> Tree:
     _check_target(place)
     _check_nesting(place)
-    try:
-        fd = os.open(place.store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StoreError(
-            f"cannot open the store {place.store}: {error.strerror}",
-            advice="create the directory, or name another with --store",
-        ) from error
+    fd = _open_store(place.store)
     above = procfs.mount_of(fd)
     if above and above.is_certfs:
         raise _served(place.store, f"at {above.point}")
@@ -320,10 +360,7 @@ def _check_target(place: Place) -> None:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise MountpointError(
-            f"cannot use {path} as a mountpoint: {error.strerror}",
-            advice="create the directory first",
-        ) from error
+        raise _unusable(path, error) from error
     if not stat.S_ISDIR(status.st_mode):
         raise MountpointError(f"{path} is not a directory", advice="name a directory to mount on")
     if os.geteuid() != 0 and not os.access(path, os.W_OK, effective_ids=True):
@@ -331,6 +368,12 @@ def _check_target(place: Place) -> None:
             f"you may not mount on {path}: it is not writable by you",
             advice="choose a directory of your own",
         )
+
+
+def _unusable(path: str, error: OSError) -> MountpointError:
+    return MountpointError(
+        f"cannot use {path} as a mountpoint: {error.strerror}", advice="create the directory first"
+    )
 
 
 def _remove_stale(path: str, device: str) -> None:

@@ -1,15 +1,20 @@
 """The mount system calls that Python does not have.
 
 Owns their numbers and flags; each function raises OSError with the errno and the path. Paths are decoded as by
-`os.fsdecode`. Nothing here waits for a file system to answer, except where a docstring says so.
+`os.fsdecode`. What is attached or detached is reached without following a link that another user can exchange: a
+mountpoint may be in a user's directory. Nothing here waits for a file system to answer, except where a docstring says
+so.
 """
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
+from certfs.safe_open import open_mountpoint
+
 MNT_DETACH: Final = 2
-UMOUNT_NOFOLLOW: Final = 8
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
@@ -26,7 +31,8 @@ _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 """System call numbers newer than the common table's start (Linux 5.1): the same on every architecture."""
 _OPEN_TREE_CLONE: Final = 1
-_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_MOVE_MOUNT_EMPTY_PATHS: Final = 4 | 0x40
+"""Both ends are descriptors."""
 _MOVE_MOUNT_BENEATH: Final = 0x200
 _AT_FDCWD: Final = -100
 
@@ -35,7 +41,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def umount(path: str) -> None:
     """Detach the topmost mount at ``path`` lazily: what is open stays usable, the name is free at once (umount2(2))."""
-    _check(_libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW), path)
+    with _reached(path) as point:
+        _check(_libc.umount2(point.encode(), MNT_DETACH), path)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
@@ -48,13 +55,34 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
     _check(result, target)
 
 
+def bind(source: str, target: str) -> None:
+    """Bind ``source`` over ``target``, and nothing that is mounted below it."""
+    _bind(source, target, MS_BIND)
+
+
 def bind_tree(source: str, target: str) -> None:
     """Bind ``source``, and what is mounted below it, over ``target``.
 
     Unmounting that unmounts nothing at ``source``. Resolves both, so it waits for their file systems.
     """
-    mount(source, target, None, MS_BIND | _MS_REC)
-    mount("none", target, None, _MS_REC | _MS_SLAVE)
+    _bind(source, target, MS_BIND | _MS_REC)
+    with _reached(target) as point:
+        mount("none", point, None, _MS_REC | _MS_SLAVE)
+
+
+def _bind(source: str, target: str, flags: int) -> None:
+    with _reached(target) as point:
+        mount(source, point, None, flags)
+
+
+@contextmanager
+def _reached(path: str) -> Iterator[str]:
+    """Give a path that leads to the very mountpoint, or to what is mounted there, whatever is renamed meanwhile."""
+    fd = open_mountpoint(path)
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def make_private(path: str) -> None:
@@ -85,9 +113,12 @@ def attach_tree(fd: int, target: str, *, beneath: bool) -> None:
     ``beneath`` puts it under the mount that is there, which stays in view until it is detached (Linux 6.5); EINVAL
     where the kernel cannot.
     """
-    flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
-    number = ctypes.c_uint(flags)
-    _check(_libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), number), target)
+    flags = _MOVE_MOUNT_EMPTY_PATHS | (_MOVE_MOUNT_BENEATH if beneath else 0)
+    point = open_mountpoint(target)
+    try:
+        _check(_libc.syscall(_MOVE_MOUNT, fd, b"", point, b"", ctypes.c_uint(flags)), target)
+    finally:
+        os.close(point)
 
 
 def _check(result: int, path: str) -> None:

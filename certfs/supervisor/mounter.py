@@ -120,7 +120,7 @@ class RootMounter:
         return True
 
     def _attach(self, source: str, point: str) -> None:
-        mount_syscalls.mount(source, point, None, mount_syscalls.MS_BIND)
+        mount_syscalls.bind(source, point)
 
 
 @dataclass(frozen=True, slots=True)

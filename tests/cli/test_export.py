@@ -14,11 +14,12 @@ from certfs.core.formats import hash_directory
 from certfs.store.atomic import write_atomic
 from tests.support import pki
 from tests.support.identity import run_certfs
-from tests.support.mounts import need_program
+from tests.support.mounts import need_program, need_root
 
 pytestmark = pytest.mark.counted
 
 ONE, TWO = pki.authority("export one"), pki.authority("export two")
+USER = 65534
 SAME = [pki.authority("same name", key=pki.ec_key(number)) for number in range(3)]
 
 
@@ -166,3 +167,25 @@ def test_what_is_no_bundle_is_an_error(exporter: Exporter, kind: str) -> None:
     assert done.returncode == 4
     assert str(exporter.bundle) in done.stderr
     assert not exporter.output.exists()
+
+
+@pytest.mark.parametrize("form", ["pem", "hash-directory"])
+def test_root_exports_through_no_link_of_a_user(tmp_path: Path, form: str) -> None:
+    """I19: where a user may exchange a directory for a link, root writes, makes and removes nothing behind it."""
+    need_root()
+    theirs, victim = tmp_path / "theirs", tmp_path / "victim"
+    for directory in (theirs, victim):
+        directory.mkdir()
+    os.chown(theirs, USER, USER)
+    (theirs / "link").symlink_to(victim)
+    (victim / "out").write_text("precious")
+    (tmp_path / "ca.pem").write_bytes(ONE.pem)
+    for bundle, *options in (("ca.pem",), ("none.pem", "--remove-empty")):
+        for output in ("link/out", "link/new"):
+            done = run_certfs(
+                "export", tmp_path / bundle, "--format", form, "--output", theirs / output, *options
+            )
+            assert done.returncode == 4
+            assert "link" in done.stderr
+    assert [each.name for each in victim.iterdir()] == ["out"]
+    assert (victim / "out").read_text() == "precious"

@@ -151,8 +151,9 @@ def test_a_storm_delays_root_s_opens_hardly_more_than_elsewhere() -> None:
         next(change)
         with stormed("certfs", mount.tree.xensource, bundle):
             here = opens_of(bundle, change)
-        assert set(mount.pids) == pids
+        print(f"bindfs {elsewhere}\ncertfs {here}")
+        # A child that looks at something for the supervisor comes and goes.
+        assert pids <= set(mount.pids)
         shutil.rmtree(mount.tree.xensource / "shared")
-    print(f"bindfs {elsewhere}\ncertfs {here}")
     assert here.p99 <= elsewhere.p99 + P99
     assert here.longest <= elsewhere.longest + LONGEST
