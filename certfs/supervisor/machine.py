@@ -18,7 +18,7 @@ Gone        as Failed           BACKOFF [3]_        next: as Failed      as Fail
 Silent      -                   kill it, BACKOFF    kill it, PLAIN       -                   -         -
 Lost        -                   -                   -                    -                   again     -
 Restart     REPLACING later     REPLACING           (refused as busy)    REPLACING later     PLAIN     refused
-Unmounted   -                   ENDED               ENDED                -                   -         -
+Unmounted   ENDED, say why      ENDED               ENDED                ENDED               -         -
 Room        -                   -                   -                    -                   -         PLAIN
 Retry       -                   -                   -                    -                   PLAIN     -
 End         ENDED in every phase
@@ -27,7 +27,7 @@ End         ENDED in every phase
 .. [1] Where two servers cannot be mounted at once (an ordinary user's), ``current`` is retired first, which is PLAIN.
 .. [2] PLAIN at once or BACKOFF for some seconds (`Strikes`); COVERED while something is mounted over the place of a
    server that can be mounted nowhere else.
-.. [3] ENDED if the server said before that it was unmounted.
+.. [3] ENDED if the server said before that it was unmounted; so for ``next`` where its place was the only one.
 """
 
 from dataclasses import dataclass, replace
@@ -42,6 +42,7 @@ FREE_STRIKES: Final = 5
 
 NO_ROOM: Final = Failure(6, "something is mounted over it", "unmount that first")
 ENDED_EARLY: Final = Failure(9, "the new server did not start", "its log says why")
+UNMOUNTED: Final = Failure(9, "it was unmounted before it served")
 TOO_SLOW: Final = Failure(9, f"the server was not ready after {timeouts.START:.0f} s")
 
 
@@ -183,7 +184,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Unmounted:
-    """Somebody has unmounted what was in view."""
+    """Somebody has unmounted what was in view, or what was about to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +337,8 @@ def step(state: State, event: Event) -> Step:  # noqa: C901, PLR0911, PLR0912  t
             return _shown(state, state.next)
         case Failed(server, failure, killed) if server == state.next:
             return _failed(state, server, failure, killed=killed)
+        case Gone(server, unmounted=True) if server == state.next and _only_mount(state):
+            return _unmounted(state)
         case Gone(server) if server == state.next:
             return _failed(state, server, ENDED_EARLY, killed=False)
         case Gone(server, unmounted=True) if server == state.current:
@@ -348,8 +351,8 @@ def step(state: State, event: Event) -> Step:  # noqa: C901, PLR0911, PLR0912  t
             return _again(state, state.strikes.after(served, killed=killed), killed=killed)
         case Restart():
             return _restart(state)
-        case Unmounted() if state.current is not None:
-            return _finish(state)
+        case Unmounted() if state.servers:
+            return _unmounted(state)
         case Room(covered):
             state = replace(state, covered=covered)
             if state.phase is Phase.COVERED and not covered:
@@ -427,6 +430,17 @@ def _restart(state: State) -> Step:
     if state.phase in {Phase.BACKOFF, Phase.COVERED}:
         return _start(asked, Phase.PLAIN, asked=True)
     return asked, ()
+
+
+def _only_mount(state: State) -> bool:
+    """Whether ``next`` is mounted on the mountpoint itself, and nothing else is."""
+    return state.one_place and state.current is None
+
+
+def _unmounted(state: State) -> Step:
+    if state.phase is Phase.STARTING:
+        return _failed(state, state.last, UNMOUNTED, killed=False)
+    return _finish(state)
 
 
 def _finish(state: State, exit_code: int = 0) -> Step:

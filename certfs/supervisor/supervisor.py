@@ -208,10 +208,9 @@ class Supervisor:
             return
         table = procfs.mounts()
         top = procfs.top_at(table, server.mountpoint)
-        if top is None:  # it was unmounted in this instant; the server will find its session over
+        if top is None or not procfs.is_ours(top):
             os.close(fd)
-            failure = Failure(6, f"nothing is mounted at {server.mountpoint}")
-            self._happened(machine.Failed(server.number, failure))
+            self._happened(machine.Gone(server.number, unmounted=True))  # in this instant
             return
         server.device = top.device
         self._memory = replace(self._memory, devices=(*self._memory.devices, top.device))
@@ -312,13 +311,12 @@ class Supervisor:
         self._memory = view.remember_binds(view.refresh(self._memory, table), table)
         server = self._servers.get(self._state.seen) if self._state.seen is not None else None
         live = server.device if server else None
-        if live is not None and view.unmounted(self._memory, table):
-            if not (server and server.gone()):  # otherwise its end says what happened
-                self._history.log("info", "unmounted from outside")
-                self._events.append(machine.Unmounted())
+        if self._was_unmounted(server, table):
             return
         errors = self._take_steps(server)
         table = procfs.mounts()
+        if self._was_unmounted(server, table):
+            return
         self._memory = view.settle(view.refresh(self._memory, table), table, live)
         if self._state.showing and live is not None:
             self._shown(table, live, errors)
@@ -326,6 +324,15 @@ class Supervisor:
         covered = self._mounter.one_place and self._waits
         if covered != self._state.covered:
             self._events.append(machine.Room(covered))
+
+    def _was_unmounted(self, server: ServerProcess | None, table: view.Table) -> bool:
+        """Whether others have unmounted what is to be seen, which ends the instance."""
+        if not (server and server.device and view.unmounted(self._memory, table)):
+            return False
+        if not server.gone():  # otherwise its end says what happened
+            self._history.log("info", "unmounted from outside")
+            self._events.append(machine.Unmounted())
+        return True
 
     def _take_steps(self, server: ServerProcess | None) -> dict[view.Step, OSError]:
         errors: dict[view.Step, OSError] = {}
@@ -343,6 +350,7 @@ class Supervisor:
                 break
             for step in steps:
                 error = self._take_step(step, server)
+                self._memory = view.taken(self._memory, table, step, failed=error is not None)
                 if error:
                     errors[step] = error
                     self._complain(step, error)

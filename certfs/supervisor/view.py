@@ -68,7 +68,7 @@ class Memory:
     binds: tuple[View, ...] = ()
     """Bind mounts that others made of ours; they come back with ours."""
     held: frozenset[str] = frozenset()
-    """Places at which something of ours was at the last look."""
+    """Places at which something of ours was at the last look, or was put by a step since."""
 
     @property
     def points(self) -> frozenset[str]:
@@ -105,6 +105,21 @@ def settle(memory: Memory, table: Table, live: str | None) -> Memory:
     """Return what is known after the steps of ours, with ``live`` in view."""
     held = frozenset(entry.point for entry in table if _is_ours(memory, entry))
     return replace(memory, held=held, live=live)
+
+
+def taken(memory: Memory, table: Table, step: Step, *, failed: bool = False) -> Memory:
+    """Return what is known after a step that was taken when the mount table was ``table``.
+
+    Whatever it brought into view is known at once: others may unmount it before the table is read again.
+    """
+    if isinstance(step, Attach):
+        point = step.view.point
+        # One that failed may have detached what was there, and then nobody else did.
+        return replace(memory, held=memory.held - {point} if failed else memory.held | {point})
+    remains = sum(entry.point == step.point and _is_ours(memory, entry) for entry in table) > 1
+    if failed or remains:
+        return memory
+    return replace(memory, held=memory.held - {step.point})
 
 
 def unmounted(memory: Memory, table: Table) -> bool:

@@ -29,6 +29,7 @@ TABLE = [
     (Phase.STARTING, machine.Answers, NEXT, Phase.STARTING, [machine.Look]),
     (Phase.STARTING, machine.Failed, NEXT, Phase.ENDED, [machine.Finish, machine.Report]),
     (Phase.STARTING, machine.Gone, NEXT, Phase.ENDED, [machine.Finish, machine.Report]),
+    (Phase.STARTING, machine.Unmounted, "", Phase.ENDED, [machine.Finish, machine.Report]),
     (Phase.SERVING, machine.Gone, CURRENT, Phase.BACKOFF, [machine.Lose]),
     (Phase.SERVING, machine.Silent, CURRENT, Phase.BACKOFF, [machine.Lose]),
     (Phase.SERVING, machine.Restart, "", Phase.REPLACING, [machine.Start]),
@@ -53,7 +54,8 @@ TABLE = [
         [machine.Kill, machine.Look, machine.Note, machine.Start],
     ),
     (Phase.PLAIN, machine.Restart, "", Phase.PLAIN, []),
-    (Phase.PLAIN, machine.Unmounted, "", Phase.PLAIN, []),
+    (Phase.PLAIN, machine.Unmounted, "", Phase.ENDED, [machine.Finish]),
+    (Phase.BACKOFF, machine.Unmounted, "", Phase.BACKOFF, []),
     (Phase.BACKOFF, machine.Retry, "", Phase.PLAIN, [machine.Start]),
     (Phase.BACKOFF, machine.Restart, "", Phase.PLAIN, [machine.Start]),
     (Phase.COVERED, machine.Restart, "", Phase.COVERED, [machine.Answer]),
@@ -133,6 +135,13 @@ def test_a_restart_asked_for_after_a_death_reads_the_configuration() -> None:
     assert machine.Start(3, standby=True, asked=True) in actions
     _, actions = shown(state)
     assert actions[-1] == machine.Renew()
+
+
+def test_an_unmount_of_the_only_place_while_the_next_server_starts_ends_it() -> None:
+    """An ordinary user's mount that is there already and then unmounted is not made again (I17)."""
+    state = replace(STATES[Phase.PLAIN], one_place=True)
+    state, actions = step(state, machine.Gone(2, unmounted=True))
+    assert (state.phase, actions) == (Phase.ENDED, (machine.Finish(),))
 
 
 def test_nothing_starts_beneath_another_mount_and_everything_when_it_goes() -> None:

@@ -58,6 +58,8 @@ class World(RuleBasedStateMachine):
         self.devices: dict[int, str] = {}
         self.alive: set[int] = set()
         self.events: deque[machine.Event] = deque()
+        self.meanwhile: tuple[int, str] | None = None
+        self.taken = False
         self.happened(machine.Begin())
 
     # --- the hands, as in `certfs.supervisor.supervisor`
@@ -65,7 +67,10 @@ class World(RuleBasedStateMachine):
     def happened(self, event: machine.Event) -> None:
         """Do what follows."""
         self.events.append(event)
+        handled = 0
         while self.events:
+            handled += 1
+            assert handled < 100, "the events do not come to an end"
             self.state, actions = machine.step(self.state, self.events.popleft())
             for action in actions:
                 self.do(action)
@@ -108,6 +113,7 @@ class World(RuleBasedStateMachine):
         for _ in range(64):
             self.memory = view.refresh(self.memory, table)
             steps = view.steps(self.memory, table, live=live, alive=alive)
+            before = tuple(table)
             if not steps:
                 break
             for step in steps:
@@ -118,8 +124,13 @@ class World(RuleBasedStateMachine):
                     self.kernel.mount(live, step.view.root, step.view.point)
                 else:
                     self.kernel.umount(step.point)
+                self.memory = view.taken(self.memory, before, step)
+                self.interfere()
         else:
             raise AssertionError("the view does not come to rest")
+        if live and view.unmounted(self.memory, table):
+            self.events.append(machine.Unmounted())
+            return
         self.memory = view.settle(view.refresh(self.memory, table), table, live)
         if self.state.showing and live:
             shown = view.shows(self.memory, table, live)
@@ -207,6 +218,26 @@ class World(RuleBasedStateMachine):
         if rarely == 0:
             self.happened(machine.End())
 
+    @precondition(lambda self: self.running)
+    @rule(point=st.sampled_from(POINTS), steps=st.integers(1, 4))
+    def unmount_meanwhile(self, point: str, steps: int) -> None:
+        """Others will unmount what is live at a place, right after so many steps of ours."""
+        self.meanwhile = (steps, point)
+
+    def interfere(self) -> None:
+        """Do what others do between two steps of ours, unseen."""
+        if self.meanwhile is None:
+            return
+        left, point = self.meanwhile
+        if left > 1:
+            self.meanwhile = (left - 1, point)
+            return
+        self.meanwhile = None
+        top = top_at(self.kernel.entries, point)
+        if self.running and self.state.seen and top and top.device == self.devices[self.state.seen]:
+            self.kernel.umount(point)
+            self.taken = True
+
     def table_changed(self) -> None:
         """Look at the table, as the supervisor does when the kernel says so."""
         if not self.running:
@@ -228,6 +259,11 @@ class World(RuleBasedStateMachine):
     def ours(self) -> set[str]:
         """Return every device that certfs ever mounted."""
         return set(self.devices.values())
+
+    @invariant()
+    def what_others_unmounted_has_ended(self) -> None:
+        """A directory that somebody unmounted is not brought back, however quickly that came after a step of ours."""
+        assert not (self.taken and self.running)
 
     @invariant()
     def nothing_dead_is_on_top(self) -> None:
