@@ -1,0 +1,126 @@
+"""What a host must remember of the pool over a crash, in one file that is replaced at once.
+
+Owns the file's form and the rule by which an interrupted step is finished (`settled`): an intent is written and synced
+before a file is touched, so that a name that holds what was intended is known to come from the pool, and is not taken
+for a change of this host. Without that, a certificate that the pool has removed meanwhile would be published again.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from certfs.errors import StoreError, from_os_error
+from certfs.pool.keys import Digest
+from certfs.pool.reconcile import Content
+from certfs.store.atomic import write_atomic
+
+FILE: Final = b"journal.json"
+_MOST_BYTES: Final = 64 << 20
+
+Names = dict[str, str]
+"""Names (printable ASCII) and digests."""
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """What is being applied: for each name of a directory the digest, or None for its removal."""
+
+    directory: str
+    names: dict[str, str | None]
+    swap: bool = False
+    """Whether a ``D.bk`` was made for it, which is to be removed with it."""
+
+
+class Sending(msgspec.Struct, frozen=True):
+    """A publication of which it is not known whether the engine took it."""
+
+    sequence: int
+    names: dict[str, str | None]
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """Everything that is remembered.
+
+    ``cluster`` and ``applied`` are the engine's identity and the revision up to which its state is in the directories.
+    ``base`` is what was agreed, for each directory. ``kept_local`` were in ``certs`` before this host joined.
+    ``keys`` has for each host of the pool the SHA-256 of the public key that was believed last.
+    """
+
+    cluster: int = 0
+    applied: int = 0
+    sequence: int = 1
+    base: dict[str, Names] = {}
+    kept_local: Names | None = None
+    keys: dict[str, str] = {}
+    intent: Intent | None = None
+    sending: Sending | None = None
+
+    def agreed(self, directory: str) -> Content:
+        """Return what was agreed of a directory."""
+        return content(self.base.get(directory, {}))
+
+    def with_names(self, directory: str, names: dict[bytes, Digest | None]) -> "Journal":
+        """Return the journal after these names were agreed; None for a name that is in neither place."""
+        if not names:
+            return self
+        base = dict(self.base.get(directory, {}))
+        for name, digest in names.items():
+            if digest is None:
+                base.pop(name.decode("ascii"), None)
+            else:
+                base[name.decode("ascii")] = digest
+        return msgspec.structs.replace(self, base={**self.base, directory: base})
+
+
+def content(names: dict[str, str]) -> Content:
+    """Return names as the journal has them as a directory's content."""
+    return {name.encode("ascii"): Digest(digest) for name, digest in names.items()}
+
+
+def settled(journal: Journal, directory: str, local: Content) -> Journal:
+    """Return the journal after an interrupted application: what was intended and is there, came from the pool."""
+    intent = journal.intent
+    if intent is None or intent.directory != directory:
+        return journal
+    done = {
+        name.encode("ascii"): None if digest is None else Digest(digest)
+        for name, digest in intent.names.items()
+        if local.get(name.encode("ascii")) == digest
+    }
+    return msgspec.structs.replace(journal.with_names(directory, done), intent=None)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFile:
+    """The file, in the state directory (a descriptor) whose path is ``path``."""
+
+    directory: int
+    path: str
+
+    def read(self) -> Journal | None:
+        """Return what is there, None where nothing is; StoreError for what certfs did not write."""
+        try:
+            descriptor = os.open(
+                FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory
+            )
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise from_os_error(f"{self.path}/{FILE.decode()}", error) from None
+        with open(descriptor, "rb") as file:
+            raw = file.read(_MOST_BYTES)
+        try:
+            return msgspec.json.decode(raw, type=Journal)
+        except msgspec.DecodeError as error:
+            raise StoreError(
+                f"{self.path}/{FILE.decode()}: not a journal of certfs: {error}",
+                advice="remove it: what is only here stays here, and the pool's comes again",
+            ) from None
+
+    def write(self, journal: Journal) -> None:
+        """Replace the file; it is on the disk when this returns. StoreError, NoSpaceError and so on."""
+        try:
+            write_atomic(self.directory, FILE, msgspec.json.encode(journal), mode=0o600)
+        except OSError as error:
+            raise from_os_error(f"{self.path}/{FILE.decode()}", error) from None

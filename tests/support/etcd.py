@@ -1,0 +1,197 @@
+"""A real etcd cluster for a test, each member where the test wants it.
+
+Owns the members' processes, their certificates and data. Knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from tests.support import mounts, pki
+from tests.support.mounts import wait_until
+
+
+@dataclass(slots=True)
+class Member:
+    """One member: ``entering`` runs a command where it lives."""
+
+    name: str
+    address: str
+    client: int
+    peer: int
+    directory: Path
+    entering: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients ask it."""
+        return f"https://{self.address}:{self.client}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where other members reach it."""
+        return f"http://{self.address}:{self.peer}"
+
+    @property
+    def data(self) -> Path:
+        """Everything that it keeps."""
+        return self.directory / f"{self.name}.data"
+
+    def start(self, initial: str) -> None:
+        """Start it with what it has."""
+        at = f"https://{self.address}:{self.client}"
+        with (self.directory / f"{self.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *self.entering,
+                    "etcd",
+                    *("--name", self.name, "--data-dir", str(self.data)),
+                    *("--listen-client-urls", at, "--advertise-client-urls", at),
+                    *("--listen-peer-urls", self.peer_url),
+                    *("--initial-advertise-peer-urls", self.peer_url),
+                    *("--initial-cluster", initial, "--initial-cluster-token", "certfs-test"),
+                    *("--cert-file", str(self.directory / f"{self.name}.pem")),
+                    *("--key-file", str(self.directory / f"{self.name}.key")),
+                    "--logger=zap",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        """Kill it."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@dataclass(slots=True)
+class Cluster:
+    """All members, and the authority that signed their certificates."""
+
+    members: list[Member]
+    authority: pki.Identity
+    directory: Path
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where clients ask."""
+        return tuple(member.endpoint for member in self.members)
+
+    @property
+    def ca(self) -> Path:
+        """The file with the authority."""
+        return self.directory / "ca.pem"
+
+    def start(self) -> None:
+        """Start all members that do not run."""
+        initial = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
+        for member in self.members:
+            if member.process is None:
+                member.start(initial)
+
+    def control(self, *arguments: str, at: Member | None = None, user: str = "") -> str:
+        """Run etcdctl on the node of a member."""
+        member = at or self.members[0]
+        options = [f"--endpoints={member.endpoint}", f"--cacert={self.ca}"]
+        options += [f"--user={user}"] if user else []
+        ran = subprocess.run(
+            [*member.entering, "etcdctl", *options, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"},
+        )
+        return ran.stdout
+
+    def is_healthy(self) -> bool:
+        """Whether every member answers with a leader."""
+        try:
+            return all(self.control("get", "x", at=member) == "" for member in self.members)
+        except subprocess.SubprocessError:
+            return False
+
+    def data_holds(self, needle: bytes) -> bool:
+        """Whether any file of any member has these bytes."""
+        return any(
+            needle in path.read_bytes()
+            for member in self.members
+            for path in member.data.rglob("*")
+            if path.is_file()
+        )
+
+
+@contextlib.contextmanager
+def cluster(places: Sequence[tuple[str, list[str]]] = ()) -> Iterator[Cluster]:
+    """Run one member on the loopback, or one for each of ``places``: an address, and what enters its node."""
+    mounts.need_program("etcd", "etcdctl")
+    directory = mounts.scratch_directory()
+    authority = pki.authority("etcd of a test")
+    members = [
+        Member(f"m{number}", address, *_ports(address), directory, entering)
+        for number, (address, entering) in enumerate(places or [("127.0.0.1", [])])
+    ]
+    made = Cluster(members, authority, directory)
+    made.ca.write_bytes(authority.pem)
+    for member in members:
+        identity = _served(authority, member)
+        (directory / f"{member.name}.pem").write_bytes(identity.pem)
+        (directory / f"{member.name}.key").write_bytes(identity.key_pem)
+    try:
+        made.start()
+        wait_until(made.is_healthy, seconds=60, what="etcd with a leader")
+        yield made
+    finally:
+        for member in members:
+            member.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _ports(address: str) -> tuple[int, int]:
+    if address != "127.0.0.1":
+        return 2379, 2380
+    with socket.socket() as first, socket.socket() as second:
+        first.bind((address, 0))
+        second.bind((address, 0))
+        return first.getsockname()[1], second.getsockname()[1]
+
+
+def _served(authority: pki.Identity, member: Member) -> pki.Identity:
+    """Issue what a member shows; its own gateway is a client with it, hence both uses."""
+    key = pki.ec_key(1)
+    begin = pki.NOW - dt.timedelta(days=1)
+    uses = x509.ExtendedKeyUsage(
+        [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH, x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]
+    )
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(member.address))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(pki.name(member.name))
+        .issuer_name(authority.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + dt.timedelta(days=30))
+        .add_extension(uses, critical=False)
+        .add_extension(names, critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+    return pki.Identity(certificate, key)
