@@ -48,6 +48,7 @@ COMMANDS: Final = {
         "certfs.cli.inspect", "List the certificates of each bundle, and what was left out."
     ),
     "mount": _Entry(_MOUNT, "Mount, and return when the tree is served."),
+    "pool": _Entry("certfs.cli.pool", "Share certificates among hosts, through etcd."),
     "pool-certificate-list": _Entry(_AUTHORITIES, "List the installed CA certificates."),
     "pool-certificate-sync": _Entry("certfs.cli.pool_sync", "Have XAPI synchronise the pool."),
     "pool-crl-list": _Entry(_CRLS, "List the installed revocation lists."),

@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 from click.shell_completion import get_completion_class
@@ -59,7 +59,17 @@ def collect(group: click.Group) -> tuple[Entry, ...]:
         if command is not None and not command.hidden:
             inner = click.Context(command, info_name=name, parent=context)
             entries.append(_entry(command, inner))
+            if isinstance(command, click.Group):
+                entries += _members(command, inner)
     return tuple(entries)
+
+
+def _members(group: click.Group, context: click.Context) -> Iterator[Entry]:
+    """Yield the commands of a group that is a command itself."""
+    for name, command in sorted(group.commands.items()):
+        inner = click.Context(command, info_name=name, parent=context)
+        entry = _entry(command, inner)
+        yield replace(entry, name=f"{context.info_name} {name}")
 
 
 _OF_NO_ERROR = (
@@ -104,7 +114,8 @@ def markdown(group: click.Group) -> str:
     lines += [*_joined(program.paragraphs), "", "```", program.usage, "```", ""]
     lines += ["| command | |", "|---|---|"]
     lines += [
-        f"| [`{one.name}`](#certfs-{one.name}) | {_cell(one.paragraphs[0])} |" for one in commands
+        f"| [`{one.name}`](#certfs-{one.name.replace(' ', '-')}) | {_cell(one.paragraphs[0])} |"
+        for one in commands
     ]
     lines += ["", *_options_table(program)]
     lines += ["", "```", *program.examples, "```"]

@@ -47,10 +47,8 @@ class EngineRefusedError(CertfsError):
     exit_code = 52
 
 
-class CompactedError(CertfsError):
+class CompactedError(EngineUnreachableError):
     """What was missed is no longer kept by the engine: everything is to be read again."""
-
-    exit_code = 51
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +258,10 @@ class Engine:
             said = bytes(decoded.error)[:200].decode(errors="replace")
             raise self._unreachable(f"the watch failed: {said}")
         if watched.compact_revision:
-            raise CompactedError(f"{self.endpoint}: compacted up to {watched.compact_revision}")
+            raise CompactedError(
+                f"{self.endpoint}: compacted up to {watched.compact_revision}",
+                advice="everything is read again",
+            )
         if watched.canceled:
             if any(text in watched.cancel_reason for text in _STALE_TOKEN):
                 self._token = ""

@@ -44,7 +44,8 @@ class Journal(msgspec.Struct, frozen=True):
 
     ``cluster`` and ``applied`` are the engine's identity and the revision up to which its state is in the directories.
     ``base`` is what was agreed, for each directory. ``kept_local`` were in ``certs`` before this host joined.
-    ``keys`` has for each host of the pool the SHA-256 of the public key that was believed last.
+    ``keys`` has for each host of the pool the SHA-256 of the public keys that were believed last.
+    ``held`` are the directories whose deletions are not believed.
     """
 
     cluster: int = 0
@@ -52,7 +53,8 @@ class Journal(msgspec.Struct, frozen=True):
     sequence: int = 1
     base: dict[str, Names] = {}
     kept_local: Names | None = None
-    keys: dict[str, str] = {}
+    keys: dict[str, tuple[str, ...]] = {}
+    held: tuple[str, ...] = ()
     intent: Intent | None = None
     sending: Sending | None = None
 

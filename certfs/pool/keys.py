@@ -30,7 +30,6 @@ FORMAT: Final = 1
 
 _POOL: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_GENERATION: Final = re.compile(r"[0-9]{16}")
 
 
 class PoolError(CertfsError):
@@ -50,7 +49,7 @@ class MemberTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DirectoryHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``dirs/certs/@``: the generation that counts. Every publication writes it, so that no flip can lose a change."""
 
-    generation: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{16}$")]
+    generation: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{16}(-[0-9a-f]{8})?$")]
 
 
 class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,11 +159,6 @@ def range_end(prefix: bytes) -> bytes:
 def is_uuid(text: str) -> bool:
     """Whether ``text`` is a UUID in its canonical form: it becomes a file's name and a user's."""
     return _UUID.fullmatch(text) is not None
-
-
-def is_generation(text: str) -> bool:
-    """Whether ``text`` can be the generation of a directory."""
-    return _GENERATION.fullmatch(text) is not None
 
 
 def name_defect(name: bytes) -> str:

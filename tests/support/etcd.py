@@ -129,6 +129,15 @@ class Cluster:
         except subprocess.SubprocessError:
             return False
 
+    def is_serving(self) -> bool:
+        """Whether every member answers, be it that the user is not known."""
+        try:
+            for member in self.members:
+                self.control("endpoint", "status", at=member)
+        except subprocess.SubprocessError as error:
+            return b"user name is empty" in getattr(error, "stderr", "").encode()
+        return True
+
     def data_holds(self, needle: bytes) -> bool:
         """Whether any file of any member has these bytes."""
         return any(

@@ -1,0 +1,296 @@
+"""``certfs pool``: hosts that share their certificates through etcd.
+
+Owns the options and what is said; the work is done in ``certfs.pool``.
+"""
+
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+import trio
+
+from certfs.cli.answers import json_option, say
+from certfs.errors import AlreadyRunningError, ConfigError, from_os_error
+from certfs.identity.xapi import SOCKET as XAPI_SOCKET
+
+try:
+    from certfs.pool import commands, membership
+    from certfs.pool.engine import Access
+    from certfs.pool.keys import Keys, PoolError
+    from certfs.pool.local import ControlSocket, Request, Told
+    from certfs.pool.membership import StateDirectory
+    from certfs.pool.process import Member
+except ModuleNotFoundError as missing:
+    if missing.name != "httpx":
+        raise
+    raise ConfigError(
+        "certfs pool needs httpx, which is not installed", advice="pip install 'certfs[pool]'"
+    ) from None
+from certfs.safe_open import open_trusted
+from certfs.store.source_reader import ignore_lease_breaks
+
+_ROOT: Final = "root"
+_LOG_FORMAT: Final = "%(levelname)s %(message)s"
+
+state_option = click.option(
+    "--state",
+    metavar="DIR",
+    default=membership.STATE,
+    show_default=True,
+    envvar="CERTFS_POOL_STATE",
+    callback=lambda _context, _option, value: StateDirectory(os.path.abspath(value)),
+    help="Where this host keeps its membership and its journal.",
+)
+
+
+def _engine_options(function: click.decorators.FC) -> click.decorators.FC:
+    for option in (
+        click.option(
+            "--root-password",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            required=True,
+            help="A file with the password of the engine's user root.",
+        ),
+        click.option(
+            "--ca",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="The CA that signed the engine's certificates (PEM); needed for https.",
+        ),
+        click.option(
+            "--endpoint",
+            "endpoints",
+            multiple=True,
+            required=True,
+            metavar="URL",
+            help="A member of the engine, such as https://10.0.0.1:2379; give all of them.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(epilog="\b\nExample:\n  certfs pool status")
+def pool() -> None:
+    """Share certificates among the hosts of a pool, through etcd.
+
+    For hosts without XAPI: what is copied into stunnel/certs on one host is trusted on all.
+    """
+
+
+@pool.command(
+    "init",
+    epilog="\b\nExample:\n  certfs pool init prod --endpoint https://10.0.0.1:2379 --ca etcd-ca.pem"
+    " --root-password root.txt",
+)
+@click.argument("name")
+@_engine_options
+def init(*, name: str, endpoints: tuple[str, ...], ca: Path | None, root_password: Path) -> None:
+    """Make the pool NAME in an engine, and turn the engine's authentication on if it is off."""
+    access = _root_access(endpoints, ca, root_password)
+    trio.run(membership.init_pool, access, Keys(name))
+    say(f"made the pool {name}; certfs pool admit {name} UUID admits a host")
+
+
+@pool.command(
+    "admit",
+    epilog="\b\nExample:\n  certfs pool admit prod 960abfff-6017-4d97-bd56-0a8f1a43e51a --publisher"
+    " --endpoint https://10.0.0.1:2379 --ca etcd-ca.pem --root-password root.txt > host1.join",
+)
+@click.argument("name")
+@click.argument("uuid")
+@click.option("--publisher", is_flag=True, help="It may publish certificates for all hosts.")
+@_engine_options
+def admit(  # noqa: PLR0913 - one for each option
+    *,
+    name: str,
+    uuid: str,
+    publisher: bool,
+    endpoints: tuple[str, ...],
+    ca: Path | None,
+    root_password: Path,
+) -> None:
+    """Admit the host UUID to the pool NAME, and print its join file, which holds a password.
+
+    A host that is a member already gets a new password, and the rights that are given now.
+    """
+    access = _root_access(endpoints, ca, root_password)
+
+    async def admitted() -> membership.JoinFile:
+        return await membership.admit(access, Keys(name), uuid, publisher=publisher)
+
+    click.echo(msgspec.json.format(msgspec.json.encode(trio.run(admitted))).decode())
+
+
+@pool.command(
+    "eject",
+    epilog="\b\nExample:\n  certfs pool eject prod 960abfff-6017-4d97-bd56-0a8f1a43e51a"
+    " --endpoint https://10.0.0.1:2379 --ca etcd-ca.pem --root-password root.txt",
+)
+@click.argument("name")
+@click.argument("uuid")
+@_engine_options
+def eject(
+    *, name: str, uuid: str, endpoints: tuple[str, ...], ca: Path | None, root_password: Path
+) -> None:
+    """Take the host UUID out of the pool NAME: its rights end, and no other host trusts its certificate any more."""
+    access = _root_access(endpoints, ca, root_password)
+    was_member = trio.run(membership.eject, access, Keys(name), uuid)
+    say(f"{uuid} is no member any more" if was_member else f"{uuid} was no member")
+
+
+@pool.command("join", epilog="\b\nExample:\n  certfs pool join host1.join")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@state_option
+def join(*, file: str, state: StateDirectory) -> None:
+    """Make this host a member by the FILE that certfs pool admit printed.
+
+    The pool's certificates come; this host's own stay here until certfs pool publish.
+    """
+    try:
+        found = membership.read_join_file(os.fsencode(file), file)
+    except OSError as error:
+        raise from_os_error(file, error) from None
+    state.write(found)
+    state.forget_journal()
+    say(f"this host is a member of {found.pool}; start certfs pool run (certfs-pool.service)")
+
+
+@pool.command("leave", epilog="\b\nExample:\n  certfs pool leave")
+@state_option
+def leave(*, state: StateDirectory) -> None:
+    """Forget the pool on this host; its certificates stay, and the pool keeps this host's until it is ejected."""
+    found = state.read()
+    state.forget()
+    say(f"this host has left; to be forgotten: certfs pool eject {found.pool} {found.uuid}")
+
+
+@pool.command(
+    "publish",
+    epilog="\b\nExamples:\n  certfs pool publish company-root.pem\n"
+    "  certfs pool publish --accept-deletions",
+)
+@click.argument("names", nargs=-1)
+@click.option("--accept-deletions", is_flag=True, help="Publish also that most names are gone.")
+@click.option("--timeout", type=click.FloatRange(min=0), default=30, show_default=True)
+@state_option
+def publish(
+    *, names: tuple[str, ...], accept_deletions: bool, timeout: float, state: StateDirectory
+) -> None:
+    """Publish NAMES of stunnel/certs that were here before this host joined.
+
+    What changes after a host has joined is published by itself, where the host is a publisher.
+    """
+    if not names and not accept_deletions:
+        raise click.UsageError("name files, or --accept-deletions")
+
+    async def told() -> None:
+        wish = Told(publish=names, accept_deletions=accept_deletions)
+        report = await commands.carry_out(state, wish, timeout)
+        left = [name for name in names if name in report.drift.get("certs", ())]
+        if left:
+            raise PoolError(
+                f"not published: {', '.join(left)}",
+                advice="is this host a publisher? certfs pool status",
+            )
+
+    trio.run(told)
+    say("published")
+
+
+@pool.command("status", epilog="\b\nExample:\n  certfs pool status --json")
+@state_option
+@json_option
+def status(*, state: StateDirectory, as_json: bool) -> None:
+    """Show how this host is in its pool, and which members are behind."""
+    found = state.read()
+
+    async def asked() -> tuple[commands.Answer, commands.PoolState]:
+        return await commands.ask(state), await commands.pool_state(found)
+
+    answer, whole = trio.run(asked)
+    report = answer.report
+    if as_json:
+        click.echo(
+            msgspec.json.encode({"pool": found.pool, "uuid": found.uuid, **report, **asdict(whole)})
+        )
+        return
+    say(f"pool {found.pool}, host {found.uuid}: {report['state']} {report['reason']}".rstrip())
+    for name, drift in report["drift"].items():
+        for each in drift:
+            say(f"  {name}/{each}: differs from the pool, and stays here")
+    for name, refused in report["refused"].items():
+        for each, why in refused.items():
+            say(f"  {name}/{each}: not believed: {why}")
+    for host in whole.hosts:
+        role = "publisher" if host.publisher else "member"
+        behind = f", behind: {host.applied} of {whole.changed}" if host.behind else ""
+        say(f"  {host.uuid}  {role}, {host.state}{behind}")
+
+
+@pool.command("run", epilog="\b\nExample:\n  certfs pool run --store /srv/certificates /srv/tls")
+@click.option("--store", metavar="DIR", required=True, help="The store beneath the mount.")
+@click.argument("mountpoint")
+@state_option
+def run(*, store: str, mountpoint: str, state: StateDirectory) -> None:
+    """Keep a store and its pool together, in the foreground; MOUNTPOINT is where the store is presented.
+
+    It refuses to run where XAPI is, which distributes certificates itself.
+    """
+    if os.path.exists(XAPI_SOCKET):
+        raise AlreadyRunningError(
+            f"{XAPI_SOCKET}: XAPI distributes this host's certificates",
+            advice="use certfs pool-certificate-sync",
+        )
+    found = state.read()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_LOG_FORMAT)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    ignore_lease_breaks()
+    directory = state.open()
+    try:
+        beneath = open_trusted(store, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        raise from_os_error(store, error) from None
+    member = Member(found, directory, state.path, beneath, Path(mountpoint))
+    trio.run(_serve, member, state.path)
+
+
+async def _serve(member: Member, path: str) -> None:
+    async def answer(request: Request) -> commands.Answer:
+        if request.told is not None:
+            member.tell(request.told)
+        return commands.answer_of(member)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ControlSocket(path).serve, answer)
+            nursery.start_soon(member.run)
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what went wrong first of what several tasks ended with."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _root_access(endpoints: tuple[str, ...], ca: Path | None, root_password: Path) -> Access:
+    try:
+        password = root_password.read_text(encoding="utf-8").strip()
+        pinned = ca.read_text(encoding="ascii") if ca else ""
+    except OSError as error:
+        raise from_os_error(str(error.filename), error) from None
+    for endpoint in endpoints:
+        if not endpoint.startswith(("https://", "http://127.0.0.1:")):
+            raise click.UsageError(f"{endpoint}: use https://, or http:// on 127.0.0.1")
+    if not ca and any(endpoint.startswith("https") for endpoint in endpoints):
+        raise click.UsageError("--ca: https needs the CA that signed the engine's certificates")
+    return Access(tuple(one.rstrip("/") for one in endpoints), pinned, _ROOT, password)

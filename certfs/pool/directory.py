@@ -1,0 +1,196 @@
+"""A source directory in the store: what is in it now, and bringing it to what the pool has.
+
+Owns reading it without believing a file that is being written, and the order of steps by which several files change as
+one: ``mkdir D.bk``, additions, removals, fsync, ``rmdir D.bk``. A reader sees the old, the new, or both (I10). Knows
+nothing of the engine.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+from certfs.core.catalog import Source
+from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Value, encode, name_defect
+from certfs.safe_open import make_beneath, open_beneath
+from certfs.store.atomic import write_atomic
+from certfs.store.backing import status_at
+from certfs.store.path_walk import PathWalker
+from certfs.store.source_reader import SourceReader, Writers, source_names
+
+SWAP_SECONDS: Final = 30.0
+"""How long a D.bk of another program is waited for; older, it is a leftover (I10)."""
+_SWAP_MODE: Final = 0o700
+_FILE_MODE: Final = 0o644
+_READABLE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What was found: ``values`` by name, None for the whole where the directory is missing.
+
+    ``unsettled`` names are being written. ``local_only`` has names that cannot be in the pool, each with the reason.
+    ``swapping`` while another program replaces the directory.
+    """
+
+    values: dict[bytes, Value] | None
+    unsettled: frozenset[bytes] = frozenset()
+    local_only: Mapping[bytes, str] = field(default_factory=dict)
+    swapping: bool = False
+
+    @property
+    def content(self) -> dict[bytes, Digest] | None:
+        """The digests by name."""
+        if self.values is None:
+            return None
+        return {name: value.digest for name, value in self.values.items()}
+
+
+class SourceDirectory:
+    """The directory ``path`` beneath ``root``, a descriptor of the store."""
+
+    def __init__(self, root: int, path: tuple[bytes, ...]) -> None:
+        self._root = root
+        self.path = path
+        self._known: dict[bytes, Source] = {}
+        self._reader = SourceReader(PathWalker(_not_served), size_limit=1 << 20)
+
+    @property
+    def name(self) -> str:
+        """What the journal calls it."""
+        return self.path[-1].decode("ascii")
+
+    @property
+    def _swap(self) -> bytes:
+        return self.path[-1] + b".bk"
+
+    def scan(self) -> Scan:
+        """Read the directory; OSError where that fails for another reason than that it is missing."""
+        parent = self._parent()
+        if parent is None:
+            return Scan(None)
+        try:
+            swapping = self._is_swapping(parent)
+            try:
+                directory = os.open(self.path[-1], _READABLE | os.O_NOFOLLOW, dir_fd=parent)
+            except FileNotFoundError:
+                return Scan(None, swapping=swapping)
+        finally:
+            os.close(parent)
+        try:
+            return self._read(directory, swapping=swapping)
+        finally:
+            os.close(directory)
+
+    def apply(
+        self, names: Mapping[bytes, Value | None], *, finish_swap: bool, aside: Mapping[bytes, int]
+    ) -> None:
+        """Write and remove files, all or, after a crash, some of them; OSError.
+
+        ``aside`` has for names whose file is to be kept the descriptor of the directory that it is copied to first.
+        ``finish_swap`` if a ``D.bk`` that is there was made by an application that was interrupted.
+        """
+        os.close(make_beneath(self._root, self.path, 0o700))
+        parent = open_beneath(self._root, self.path[:-1])
+        try:
+            swap = len(names) > 1 or finish_swap
+            if swap:
+                self._begin_swap(parent, ours=finish_swap)
+            directory = os.open(self.path[-1], _READABLE | os.O_NOFOLLOW, dir_fd=parent)
+            try:
+                self._change(directory, names, aside)
+            finally:
+                os.close(directory)
+        finally:
+            os.close(parent)
+
+    def end_swap(self) -> None:
+        """Remove the ``D.bk`` of an application that is complete and journalled."""
+        parent = self._parent()
+        if parent is not None:
+            with suppress(FileNotFoundError):
+                os.rmdir(self._swap, dir_fd=parent)
+            os.close(parent)
+
+    def _parent(self) -> int | None:
+        try:
+            return open_beneath(self._root, self.path[:-1])
+        except FileNotFoundError:
+            return None
+
+    def _is_swapping(self, parent: int) -> bool:
+        status = status_at(parent, self._swap)
+        return status is not None and time.time() - status.st_ctime < SWAP_SECONDS
+
+    def _begin_swap(self, parent: int, *, ours: bool) -> None:
+        try:
+            os.mkdir(self._swap, _SWAP_MODE, dir_fd=parent)
+        except FileExistsError:
+            if not ours and self._is_swapping(parent):
+                raise OSError(errno.EBUSY, "another program replaces the directory") from None
+
+    def _read(self, directory: int, *, swapping: bool) -> Scan:
+        values: dict[bytes, Value] = {}
+        unsettled: set[bytes] = set()
+        local_only: dict[bytes, str] = {}
+        known: dict[bytes, Source] = {}
+        for name in source_names(directory):
+            status = status_at(directory, name)
+            if status is None:
+                continue
+            if stat.S_ISLNK(status.st_mode):
+                local_only[name] = "it is a symbolic link"
+                continue
+            reading = self._reader.read(
+                directory, name, status, self._known.get(name), Writers.LIKELY
+            )
+            if reading is None:
+                continue
+            if reading.source.kept or reading.is_held:
+                unsettled.add(name)
+                continue
+            known[name] = reading.source
+            value = encode(reading.source.content.certificates)
+            reason = name_defect(name)
+            if value is not None and len(value.pem) > MOST_VALUE_BYTES:
+                reason = f"it has more than {MOST_VALUE_BYTES} bytes of certificates"
+            if value is not None and reason:
+                local_only[name] = reason
+            elif value is not None:
+                values[name] = value
+        self._known = known
+        return Scan(values, frozenset(unsettled), local_only, swapping)
+
+    def _change(
+        self, directory: int, names: Mapping[bytes, Value | None], aside: Mapping[bytes, int]
+    ) -> None:
+        for name, keep in aside.items():
+            self._put_aside(directory, name, keep)
+        # Additions first: killed between the two, a reader trusts the old and the new.
+        for name, value in names.items():
+            if value is not None:
+                write_atomic(directory, name, value.pem, mode=_FILE_MODE)
+        for name, value in names.items():
+            if value is None:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+        os.fsync(directory)
+
+    @staticmethod
+    def _put_aside(directory: int, name: bytes, keep: int) -> None:
+        """Copy a file to where files are kept that the pool has overruled; the last of each name stays."""
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+        except FileNotFoundError:
+            return
+        with open(file, "rb") as stream:
+            write_atomic(keep, name, stream.read(1 << 20), mode=0o600)
+
+
+def _not_served(path: bytes) -> NoReturn:
+    """Stand for a mount of this process, which there is none of."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)

@@ -1,0 +1,183 @@
+"""What the process of a member hears on its own host: changes of files, and requests of commands.
+
+Owns the inotify watches in the store, reading the host's own PEM files there, and the control socket.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import inotify_simple
+import msgspec
+import trio
+
+from certfs.errors import AlreadyRunningError, CertfsError, DeadlineError
+from certfs.pool.keys import PoolError
+from certfs.safe_open import open_beneath
+
+SOCKET: Final = "control"
+_WATCHED: Final = (
+    (b"stunnel",),
+    (b"stunnel", b"certs"),
+    (b"stunnel", b"certs-pool"),
+    (b"xensource",),
+)
+_flags = inotify_simple.flags
+_MASK: Final = (
+    _flags.CLOSE_WRITE
+    | _flags.MOVED_FROM
+    | _flags.MOVED_TO
+    | _flags.CREATE
+    | _flags.DELETE
+    | _flags.ONLYDIR
+)
+_PEM_BYTES: Final = 1 << 20
+_LINE_BYTES: Final = 1 << 20
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What commands have asked for and the next step carries out.
+
+    ``publish`` are names that were here before this host joined. ``restore`` makes the directories what the pool has.
+    """
+
+    publish: tuple[str, ...] = ()
+    accept_deletions: bool = False
+    restore: bool = False
+
+    def then(self, later: "Told") -> "Told":
+        """Return both."""
+        return Told(
+            self.publish + later.publish,
+            self.accept_deletions or later.accept_deletions,
+            self.restore or later.restore,
+        )
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a command sends: a ``told`` to carry out, or none to ask how things are."""
+
+    told: Told | None = None
+
+
+class Watcher:
+    """Hears of changes in the directories; use it with ``with``."""
+
+    def __init__(self, store: int) -> None:
+        self._store = store
+        self._inotify = inotify_simple.INotify(nonblocking=True)
+
+    def __enter__(self) -> Self:
+        self.watch()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._inotify.close()
+
+    def watch(self) -> None:
+        """Watch the directories that are there now; the same one again changes nothing (inotify(7))."""
+        for path in _WATCHED:
+            with suppress(OSError):
+                directory = open_beneath(self._store, path)
+                try:
+                    self._inotify.add_watch(f"/proc/self/fd/{directory}", _MASK)
+                finally:
+                    os.close(directory)
+
+    async def wait(self) -> None:
+        """Return after the next change."""
+        await trio.lowlevel.wait_readable(self._inotify.fileno())
+        self._inotify.read(timeout=0)
+
+
+def read_pem(store: int, name: str) -> bytes:
+    """Return a file of the host's own, empty where it is missing or no regular file."""
+    try:
+        directory = open_beneath(store, (b"xensource",))
+    except OSError:
+        return b""
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(name, flags, dir_fd=directory), "rb") as file:
+            return file.read(_PEM_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(directory)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSocket:
+    """The socket in the state directory ``path``, by which commands reach the process: one line each way."""
+
+    path: str
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return f"{self.path}/{SOCKET}"
+
+    async def serve(self, answer: Callable[[Request], Awaitable[msgspec.Struct]]) -> None:
+        """Answer requests until cancelled; AlreadyRunningError where another process does."""
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            await (await trio.open_unix_socket(self.address)).aclose()
+            raise AlreadyRunningError(
+                f"{self.path}: another certfs pool run is at work", advice="end it first"
+            )
+        with suppress(FileNotFoundError):
+            os.unlink(self.address)
+        listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        umask = os.umask(0o177)
+        try:
+            await listening.bind(self.address)
+        finally:
+            os.umask(umask)
+        listening.listen(16)
+
+        async def handle(stream: trio.SocketStream) -> None:
+            with suppress(trio.BrokenResourceError, msgspec.DecodeError), trio.move_on_after(600):
+                async with stream:
+                    request = msgspec.json.decode(await _line(stream), type=Request)
+                    await stream.send_all(msgspec.json.encode(await answer(request)) + b"\n")
+
+        await trio.serve_listeners(handle, [trio.SocketListener(listening)])
+
+    async def ask(self, request: Request, seconds: float) -> bytes:
+        """Return the answer of the process; PoolError where it does not run, DeadlineError."""
+        try:
+            with trio.fail_after(seconds):
+                async with await trio.open_unix_socket(self.address) as stream:
+                    await stream.send_all(msgspec.json.encode(request) + b"\n")
+                    return await _line(stream)
+        except trio.TooSlowError:
+            raise DeadlineError(
+                f"{self.path}: the pool process did not answer within {seconds:g} s",
+                advice="certfs pool status says how it is",
+            ) from None
+        except (OSError, trio.BrokenResourceError) as error:
+            raise _not_running(self.path) from error
+
+
+def _not_running(path: str) -> CertfsError:
+    return PoolError(
+        f"{path}: the pool process does not run",
+        advice="systemctl start certfs-pool, or certfs pool run",
+    )
+
+
+async def _line(stream: trio.SocketStream) -> bytes:
+    found = b""
+    while not found.endswith(b"\n") and len(found) < _LINE_BYTES:
+        piece = await stream.receive_some()
+        if not piece:
+            break
+        found += piece
+    return found

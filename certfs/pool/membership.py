@@ -1,0 +1,251 @@
+"""Who is in the pool: making one, admitting hosts, and what a host keeps of its membership.
+
+Owns the engine's users and roles, the join file, and the state directory of a host. An engine lets a member write its
+own ``hosts/`` entry, its audit entries and its status, a publisher ``dirs/`` as well.
+"""
+
+import os
+import secrets
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from certfs.errors import StoreError, from_os_error
+from certfs.pool import wire
+from certfs.pool.engine import Access, Engine, EngineRefusedError
+from certfs.pool.journal import FILE as JOURNAL
+from certfs.pool.keys import FORMAT, Keys, MemberTable, PoolError, PoolTable, is_uuid, range_end
+from certfs.safe_open import open_trusted
+from certfs.store.atomic import write_atomic
+
+STATE: Final = "/var/lib/certfs/pool"
+FILE: Final = b"membership.json"
+ASIDE: Final = "aside"
+_MOST_BYTES: Final = 1 << 20
+_NO_AUTH: Final = "authentication is not enabled"
+
+
+class JoinFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an admin carries to a host, and what the host keeps: where the engine is, its CA, and who the host is."""
+
+    pool: str
+    uuid: str
+    endpoints: tuple[str, ...]
+    ca: str
+    user: str
+    password: str
+
+    @property
+    def access(self) -> Access:
+        """How this host reaches the engine."""
+        return Access(self.endpoints, self.ca, self.user, self.password)
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of its pool."""
+        return Keys(self.pool)
+
+
+@dataclass(frozen=True, slots=True)
+class StateDirectory:
+    """Where a host keeps its membership, the journal, and the files that were set aside."""
+
+    path: str
+
+    def open(self, *, create: bool = False) -> int:
+        """Return a descriptor; PoolError where this host is in no pool, PrivilegeError where others could write it."""
+        try:
+            if create:
+                os.makedirs(self.path, 0o700, exist_ok=True)
+            descriptor = open_trusted(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise self._no_member() from None
+        except OSError as error:
+            raise from_os_error(self.path, error) from None
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            os.close(descriptor)
+            raise StoreError(
+                f"{self.path} is not a directory that only you can write to",
+                advice="chown and chmod 700 it, or name another with --state",
+            )
+        return descriptor
+
+    def read(self) -> JoinFile:
+        """Return the membership; PoolError where there is none."""
+        directory = self.open()
+        try:
+            return read_join_file(FILE, f"{self.path}/{FILE.decode()}", at=directory)
+        except FileNotFoundError:
+            raise self._no_member() from None
+        finally:
+            os.close(directory)
+
+    def write(self, membership: JoinFile) -> None:
+        """Keep a membership."""
+        directory = self.open(create=True)
+        try:
+            write_atomic(
+                directory, FILE, msgspec.json.format(msgspec.json.encode(membership)), mode=0o600
+            )
+        except OSError as error:
+            raise from_os_error(f"{self.path}/{FILE.decode()}", error) from None
+        finally:
+            os.close(directory)
+
+    def forget(self) -> None:
+        """Remove the membership and the journal; what was set aside stays."""
+        self._remove(FILE, JOURNAL)
+
+    def forget_journal(self) -> None:
+        """Let the next process begin anew: the pool's certificates come, what is only here stays here."""
+        self._remove(JOURNAL)
+
+    def _remove(self, *names: bytes) -> None:
+        directory = self.open()
+        try:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    def _no_member(self) -> PoolError:
+        return PoolError(
+            f"this host is in no pool ({self.path})",
+            advice="certfs pool join FILE makes it a member",
+        )
+
+
+def read_join_file(name: bytes, shown: str, *, at: int | None = None) -> JoinFile:
+    """Return a join file; FileNotFoundError, PoolError for what is none."""
+    descriptor = open_trusted(name, os.O_RDONLY | os.O_NONBLOCK, at=at)
+    with open(descriptor, "rb") as file:
+        raw = file.read(_MOST_BYTES)
+    try:
+        found = msgspec.json.decode(raw, type=JoinFile)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise PoolError(
+            f"{shown} is no join file: {error}", advice="certfs pool admit prints one"
+        ) from None
+    Keys(found.pool)
+    if not is_uuid(found.uuid) or not found.endpoints:
+        raise PoolError(f"{shown} is no join file", advice="certfs pool admit prints one")
+    return found
+
+
+async def init_pool(access: Access, keys: Keys) -> None:
+    """Turn on the engine's authentication if it is off, with ``access`` as its root, and make the pool."""
+    try:
+        async with Engine(access) as engine:
+            await engine.get(keys.format_key)
+    except EngineRefusedError as error:
+        if _NO_AUTH not in error.message:
+            raise
+        await _enable(access)
+    async with Engine(access) as engine:
+        table = wire.Put(key=keys.format_key, value=msgspec.json.encode(PoolTable(FORMAT)))
+        made = await engine.transact(
+            wire.Transaction(
+                compare=(wire.Compare(key=keys.format_key, target="CREATE", create_revision=0),),
+                success=(wire.Operation(request_put=table),),
+            )
+        )
+        if made is None:
+            raise PoolError(
+                f"there is a pool {keys.pool} already",
+                advice="certfs pool admit UUID admits hosts to it",
+            )
+
+
+async def _enable(access: Access) -> None:
+    open_to_all = Access(access.endpoints, access.ca, "", "")
+    async with Engine(open_to_all) as engine:
+        await _unless_there(
+            engine, "auth/user/add", wire.UserAdd(name=access.user, password=access.password)
+        )
+        await _unless_there(engine, "auth/role/add", wire.RoleName(name="root"))
+        await engine.ask(
+            "auth/user/grant", wire.UserRole(user=access.user, role="root"), wire.Plain
+        )
+        await engine.ask("auth/enable", wire.Nothing(), wire.Plain)
+
+
+async def _unless_there(engine: Engine, method: str, request: msgspec.Struct) -> None:
+    try:
+        await engine.ask(method, request, wire.Plain)
+    except EngineRefusedError as error:
+        if "already exists" not in error.message:
+            raise
+
+
+async def admit(access: Access, keys: Keys, uuid: str, *, publisher: bool) -> JoinFile:
+    """Make a host a member, with a new password; return what it needs to join. Also changes a membership."""
+    if not is_uuid(uuid):
+        raise PoolError(
+            f"{uuid!r} is no UUID in lower case", advice="certfs pool join prints the host's own"
+        )
+    name = keys.user(uuid)
+    password = secrets.token_urlsafe(32)
+    async with Engine(access) as engine:
+        if await engine.get(keys.format_key) is None:
+            raise PoolError(f"there is no pool {keys.pool}", advice=f"certfs pool init {keys.pool}")
+        await _remove_user(engine, name)
+        await engine.ask("auth/role/add", wire.RoleName(name=name), wire.Plain)
+        for permission in _permissions(keys, uuid, publisher=publisher):
+            await engine.ask(
+                "auth/role/grant", wire.RoleGrant(name=name, perm=permission), wire.Plain
+            )
+        await engine.ask("auth/user/add", wire.UserAdd(name=name, password=password), wire.Plain)
+        await engine.ask("auth/user/grant", wire.UserRole(user=name, role=name), wire.Plain)
+        table = msgspec.json.encode(MemberTable(publisher, time.time()))
+        put = wire.Operation(request_put=wire.Put(key=keys.member(uuid), value=table))
+        await engine.transact(wire.Transaction(compare=(), success=(put,)))
+    return JoinFile(keys.pool, uuid, access.endpoints, access.ca, name, password)
+
+
+async def eject(access: Access, keys: Keys, uuid: str) -> bool:
+    """Take a host's rights, its membership and its certificates away; tell whether it was a member."""
+    if not is_uuid(uuid):
+        raise PoolError(
+            f"{uuid!r} is no UUID in lower case", advice="certfs pool status lists the members"
+        )
+    async with Engine(access) as engine:
+        member = await engine.get(keys.member(uuid))
+        await _remove_user(engine, keys.user(uuid))
+        removals = tuple(
+            wire.Operation(request_delete_range=wire.Delete(key=key))
+            for key in (keys.member(uuid), keys.host(uuid), keys.status(uuid))
+        )
+        await engine.transact(wire.Transaction(compare=(), success=removals))
+    return member is not None
+
+
+def _permissions(keys: Keys, uuid: str, *, publisher: bool) -> list[wire.Permission]:
+    audit = keys.audit(uuid)
+    found = [
+        wire.Permission(permType="READ", key=keys.prefix, range_end=range_end(keys.prefix)),
+        wire.Permission(permType="READWRITE", key=keys.host(uuid)),
+        wire.Permission(permType="READWRITE", key=keys.status(uuid)),
+        wire.Permission(permType="READWRITE", key=audit, range_end=range_end(audit)),
+    ]
+    if publisher:
+        dirs = keys.directories
+        found.append(wire.Permission(permType="READWRITE", key=dirs, range_end=range_end(dirs)))
+    return found
+
+
+async def _remove_user(engine: Engine, name: str) -> None:
+    for method, request in (
+        ("auth/user/delete", wire.UserName(name=name)),
+        ("auth/role/delete", wire.RoleOf(role=name)),
+    ):
+        try:
+            await engine.ask(method, request, wire.Plain)
+        except EngineRefusedError as error:
+            if "not found" not in error.message:
+                raise

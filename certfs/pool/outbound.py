@@ -1,0 +1,145 @@
+"""Publishing what changed here: one transaction, or a new generation and a flip to it.
+
+Owns the requests and what becomes of one whose outcome is not known. Must not know why a name is published.
+"""
+
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from certfs.pool import wire
+from certfs.pool.engine import Engine
+from certfs.pool.keys import (
+    MOST_TRANSACTION_BYTES,
+    MOST_TRANSACTION_NAMES,
+    AuditEntry,
+    DirectoryHead,
+    Keys,
+    Value,
+    range_end,
+)
+from certfs.pool.view import View
+
+MOST_AUDITS: Final = 1000
+"""Audit entries of one host; the engine keeps no more."""
+_FIRST: Final = "0" * 16
+
+Changes = Mapping[bytes, Value | None]
+
+
+async def publish(  # noqa: PLR0913, PLR0917 - the parts of one transaction
+    engine: Engine, keys: Keys, uuid: str, sequence: int, view: View, changes: Changes
+) -> int | None:
+    """Publish all changes at one revision and return it; None if another publication came first.
+
+    EngineUnreachableError: it may have happened; `committed` tells.
+    """
+    size = sum(len(name) + len(value.pem if value else b"") for name, value in changes.items())
+    if len(changes) <= MOST_TRANSACTION_NAMES and size <= MOST_TRANSACTION_BYTES:
+        return await engine.transact(_direct(keys, uuid, sequence, view, changes))
+    return await _flip(engine, keys, uuid, sequence, view, changes)
+
+
+async def committed(engine: Engine, keys: Keys, uuid: str, sequence: int) -> AuditEntry | None:
+    """Return what the transaction with this number changed, None if it did not happen yet."""
+    found = await engine.get(keys.audit(uuid, sequence))
+    return None if found is None else msgspec.json.decode(found.value, type=AuditEntry)
+
+
+def _direct(keys: Keys, uuid: str, sequence: int, view: View, changes: Changes) -> wire.Transaction:
+    generation = view.generation or _FIRST
+    compares = [
+        wire.Compare(
+            key=keys.name(generation, name), target="MOD", mod_revision=view.mod_revision(name)
+        )
+        for name in changes
+    ]
+    head = view.head
+    if head is None:
+        compares.append(wire.Compare(key=keys.head, target="MOD", mod_revision=0))
+    else:
+        # Its value: two hosts may publish different names at a time, but not into a generation that was left.
+        compares.append(wire.Compare(key=keys.head, target="VALUE", value=head.value))
+    operations = [
+        _put(keys.name(generation, name), value.pem)
+        if value is not None
+        else _delete(keys.name(generation, name))
+        for name, value in changes.items()
+    ]
+    return _with_audit(keys, uuid, sequence, generation, changes, compares, operations)
+
+
+async def _flip(  # noqa: PLR0913, PLR0917 - as `publish`
+    engine: Engine, keys: Keys, uuid: str, sequence: int, view: View, changes: Changes
+) -> int | None:
+    """Write everything into a generation of its own, then make that the one that counts."""
+    head = view.head
+    # No other attempt writes there, not even one of this host that is still on its way.
+    generation = f"{view.revision:016d}-{secrets.token_hex(4)}"
+    after: dict[bytes, Value | None] = {**view.certs().values, **changes}
+    start = keys.generation(generation)
+    values = ((name, value) for name, value in after.items() if value is not None)
+    for batch in _batches(values):
+        operations = tuple(_put(keys.name(generation, name), value.pem) for name, value in batch)
+        await engine.transact(wire.Transaction(compare=(), success=operations))
+    # Every publication writes the head: its revision says that nothing was published meanwhile.
+    compare = wire.Compare(
+        key=keys.head, target="MOD", mod_revision=head.mod_revision if head else 0
+    )
+    removals = [
+        _delete(keys.directories + b"certs/", start),
+        _delete(range_end(start), keys.head),
+    ]
+    return await engine.transact(
+        _with_audit(keys, uuid, sequence, generation, changes, [compare], removals)
+    )
+
+
+def _with_audit(  # noqa: PLR0913, PLR0917 - the parts of one transaction
+    keys: Keys,
+    uuid: str,
+    sequence: int,
+    generation: str,
+    changes: Changes,
+    compares: list[wire.Compare],
+    operations: list[wire.Operation],
+) -> wire.Transaction:
+    entry = AuditEntry(
+        time.time(),
+        {name.decode("ascii"): value.digest if value else None for name, value in changes.items()},
+    )
+    audit = keys.audit(uuid, sequence)
+    compares.append(wire.Compare(key=audit, target="CREATE", create_revision=0))
+    operations += [
+        _put(keys.head, msgspec.json.encode(DirectoryHead(generation))),
+        _put(audit, msgspec.json.encode(entry)),
+    ]
+    if sequence > MOST_AUDITS:
+        operations.append(_delete(keys.audit(uuid, sequence - MOST_AUDITS)))
+    return wire.Transaction(compare=tuple(compares), success=tuple(operations))
+
+
+def _batches(values: Iterable[tuple[bytes, Value]]) -> Iterator[list[tuple[bytes, Value]]]:
+    batch: list[tuple[bytes, Value]] = []
+    size = 0
+    for name, value in values:
+        if batch and (
+            len(batch) == MOST_TRANSACTION_NAMES or size + len(value.pem) > MOST_TRANSACTION_BYTES
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append((name, value))
+        size += len(value.pem) + len(name)
+    if batch:
+        yield batch
+
+
+def _put(key: bytes, value: bytes) -> wire.Operation:
+    return wire.Operation(request_put=wire.Put(key=key, value=value))
+
+
+def _delete(key: bytes, end: bytes = b"") -> wire.Operation:
+    return wire.Operation(request_delete_range=wire.Delete(key=key, range_end=end))

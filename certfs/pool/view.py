@@ -1,0 +1,143 @@
+"""What the pool has at one revision, made of a snapshot and the changes since.
+
+Owns the keys as they are now and what they mean: which generation counts, which values are believed. Pure, but for
+being changed by each revision.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from certfs.pool.engine import Change, Snapshot
+from certfs.pool.hosts import Keys as PublicKeys
+from certfs.pool.hosts import judge
+from certfs.pool.keys import DirectoryHead, Keys, MemberTable, Value, decode, is_uuid, name_defect
+from certfs.pool.wire import KeyValue
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A directory as the pool has it: ``values`` by name, and of names that are ``refused`` why."""
+
+    values: dict[bytes, Value]
+    refused: Mapping[bytes, str]
+
+
+class View:
+    """The keys that members follow, at ``revision`` of ``cluster``."""
+
+    def __init__(self, keys: Keys, snapshot: Snapshot) -> None:
+        self._keys = keys
+        self.cluster = snapshot.cluster
+        self.revision = snapshot.revision
+        self._all: dict[bytes, KeyValue] = {one.key: one for one in snapshot.keys}
+        self._decoded: dict[bytes, Value | None] = {}
+
+    def take(self, change: Change) -> None:
+        """Go on to the next revision."""
+        self.revision = change.revision
+        for key, found in change.keys.items():
+            self._decoded.pop(key, None)
+            if found is None:
+                self._all.pop(key, None)
+            else:
+                self._all[key] = found
+
+    @property
+    def last_change(self) -> int:
+        """The revision of the newest key that is there."""
+        return max((one.mod_revision for one in self._all.values()), default=0)
+
+    def member(self, uuid: str) -> MemberTable | None:
+        """Return a host's membership, None if it is no member."""
+        found = self._all.get(self._keys.member(uuid))
+        return None if found is None else member_of(found)
+
+    def members(self) -> dict[str, MemberTable]:
+        """Return all members."""
+        prefix = self._keys.member("")
+        found = {
+            key.removeprefix(prefix).decode(errors="replace"): member_of(value)
+            for key, value in self._all.items()
+            if key.startswith(prefix)
+        }
+        return {uuid: table for uuid, table in found.items() if table is not None and is_uuid(uuid)}
+
+    @property
+    def head(self) -> KeyValue | None:
+        """The key that names the generation of ``certs``."""
+        return self._all.get(self._keys.head)
+
+    @property
+    def generation(self) -> str | None:
+        """The generation of ``certs`` that counts, None before the first publication."""
+        head = self.head
+        if head is None:
+            return None
+        try:
+            return msgspec.json.decode(head.value, type=DirectoryHead).generation
+        except (msgspec.DecodeError, ValueError):
+            return None
+
+    def mod_revision(self, name: bytes) -> int:
+        """Return when a name of ``certs`` was changed last, 0 where it is not there."""
+        generation = self.generation
+        found = self._all.get(self._keys.name(generation, name)) if generation else None
+        return found.mod_revision if found else 0
+
+    def host_entry(self, uuid: str) -> bytes:
+        """Return a host's own entry, empty where there is none."""
+        found = self._all.get(self._keys.host(uuid))
+        return found.value if found else b""
+
+    def certs(self) -> Remote:
+        """Return the directory ``certs``."""
+        generation = self.generation
+        if generation is None:
+            return Remote({}, {})
+        prefix = self._keys.generation(generation)
+        values: dict[bytes, Value] = {}
+        refused: dict[bytes, str] = {}
+        for key, found in self._all.items():
+            if not key.startswith(prefix):
+                continue
+            name = key.removeprefix(prefix)
+            if key not in self._decoded:
+                self._decoded[key] = decode(found.value)
+            value = self._decoded[key]
+            defect = name_defect(name)
+            if defect or value is None:
+                refused[name] = defect or "its value is not what certfs publishes"
+            else:
+                values[name] = value
+        return Remote(values, refused)
+
+    def certs_pool(
+        self, own: str, known: Mapping[str, PublicKeys]
+    ) -> tuple[Remote, dict[str, PublicKeys]]:
+        """Return the directory ``certs-pool`` without the host ``own``, and the keys to believe next by host."""
+        values: dict[bytes, Value] = {}
+        refused: dict[bytes, str] = {}
+        keys: dict[str, PublicKeys] = {}
+        for uuid in self.members():
+            raw = self.host_entry(uuid)
+            if uuid == own or not raw:
+                continue
+            before = known.get(uuid, ())
+            judged = judge(self._keys.pool, uuid, raw, before)
+            if isinstance(judged, str):
+                refused[f"{uuid}.pem".encode()] = refused[f"{uuid}.new.pem".encode()] = judged
+                keys[uuid] = before
+            else:
+                values |= judged.names
+                keys[uuid] = judged.keys
+        return Remote(values, refused), keys
+
+
+def member_of(found: KeyValue) -> MemberTable | None:
+    """Return the membership in a key, None where it is none of certfs."""
+    try:
+        return msgspec.json.decode(found.value, type=MemberTable)
+    except (msgspec.DecodeError, ValueError):
+        return None

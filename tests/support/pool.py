@@ -1,0 +1,199 @@
+"""A pool for a test: real etcd members, and hosts with real mounts, each in a network namespace of its own.
+
+Owns starting, cutting off and ending all of it. Must not know what a test claims.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support import etcd, mounts, pki
+from tests.support.mounts import CertfsMount, certfs_program, wait_until
+from tests.support.network import Network, Node, network
+from tests.support.tree import Tree
+
+POOL = "test"
+STUNNEL_BUNDLE = "stunnel/xapi-stunnel-ca-bundle.pem"
+POOL_BUNDLE = "stunnel/xapi-pool-ca-bundle.pem"
+
+
+@dataclass(slots=True)
+class PoolHost:
+    """A host: a mount, a state directory, and the process that keeps it in the pool."""
+
+    mount: CertfsMount
+    node: Node
+    uuid: str
+    state: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def certs(self) -> Path:
+        """The directory of CA certificates on the mount."""
+        return self.mount.tree.root / "stunnel/certs"
+
+    @property
+    def log(self) -> str:
+        """What the process has said."""
+        return self.state.with_name("pool.log").read_text(errors="replace")
+
+    def bundle(self, name: str = STUNNEL_BUNDLE) -> bytes:
+        """Return a bundle as a reader gets it, empty where there is none."""
+        try:
+            return (self.mount.tree.root / name).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def trusts(self, identity: pki.Identity, name: str = STUNNEL_BUNDLE) -> bool:
+        """Whether the bundle has a certificate."""
+        return identity.pem in self.bundle(name)
+
+    def start(self) -> None:
+        """Start the process."""
+        with self.state.with_name("pool.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *self.node.entering(),
+                    certfs_program(),
+                    "pool",
+                    "run",
+                    *("--store", self.mount.tree.store, self.mount.tree.root),
+                    *("--state", self.state),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.mount.environment,
+            )
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill the process."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
+        """Run a command of certfs on the host."""
+        ran = subprocess.run(
+            [*self.node.entering(), certfs_program(), *arguments, "--state", self.state],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=self.mount.environment,
+        )
+        assert ran.returncode == expect, ran.stdout + ran.stderr + self.log
+        return ran.stdout + ran.stderr
+
+    def status(self) -> dict[str, Any]:
+        """Return the status for programs."""
+        answer: dict[str, Any] = json.loads(self.certfs("pool", "status", "--json"))
+        return answer
+
+
+@dataclass(slots=True)
+class Pool:
+    """The engine and the hosts."""
+
+    cluster: etcd.Cluster
+    network: Network
+    hosts: list[PoolHost]
+    directory: Path
+
+    @property
+    def engine_options(self) -> list[str | Path]:
+        """The options of commands that act as the engine's root."""
+        endpoints = [word for url in self.cluster.endpoints for word in ("--endpoint", url)]
+        password = self.directory / "root.txt"
+        return [*endpoints, "--ca", self.cluster.ca, "--root-password", password]
+
+    def root(self, *arguments: str | Path, expect: int = 0) -> str:
+        """Run a command of certfs as the engine's root."""
+        entering = self.network.nodes[0].entering()
+        ran = subprocess.run(
+            [*entering, certfs_program(), *arguments, *self.engine_options],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ran.returncode == expect, ran.stdout + ran.stderr
+        return ran.stdout
+
+    def admit(self, host: PoolHost, *, publisher: bool) -> None:
+        """Admit a host and have it join."""
+        options = ["--publisher"] if publisher else []
+        join = host.state.with_name("join")
+        join.write_text(self.root("pool", "admit", POOL, host.uuid, *options))
+        host.certfs("pool", "join", join)
+
+    def all_trust(self, identity: pki.Identity) -> bool:
+        """Whether every host's bundle has a certificate."""
+        return all(host.trusts(identity) for host in self.hosts)
+
+    def none_trusts(self, identity: pki.Identity) -> bool:
+        """Whether no host's bundle has a certificate."""
+        return not any(host.trusts(identity) for host in self.hosts)
+
+
+@contextlib.contextmanager
+def pool(hosts: int, *, members: int = 3, publishers: int | None = None) -> Iterator[Pool]:
+    """Run an engine of so many members and so many hosts; the first ``publishers`` of them may publish."""
+    mounts.need_fuse()
+    with contextlib.ExitStack() as stack:
+        net = stack.enter_context(network())
+        nodes = [net.node() for _ in range(members + hosts)]
+        places = [(node.address, node.entering()) for node in nodes[:members]]
+        cluster = stack.enter_context(etcd.cluster(places))
+        directory = mounts.scratch_directory()
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        (directory / "root.txt").write_text("secret of the engine's root\n")
+        made = Pool(cluster, net, [], directory)
+        made.root("pool", "init", POOL)
+        for node in nodes[members:]:
+            made.hosts.append(stack.enter_context(_host(node)))
+        for number, host in enumerate(made.hosts):
+            made.admit(host, publisher=publishers is None or number < publishers)
+            host.start()
+        wait_until(
+            lambda: all("in sync" in host.log for host in made.hosts),
+            seconds=60,
+            what="every host in sync",
+        )
+        yield made
+
+
+@contextlib.contextmanager
+def _host(node: Node) -> Iterator[PoolHost]:
+    def with_identity(tree: Tree) -> None:
+        (tree.root / "xensource/xapi-pool-tls.pem").write_bytes(identity.host_pem)
+        (tree.root / f"stunnel/certs-pool/{name}.pem").write_bytes(identity.pem)
+
+    name = uuid.uuid4()
+    identity = pki.pool_certificate(name, key=pki.ec_key(node.number))
+    with mounts.mounted(prepare=with_identity) as mount:
+        made = PoolHost(mount, node, str(name), mount.tree.root.with_name("pool"))
+        mount.tree.root.with_name("pool.log").touch()
+        try:
+            yield made
+        finally:
+            made.kill()
+            sys.stderr.write(made.log)
