@@ -31,7 +31,7 @@ from certfs.core.certificate import (
 from certfs.core.signature import OwnSignature
 from certfs.store.backing import FileId, file_id, stamp, stamp_head, stamp_of_data, status_at
 from certfs.store.backing import identity as identity_of
-from certfs.store.cached import is_local, status_cached
+from certfs.store.cached import status_cached
 from certfs.store.path_walk import Owner, as_owner
 from certfs.store.patience import PatientCall, Shared
 from certfs.store.source_reader import (
@@ -134,6 +134,8 @@ class LiveBundle:
         self._comparing: Shared[None] = Shared()
         self._is_unread = False
         """Whether the source directory did not answer when it was last to be read."""
+        self.is_unfound = False
+        """Whether the way to the source directory did not answer when that was last looked for."""
         self._held: set[bytes] = set()
         """Sources that another program had a lease on when they were last to be read: nobody tells when it ends."""
         self._link_turns: dict[bytes, object] = {}
@@ -161,13 +163,14 @@ class LiveBundle:
     @property
     def silent_places(self) -> list[bytes]:
         """What does not answer: places that links lead to, and the source directory itself."""
-        own = [b"/".join(self.spec.source)] if self._reading.is_silent else []
+        is_silent = self._reading.is_silent or self.is_unfound
+        own = [b"/".join(self.spec.source)] if is_silent else []
         return [*own, *sorted(self._links.silent_places)]
 
     @property
     def is_waiting(self) -> bool:
         """Whether something does not answer, or is kept from being read, and nobody tells when that ends."""
-        return bool(self._held or self._is_unread or self._links.silent_places)
+        return bool(self._held or self._is_unread or self.is_unfound or self._links.silent_places)
 
     @property
     def directories_of_links(self) -> set[FileId]:
@@ -278,11 +281,17 @@ class LiveBundle:
             os.close(directory)
 
     def attach(
-        self, directory: int | None, actor: Actor | None = None, owner: Owner | None = None
+        self,
+        directory: int | None,
+        actor: Actor | None = None,
+        owner: Owner | None = None,
+        *,
+        local: bool = True,
     ) -> bool:
         """Take ``directory`` (the bundle's from now on) as the source directory; True if it is another than before.
 
-        ``owner`` is that of a link which it was reached by: only what this user may read counts.
+        ``owner`` is that of a link which it was reached by: only what this user may read counts. ``local`` if its file
+        system asks nobody else.
 
         Without a directory the sources are gone at once; with another one, ``rescan`` reads it.
         """
@@ -295,7 +304,7 @@ class LiveBundle:
             os.close(self.directory)
         self.directory, self.directory_id = directory, directory_id
         self._reader = self._links.reader = replace(self._reader, owner=owner)
-        self._is_local = directory is not None and is_local(directory)
+        self._is_local = directory is not None and local
         if directory is None:
             self._apply(dict.fromkeys(self.catalog.names()), actor)
         return True

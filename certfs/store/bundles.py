@@ -21,7 +21,7 @@ from certfs.store.backing import FileId, describe, fd_path, file_id, identity, s
 from certfs.store.bundle import Actor, LiveBundle, Observer
 from certfs.store.cached import is_local
 from certfs.store.covers import find_covers
-from certfs.store.directories import Roles, Roots
+from certfs.store.directories import Roles, RoleSources, Roots
 from certfs.store.events import PendingEvents, StoreEvents, StoreWatcher
 from certfs.store.path_walk import PathWalker
 from certfs.store.patience import PatientCall
@@ -37,9 +37,11 @@ from certfs.store.plain import (
 from certfs.store.source_reader import DEFAULT_SIZE_LIMIT, SourceReader, Writers
 from certfs.store.swaps import SWAP_SUFFIX, Swaps
 from certfs.store.undo_log import UndoLog
+from certfs.store.ways import FoundRoles, WayFinder
 
 DEFAULT_SWAP_TIMEOUT = 30.0
 _COMPARE_SECONDS = 1.0
+_RESOLVE_ATTEMPTS = 4
 _SPARE_WAYS = 64
 """How many directories that no link leads over any more may stay watched."""
 
@@ -71,7 +73,10 @@ class Trust:
         self._observer = observer
         self._covers: dict[tuple[bytes, ...], int] = {}
         self._looking_at_mounts = PatientCall()
-        self._roles = Roles(roots, self.walker, self._covers)
+        sources = RoleSources(roots, self.walker, self.watcher.watch_way)
+        self._finder = WayFinder(sources, self._specs)
+        self._roles = Roles(sources)
+        self._resolving = trio.Lock()
         self._bundles: dict[BundleSpec, LiveBundle] = {}
         self._applying = trio.Lock()
         self._is_loaded = False
@@ -89,8 +94,8 @@ class Trust:
 
     def load(self) -> None:
         """Find the directories and read all sources; blocks, to be called before anything is served."""
-        for _ in self._resolve(None):
-            pass
+        with suppress(TimeoutError):  # nothing answers: there is nothing yet
+            self._take(self._find(), None)
         for bundle in self.bundles:
             bundle.load()
         self._is_loaded = True
@@ -113,7 +118,7 @@ class Trust:
         for spec in lost:
             # Nothing in the store shows that there is such a directory: it is in the middle of a swap.
             self._new_bundle(spec)
-        for bundle in self._resolve(None) if lost else ():
+        for bundle in await self._resolve(None) if lost else ():
             bundle.load()
         self.swaps.recover(recovered, self._missing)
         for bundle in self.bundles:
@@ -201,7 +206,7 @@ class Trust:
                 await bundle.refresh(sorted(links), actor, Writers.UNLIKELY)
         if any(self._leads_to_source(directory, name) for name in names):
             await self._wait_for_store()
-            for bundle in self._resolve(actor):
+            for bundle in await self._resolve(actor):
                 await bundle.rescan(actor)
 
     def _leads_to_source(self, directory: FileId, name: bytes) -> bool:
@@ -245,7 +250,7 @@ class Trust:
     def is_current(self, bundle: LiveBundle) -> bool:
         """Whether nothing is to be read before an answer about this bundle; two system calls."""
         self._poll()
-        is_quiet = not (self.pending_events or self._mounts_changed or self._applying.locked())
+        is_quiet = not (self._has_news or self._applying.locked())
         return is_quiet and bundle.is_settled
 
     async def poll_events(self) -> None:
@@ -254,16 +259,21 @@ class Trust:
         Also what another task has begun to take in: nobody is to be told of a bundle that is another one by now.
         """
         self._poll()
-        if self.pending_events or self._mounts_changed or self._applying.locked():
+        if self._has_news or self._applying.locked():
             async with self._applying:
-                if self._mounts_changed:
-                    self._mounts_changed = False
-                    await self._find_covers()
+                if self._mounts_changed or self._finder.has_answered:
+                    if self._mounts_changed:
+                        self._mounts_changed = False
+                        await self._find_covers()
                     # What is in view of a source directory may be another one now, and nothing else tells.
                     await self._wait_for_store()
-                    for bundle in self._resolve(None):
+                    for bundle in await self._resolve(None):
                         await bundle.rescan()
                 await self._apply_events(self.pending_events.take())
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self.pending_events) or self._mounts_changed or self._finder.has_answered
 
     async def _wait_for_store(self) -> None:
         """Return when the store answers, if it is no local one: its directories are looked for on the event loop (I15).
@@ -292,7 +302,9 @@ class Trust:
             return find_covers(device, paths)
 
         with suppress(TimeoutError, OSError):
-            old, self._covers = self._covers, await self._looking_at_mounts.run(find)
+            covers = await self._looking_at_mounts.run(find)
+            async with self._resolving:
+                old, self._covers = self._covers, covers
             for descriptor in old.values():
                 os.close(descriptor)
 
@@ -311,8 +323,7 @@ class Trust:
         if events.overflow:
             self.swaps.look_again()
             await self._wait_for_store()
-            for _ in self._resolve(None):
-                pass
+            await self._resolve(None)
             for bundle in list(self.bundles):
                 await bundle.rescan()
         for directory, names in events.names.items():
@@ -351,7 +362,7 @@ class Trust:
         """Read all sources of these bundles as they are now, whatever was heard of them yet."""
         if bundles:
             await self._wait_for_store()
-            for bundle in (*self._resolve(actor), *bundles):
+            for bundle in (*await self._resolve(actor), *bundles):
                 await bundle.rescan(actor)
 
     def _poll(self) -> None:
@@ -409,21 +420,39 @@ class Trust:
                     return True
         return False
 
-    def _resolve(self, actor: Actor | None) -> Iterator[LiveBundle]:
-        """Find all directories anew; yield the bundles that have another source directory than before."""
+    async def _resolve(self, actor: Actor | None) -> list[LiveBundle]:
+        """Find all directories anew; return the bundles that have another source directory than before."""
+        changed: list[LiveBundle] = []
+        async with self._resolving:
+            for _ in range(_RESOLVE_ATTEMPTS):
+                known = set(self._roles.descriptors)
+                # Which watches are gone with their directories is heard before anything is watched.
+                self._poll()
+                try:
+                    found = await trio.to_thread.run_sync(self._find)
+                except TimeoutError:
+                    break  # what was last found counts
+                changed += self._take(found, actor)
+                if known.issuperset(self._roles.descriptors):
+                    break
+                # What happened there before it was watched by its meaning was heard without one.
+        return changed
+
+    def _find(self) -> FoundRoles:
+        return self._finder.find(self._roles, self._covers, self._bundles)
+
+    def _take(self, found: FoundRoles, actor: Actor | None) -> list[LiveBundle]:
+        """Let the directories have the meaning that was found."""
         old = self._roles
-        roles = self._roles = Roles(self._roots, self.walker, self._covers)
+        roles = self._roles = found.roles
         changed = []
-        specs = list(self._expand())
-        for spec in specs:
-            roles.find(spec.source)
-            roles.find(spec.bundle[:-1])
-        roles.unpin()
-        for spec in specs:
+        for spec in found.specs:
             bundle = self._bundles.get(spec) or self._new_bundle(spec)
             source = roles.find(spec.source)
             own = os.dup(source.descriptor) if source else None
-            if bundle.attach(own, actor, source.owner if source else None) and source:
+            owner = source.owner if source else None
+            local = source is not None and source.is_local
+            if bundle.attach(own, actor, owner, local=local) and source:
                 changed.append(bundle)
             if source:
                 roles.sources.setdefault(source.id, []).append(bundle)
@@ -434,7 +463,10 @@ class Trust:
             place = roles.find_place(spec)
             if place:
                 roles.bundles.setdefault(place.id, {})[spec.bundle[-1]] = bundle
+        silent = self._finder.silent
         for spec, bundle in list(self._bundles.items()):
+            ways = {spec.source[:depth] for depth in range(len(spec.source) + 1)}
+            bundle.is_unfound = not silent.isdisjoint(ways)
             gone = (
                 bundle.directory is None
                 and not bundle.is_swapping
@@ -447,8 +479,8 @@ class Trust:
         self._place_ids = {spec: place.id for spec, place in roles.places.items()}
         self.watcher.watch((fd, key) for key, fd in roles.descriptors.items())
         # After that: a D.bk is there now, or will be heard of.
-        self.swaps.watch(self._roles.backups)
-        return iter(changed)
+        self.swaps.watch(self._roles.backups, roles.there)
+        return changed
 
     def _new_bundle(self, spec: BundleSpec) -> LiveBundle:
         name = spec.bundle[-1]
@@ -466,28 +498,3 @@ class Trust:
         self._bundles[spec] = bundle
         self.plain[bundle] = PlainCopy(bundle)
         return bundle
-
-    def _expand(self) -> Iterator[BundleSpec]:
-        """Yield the specifications without wildcards: as configured, and one for each directory that matches."""
-        seen = set()
-        for spec in self._specs:
-            if not spec.is_pattern:
-                yield spec
-                continue
-            parent = self._roles.find(spec.source[:-1])
-            if parent is None:
-                continue
-            self._roles.patterns.setdefault(parent.id, []).append(spec)
-            for name in sorted(os.listdir(fd_path(parent.descriptor).encode())):
-                expanded = spec.expand(name)
-                # Beside the directories lie the plain copies of their bundles, and D.bk while D is swapped.
-                if (
-                    expanded is not None
-                    and not name.endswith(SWAP_SUFFIX)
-                    and self._roles.find(expanded.source)
-                ):
-                    seen.add(expanded)
-                    yield expanded
-        for spec in self._bundles.keys() - seen - set(self._specs):
-            # The directory of a pattern is gone: its bundle goes on as an empty one while it may come back in a swap.
-            yield spec

@@ -5,16 +5,20 @@ Owns the tables; `certfs.store.bundles` fills them. Directories are known by ide
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from certfs.core.bundle import BundleSpec
 from certfs.procfs import mount_id
-from certfs.store.backing import FileId, identity, unpin
+from certfs.store.backing import FileId, identity, status_at, unpin
 from certfs.store.bundle import LiveBundle
+from certfs.store.cached import is_local
 from certfs.store.path_walk import Owner, PathWalker
-from certfs.store.swaps import BackupName
+from certfs.store.swaps import SWAP_SUFFIX, BackupName
+
+Path = tuple[bytes, ...]
+"""A path from the root of the mount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +49,41 @@ class Roots:
 class Found(NamedTuple):
     """A directory of the store: an O_PATH ``descriptor`` of it, and whether the way to it leads ``through_link``.
 
-    ``owner`` is that of the last link on the way which is not root's.
+    ``owner`` is that of the last link on the way which is not root's. ``is_local`` if its file system asks nobody else.
     """
 
     descriptor: int
     id: FileId
     through_link: bool
     owner: Owner | None
+    is_local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSources:
+    """What roles are found with: ``watch_way`` is told of each directory on a way, before it is looked into."""
+
+    roots: Roots
+    walker: PathWalker
+    watch_way: Callable[[int], FileId]
+
+    def roles(self, covers: Mapping[Path, int], silent: Mapping[Path, "Found | None"]) -> "Roles":
+        """Return roles of which nothing has been found, but for the ``silent`` ways, which lead where they led."""
+        return Roles(self, covers, silent)
 
 
 class Roles:
     """What directories mean, as of one look at them: each path is resolved once, whatever asks for it.
 
     ``covers`` are the directories that are mounted over our own mount, and so in view instead of the store's.
+    ``current`` is the path that is being looked at. To find something blocks, and may do so for ever.
     """
 
     def __init__(
-        self, roots: Roots, walker: PathWalker, covers: Mapping[tuple[bytes, ...], int]
+        self,
+        sources: RoleSources,
+        covers: Mapping[Path, int] | None = None,
+        silent: Mapping[Path, Found | None] | None = None,
     ) -> None:
         self.sources: dict[FileId, list[LiveBundle]] = {}
         self.bundles: dict[FileId, dict[bytes, LiveBundle]] = {}
@@ -70,18 +92,39 @@ class Roles:
         self.patterns: dict[FileId, list[BundleSpec]] = {}
         self.backups: dict[BackupName, list[LiveBundle]] = {}
         self.descriptors: dict[FileId, int] = {}
-        self._roots = roots
-        self._walker = walker
-        self._covers = covers
-        self._found: dict[tuple[bytes, ...], Found | None] = {}
+        self.there: set[BackupName] = set()
+        """Each D.bk that there is."""
+        self.current: Path = ()
+        self._roots = sources.roots
+        self._walker = sources.walker
+        self._watch_way = sources.watch_way
+        # Copies: who is left alone with them keeps them.
+        self._covers = {path: os.dup(fd) for path, fd in (covers or {}).items()}
+        self._found: dict[Path, Found | None] = {}
+        self._silent = frozenset(silent or ())
+        for path, found in (silent or {}).items():
+            self._found[path] = None if found is None else self._kept(found)
 
-    def find(self, path: tuple[bytes, ...]) -> Found | None:
+    def known(self, path: Path) -> Found | None:
+        """Return what was found at a path; None where it was not looked for, too."""
+        return self._found.get(path)
+
+    def is_silent(self, path: Path) -> bool:
+        """Whether a path was not looked at, because its file system does not answer."""
+        return path in self._silent
+
+    def _kept(self, found: Found) -> Found:
+        if found.id not in self.descriptors:
+            self.descriptors[found.id] = os.dup(found.descriptor)
+        return found._replace(descriptor=self.descriptors[found.id], is_local=False)
+
+    def find(self, path: Path) -> Found | None:
         """Return a directory, None where there is none; its descriptor is open as long as these roles are."""
         if path not in self._found:
             self._found[path] = self._look(path)
         return self._found[path]
 
-    def _look(self, path: tuple[bytes, ...]) -> Found | None:
+    def _look(self, path: Path) -> Found | None:
         through_link = False
         owner: Owner | None = None
         try:
@@ -92,6 +135,7 @@ class Roles:
                 parent = self.find(path[:-1])
                 if parent is None:
                     return None
+                self.current = path
                 descriptor, _, through_link, owner = self._walker.walk(
                     parent.descriptor, path[-1], self._note_step, parent.owner
                 )
@@ -100,21 +144,38 @@ class Roles:
                 descriptor = os.dup(start)
         except OSError:
             return None
-        directory, mode = identity(descriptor)
+        try:
+            directory, mode = identity(descriptor)
+        except OSError:  # a user's own file system shows itself to nobody else
+            os.close(descriptor)
+            return None
         if not stat.S_ISDIR(mode) or directory in self.descriptors:
             os.close(descriptor)
         else:
             self.descriptors[directory] = descriptor
         if not stat.S_ISDIR(mode):
             return None
-        return Found(self.descriptors[directory], directory, through_link, owner)
+        self.current = path
+        descriptor = self.descriptors[directory]
+        return Found(descriptor, directory, through_link, owner, _is_local(descriptor))
 
     def _note_step(self, directory: int, name: bytes) -> None:
         """Take note of a directory on a way, wherever links lead it: what has this name there decides where it goes."""
-        key, _ = identity(directory)
+        key = self._watch_way(directory)
         if key not in self.descriptors:
             self.descriptors[key] = os.dup(directory)
         self.components.setdefault(key, set()).add(name)
+
+    def note_backup(self, spec: BundleSpec) -> None:
+        """Look whether there is a D.bk beside the source directory D of a bundle."""
+        parent = self.find(spec.source[:-1])
+        if parent is None or self.is_silent(spec.source[:-1]):
+            return
+        self.current = spec.source[:-1]
+        name = spec.source[-1] + SWAP_SUFFIX
+        status = status_at(parent.descriptor, name)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            self.there.add((parent.id, name))
 
     def find_place(self, spec: BundleSpec) -> Found | None:
         """Return the directory that a bundle appears in; None also where the way to it leads through a link.
@@ -128,6 +189,11 @@ class Roles:
         self.places[spec] = found
         return found
 
+    def watch(self) -> None:
+        """Have every directory watched."""
+        for descriptor in self.descriptors.values():
+            self._watch_way(descriptor)
+
     def unpin(self) -> None:
         """Let no descriptor keep what is mounted over a directory from being unmounted; for when all is found."""
         own = {mount_id(root) for root in self._roots.directories.values()}
@@ -140,3 +206,13 @@ class Roles:
         for descriptor in self.descriptors.values():
             os.close(descriptor)
         self.descriptors.clear()
+        for descriptor in self._covers.values():
+            os.close(descriptor)
+        self._covers.clear()
+
+
+def _is_local(directory: int) -> bool:
+    try:
+        return is_local(directory)
+    except OSError:  # a file system that shows this user nothing, for instance another's FUSE
+        return False

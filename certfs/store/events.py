@@ -169,10 +169,18 @@ class StoreWatcher:
         return bool(self._mounts_poll.poll(0))
 
     def watch(self, directories: Iterable[tuple[int, FileId]]) -> None:
-        """Watch exactly these directories (descriptor and identity) from now on."""
+        """Watch exactly these directories (descriptor and identity) from now on.
+
+        What `watch_way` watches already is not asked for again: to watch a directory waits for its file system.
+        """
         wanted = {}
         self.problem = ""
+        with self._lock:
+            known = {directory: watch for watch, directory in self._ways.items()}
         for fd, directory in directories:
+            if directory in known:
+                wanted[known[directory]] = directory
+                continue
             try:
                 wanted[self._inotify.add_watch(fd_path(fd), _MASK)] = directory
             except OSError as e:
@@ -199,6 +207,11 @@ class StoreWatcher:
         for event in self._inotify.read(timeout=0):
             if event.mask & flags.Q_OVERFLOW:
                 overflow = True
+            if event.mask & flags.IGNORED:
+                # Its directory is gone: the next one of that number is not watched.
+                with self._lock:
+                    self._ways.pop(event.wd, None)
+                self._watches.pop(event.wd, None)
             directory = self._watches.get(event.wd) or self._ways.get(event.wd)
             if directory is not None and event.name:
                 found = modified if event.mask & flags.MODIFY else names

@@ -8,7 +8,7 @@ its undo log.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -86,13 +86,15 @@ class Swaps:
         self._swaps: dict[LiveBundle, Swap] = {}
         self._started = trio.Event()
 
-    def watch(self, bundles: Mapping[BackupName, list[LiveBundle]]) -> None:
-        """Take these names for those of a D.bk from now on: whose D these bundles come from."""
+    def watch(
+        self, bundles: Mapping[BackupName, list[LiveBundle]], there: Collection[BackupName]
+    ) -> None:
+        """Take these names for those of a D.bk from now on: whose D these bundles come from. Some are ``there``."""
         before = self._backups
         self._backups = {name: before.get(name) or _Backup([]) for name in bundles}
         for name, backup in self._backups.items():
             backup.bundles = bundles[name]
-            if name not in before and self._is_there(*name):
+            if name not in before and name in there:
                 self._note_preexisting(backup)
 
     def _note_preexisting(self, backup: _Backup) -> None:
