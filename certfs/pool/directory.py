@@ -1,8 +1,9 @@
 """A source directory in the store: what is in it now, and bringing it to what the pool has.
 
 Owns reading it without believing a file that is being written, and the order of steps by which several files change as
-one: ``mkdir D.bk``, additions, removals, fsync, ``rmdir D.bk``. A reader sees the old, the new, or both (I10). Knows
-nothing of the engine.
+one: ``mkdir D.bk``, additions, removals, fsync, ``rmdir D.bk``. A reader sees the old, the new, or both (I10). Also
+without that rule, in the plain files or long after a crash, they have all of the old or all of the new: a file that is
+changed holds both until every addition is there. Knows nothing of the engine.
 """
 
 import errno
@@ -87,10 +88,16 @@ class SourceDirectory:
             os.close(directory)
 
     def apply(
-        self, names: Mapping[bytes, Value | None], *, finish_swap: bool, aside: Mapping[bytes, int]
+        self,
+        names: Mapping[bytes, Value | None],
+        *,
+        both: Mapping[bytes, Value],
+        finish_swap: bool,
+        aside: Mapping[bytes, int],
     ) -> None:
         """Write and remove files, all or, after a crash, some of them; OSError.
 
+        ``both`` has what a changed name holds until all additions are there: the old and the new.
         ``aside`` has for names whose file is to be kept the descriptor of the directory that it is copied to first.
         ``finish_swap`` if a ``D.bk`` that is there was made by an application that was interrupted.
         """
@@ -102,7 +109,7 @@ class SourceDirectory:
                 self._begin_swap(parent, ours=finish_swap)
             directory = os.open(self.path[-1], _READABLE | os.O_NOFOLLOW, dir_fd=parent)
             try:
-                self._change(directory, names, aside)
+                self._change(directory, names, both, aside)
             finally:
                 os.close(directory)
         finally:
@@ -166,12 +173,21 @@ class SourceDirectory:
         return Scan(values, frozenset(unsettled), local_only, swapping)
 
     def _change(
-        self, directory: int, names: Mapping[bytes, Value | None], aside: Mapping[bytes, int]
+        self,
+        directory: int,
+        names: Mapping[bytes, Value | None],
+        both: Mapping[bytes, Value],
+        aside: Mapping[bytes, int],
     ) -> None:
         for name, keep in aside.items():
             self._put_aside(directory, name, keep)
-        # Additions first: killed between the two, a reader trusts the old and the new.
+        # Additions first: killed at any point, what is there has all of the old or all of the new.
         for name, value in names.items():
+            first = both.get(name, value)
+            if first is not None:
+                write_atomic(directory, name, first.pem, mode=_FILE_MODE)
+        for name in both:
+            value = names[name]
             if value is not None:
                 write_atomic(directory, name, value.pem, mode=_FILE_MODE)
         for name, value in names.items():

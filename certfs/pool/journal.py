@@ -24,10 +24,14 @@ Names = dict[str, str]
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """What is being applied: for each name of a directory the digest, or None for its removal."""
+    """What is being applied: for each name of a directory the digest, or None for its removal.
+
+    ``both`` has the digest of names that hold the old certificates and the new ones for a while.
+    """
 
     directory: str
     names: dict[str, str | None]
+    both: dict[str, str] = {}
     swap: bool = False
     """Whether a ``D.bk`` was made for it, which is to be removed with it."""
 
@@ -81,16 +85,21 @@ def content(names: dict[str, str]) -> Content:
 
 
 def settled(journal: Journal, directory: str, local: Content) -> Journal:
-    """Return the journal after an interrupted application: what was intended and is there, came from the pool."""
+    """Return the journal after an interrupted application: what was intended and is there, came from the pool.
+
+    The intent stays until the rest is applied: the ``D.bk`` that was made for it must not end before, or a reader would
+    see a part of the new and not all of the old.
+    """
     intent = journal.intent
     if intent is None or intent.directory != directory:
         return journal
-    done = {
-        name.encode("ascii"): None if digest is None else Digest(digest)
-        for name, digest in intent.names.items()
-        if local.get(name.encode("ascii")) == digest
-    }
-    return msgspec.structs.replace(journal.with_names(directory, done), intent=None)
+    done: dict[bytes, Digest | None] = {}
+    for text, digest in intent.names.items():
+        name = text.encode("ascii")
+        found = local.get(name)
+        if found == digest or (found is not None and found == intent.both.get(text)):
+            done[name] = found
+    return journal.with_names(directory, done)
 
 
 @dataclass(frozen=True, slots=True)

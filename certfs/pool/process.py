@@ -24,7 +24,7 @@ from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.engine import CompactedError, Engine, EngineRefusedError, EngineUnreachableError
 from certfs.pool.hosts import HostEntry, make_entry
 from certfs.pool.journal import Intent, Journal, JournalFile, Sending, content, settled
-from certfs.pool.keys import Digest, Status
+from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Status, Value, digest_of
 from certfs.pool.local import Told, Watcher, read_pem
 from certfs.pool.membership import ASIDE, JoinFile
 from certfs.pool.reconcile import Plan, reconcile, restored
@@ -266,10 +266,7 @@ class Member:
             return False
         local = self._without_own(scan.content)
         if local is not None:
-            finished = settled(self._journal, directory.name, local)
-            if finished is not self._journal:
-                self._write(finished)
-                directory.end_swap()
+            self._journal = settled(self._journal, directory.name, local)
         await self._settle_sending(directory.name)
         if directory.name == "certs" and self._journal.kept_local is None:
             before = {} if local is None else self._foreign(local, remote)
@@ -291,6 +288,9 @@ class Member:
             self._write(self._journal.with_names(directory.name, plan.agreed))
         if apply:
             await self._apply(directory, remote, scan, apply, plan, told)
+        elif self._journal.intent is not None and self._journal.intent.directory == directory.name:
+            self._write(msgspec.structs.replace(self._journal, intent=None))
+            directory.end_swap()
         if plan.publish and not told.restore:
             return await self._publish(view, directory.name, scan, plan)
         theirs = _believed(remote, base)
@@ -335,17 +335,25 @@ class Member:
     ) -> None:
         """Bring what the pool has into the directory: intent, files, journal, in this order."""
         swap = len(apply) > 1
-        finish = self._journal.intent is not None and self._journal.intent.swap
+        before = self._journal.intent
+        finish = before is not None and before.swap
         names: dict[str, str | None] = {
             name.decode("ascii"): digest for name, digest in apply.items()
         }
+        here = scan.values or {}
+        both = _both(here, remote.values, apply) if swap or finish else {}
         self._write(
             msgspec.structs.replace(
-                self._journal, intent=Intent(directory.name, names, swap or finish)
+                self._journal,
+                intent=Intent(
+                    directory.name,
+                    names,
+                    {name.decode("ascii"): value.digest for name, value in both.items()},
+                    swap or finish,
+                ),
             )
         )
         values = {name: remote.values[name] if digest else None for name, digest in apply.items()}
-        here = scan.values or {}
         aside = plan.aside | (
             plan.drift & apply.keys() & here.keys() if told.restore else frozenset()
         )
@@ -353,7 +361,7 @@ class Member:
         try:
             await trio.to_thread.run_sync(
                 lambda: directory.apply(
-                    values, finish_swap=finish, aside=dict.fromkeys(aside, keep)
+                    values, both=both, finish_swap=finish, aside=dict.fromkeys(aside, keep)
                 )
             )
         finally:
@@ -362,13 +370,14 @@ class Member:
         for name in apply:
             if name in here:
                 self._gone.update(_blocks(here[name].pem))
-        self._write(
-            msgspec.structs.replace(
-                self._journal.with_names(directory.name, dict(apply)), intent=None
-            )
+        after = msgspec.structs.replace(
+            self._journal.with_names(directory.name, dict(apply)), intent=None
         )
         if swap or finish:
+            self._write(after)
             directory.end_swap()
+        else:  # written with the revision; until then the intent says the same
+            self._journal = after
         for name, digest in apply.items():
             LOG.info(
                 "%s/%s %s", directory.name, name.decode("ascii"), "applied" if digest else "removed"
@@ -516,6 +525,19 @@ def _believed(remote: Remote, base: Mapping[bytes, Digest]) -> dict[bytes, Diges
     """Return the digests of what the pool has; what is refused counts as it was agreed last."""
     digests = {name: value.digest for name, value in remote.values.items()}
     return digests | {name: base[name] for name in remote.refused if name in base}
+
+
+def _both(
+    here: Mapping[bytes, Value], there: Mapping[bytes, Value], apply: Mapping[bytes, Digest | None]
+) -> dict[bytes, Value]:
+    """Return the old and the new certificates of each name that is to hold others; not of what would be too large."""
+    found = {}
+    for name, digest in apply.items():
+        if digest is not None and name in here:
+            pem = here[name].pem + there[name].pem
+            if len(pem) <= MOST_VALUE_BYTES:
+                found[name] = Value(pem, digest_of(pem))
+    return found
 
 
 def _blocks(pem: bytes) -> list[bytes]:

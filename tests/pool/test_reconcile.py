@@ -149,10 +149,19 @@ def test_a_crash_while_applying_resurrects_nothing(
         if (digest := (new if name in done and name in changed else old).get(name)) is not None
     }
     after = settled(journal, "certs", local)
+    assert after.intent == intent, "the D.bk ends with the rest of it"
     found = reconcile(after.agreed("certs"), local, {}, may_publish=True, kept_local={})
     assert not found.publish
     assert not found.aside
     assert set(found.apply) == set(local)
+
+
+def test_a_file_that_holds_old_and_new_is_the_pools() -> None:
+    """Killed while a name holds the old and the new, a host neither publishes that nor sets it aside (I22)."""
+    intent = Intent("certs", {"x.pem": B}, both={"x.pem": C}, swap=True)
+    journal = settled(Journal(base={"certs": {"x.pem": A}}, intent=intent), "certs", {b"x.pem": C})
+    found = plan(journal.agreed("certs"), {b"x.pem": C}, {b"x.pem": B})
+    assert found == Plan(apply={b"x.pem": B})
 
 
 def test_the_journal_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,0 +1,216 @@
+"""Faults at random moments, and what must be true after each time that they heal (I22).
+
+A round changes some names, each on one host, while processes are killed or stopped and nodes are cut off. Then
+everything heals, and every bundle must be exactly what the changes say: each certificate is issued for one change only,
+so one that is missing was lost, and one that is too much came back. `CERTFS_TEST_POOL_ROUNDS` and
+`CERTFS_TEST_POOL_HOSTS` make it longer, `CERTFS_TEST_SEED` repeats one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.support import pki
+from tests.support.mounts import wait_until
+from tests.support.pool import Pool, PoolHost, pool
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(7200)]
+
+ROUNDS = int(os.environ.get("CERTFS_TEST_POOL_ROUNDS", "4"))
+HOSTS = int(os.environ.get("CERTFS_TEST_POOL_HOSTS", "8"))
+SEED = int(os.environ.get("CERTFS_TEST_SEED", "1"))
+_NAMES = [f"n{number}.pem" for number in range(16)]
+TIMED = int(os.environ.get("CERTFS_TEST_POOL_TIMED", "20"))
+MOST_KILLS = int(os.environ.get("CERTFS_TEST_POOL_KILLS", "10"))
+_CONVERGED_SECONDS = 60.0
+"""For a busy machine; what it took is printed."""
+
+
+@dataclass(slots=True)
+class Nemesis:
+    """The faults of one round, and how each is healed."""
+
+    pool: Pool
+    chance: random.Random
+    heal: list[Callable[[], None]] = field(default_factory=list)
+    kills: int = 0
+
+    def strike(self) -> str:
+        """Do one thing and return its name."""
+        fault = self.chance.choice(
+            [self._kill, self._stop, self._cut, self._engine, self._engine_stop]
+        )
+        fault()
+        return fault.__name__
+
+    def end(self) -> None:
+        """Heal everything."""
+        while self.heal:
+            self.heal.pop()()
+
+    def _kill(self) -> None:
+        host = self.chance.choice(self.pool.hosts)
+        host.kill()
+        host.start()
+        self.kills += 1
+
+    def _stop(self) -> None:
+        host = self.chance.choice(self.pool.hosts)
+        host.signal(signal.SIGSTOP)
+        self.heal.append(lambda: host.signal(signal.SIGCONT))
+
+    def _cut(self) -> None:
+        host = self.chance.choice(self.pool.hosts)
+        host.node.cut(off=True)
+        self.heal.append(lambda: host.node.cut(off=False))
+
+    def _engine(self) -> None:
+        if not self.heal:  # with two of three members gone nothing would ever be agreed
+            self.chance.choice(self.pool.cluster.members).kill()
+            self.heal.append(self.pool.cluster.start)
+
+    def _engine_stop(self) -> None:
+        process = self.chance.choice(self.pool.cluster.members).process
+        if not self.heal and process is not None:
+            process.send_signal(signal.SIGSTOP)
+            self.heal.append(lambda: process.send_signal(signal.SIGCONT))
+
+
+@pytest.fixture(scope="module")
+def many() -> Iterator[Pool]:
+    """Run a pool in which every host may publish."""
+    with pool(HOSTS) as made:
+        yield made
+
+
+def applied(host: PoolHost) -> int:
+    """Return the revision in a host's journal."""
+    revision: int = json.loads((host.state / "journal.json").read_text())["applied"]
+    return revision
+
+
+def test_faults_lose_nothing_and_bring_nothing_back(many: Pool) -> None:
+    """After any faults every bundle is exactly what the changes say; the applied revision never goes back (I22)."""
+    chance = random.Random(SEED)  # noqa: S311 - to be repeated
+    nemesis = Nemesis(many, chance)
+    wanted: dict[str, pki.Identity] = {}
+    revisions = dict.fromkeys((host.uuid for host in many.hosts), 0)
+    seconds = []
+    for number in range(ROUNDS):
+        struck = []
+        for name in chance.sample(_NAMES, 5):
+            host = chance.choice(many.hosts)
+            if name in wanted and chance.random() < 0.4:
+                (host.certs / name).unlink()
+                del wanted[name]
+            else:
+                wanted[name] = pki.authority(f"round {number} {name}")
+                (host.certs / name).write_bytes(wanted[name].pem)
+                assert host.trusts(wanted[name]), "a local copy waits for nothing"
+            struck.append(nemesis.strike())
+        nemesis.end()
+        began = time.monotonic()
+        expected = {identity.pem for identity in wanted.values()}
+        wait_until(
+            functools.partial(all_have, many, expected),
+            seconds=_CONVERGED_SECONDS,
+            what=f"convergence after {struck} (seed {SEED}, round {number})",
+        )
+        seconds.append(time.monotonic() - began)
+        for host in many.hosts:
+            now = applied(host)
+            assert now >= revisions[host.uuid]
+            revisions[host.uuid] = now
+    print(
+        f"{HOSTS} hosts, {ROUNDS} rounds, {nemesis.kills} kills, seed {SEED}: converged after healing"
+        f" in median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s"
+    )
+
+
+def all_have(pool: Pool, expected: set[bytes]) -> bool:
+    """Whether every bundle is exactly these certificates."""
+    return all(in_bundle(host) == expected for host in pool.hosts)
+
+
+def in_bundle(host: PoolHost) -> set[bytes]:
+    """Return the certificates of a host's bundle."""
+    end = b"-----END CERTIFICATE-----\n"
+    return {block + end for block in host.bundle().split(end)[:-1]}
+
+
+def test_from_one_copy_to_the_last_of_many(many: Pool) -> None:
+    """The time from a copy on one host to the bundle of the last of many, printed (I22)."""
+    settle = pki.authority("settle")
+    (many.hosts[0].certs / "timed.pem").write_bytes(settle.pem)
+    wait_until(lambda: many.all_trust(settle), seconds=60, what="calm")
+    seconds = []
+    for number in range(TIMED):
+        identity = pki.authority(f"timed {number}")
+        began = time.monotonic()
+        (many.hosts[number % HOSTS].certs / "timed.pem").write_bytes(identity.pem)
+        wait_until(functools.partial(many.all_trust, identity), seconds=60, what="the last bundle")
+        seconds.append(time.monotonic() - began)
+    ordered = sorted(seconds)
+    print(
+        f"{HOSTS} hosts on one machine: median {statistics.median(seconds) * 1000:.0f} ms,"
+        f" p99 {ordered[int(len(ordered) * 0.99)] * 1000:.0f} ms"
+    )
+
+
+def test_a_swap_of_64_is_never_mixed(many: Pool) -> None:
+    """Every sample of a bundle between two sets of 64 has all of the old or all of the new, under kills (I10, I22)."""
+    chance = random.Random(SEED)  # noqa: S311 - to be repeated
+    first, *others = many.hosts
+    sets = [
+        {f"s{number}.pem": pki.authority(f"{turn} {number}").pem for number in range(64)}
+        for turn in range(3)
+    ]
+    swap(first, sets[0])
+    wait_until(
+        lambda: all(set(sets[0].values()) <= in_bundle(host) for host in many.hosts),
+        seconds=60,
+        what="the first set",
+    )
+    samples = mixed = kills = 0
+    for old, new in itertools.pairwise(sets):
+        swap(first, new)
+        deadline = time.monotonic() + 120
+        while not all(is_exactly(host, old, new) for host in many.hosts):
+            assert time.monotonic() < deadline, "no convergence"
+            for host in others:
+                found = in_bundle(host)
+                samples += 1
+                mixed += not (set(old.values()) <= found or set(new.values()) <= found)
+            if kills < MOST_KILLS and chance.random() < 0.3:
+                victim = chance.choice(others)
+                victim.kill()
+                victim.start()
+                kills += 1
+    print(f"{samples} samples during {len(sets) - 1} swaps of 64 and {kills} kills: {mixed} mixed")
+    assert mixed == 0
+
+
+def is_exactly(host: PoolHost, old: dict[str, bytes], new: dict[str, bytes]) -> bool:
+    """Whether a bundle has all of the new set and none of the old."""
+    found = in_bundle(host)
+    return set(new.values()) <= found and not found & set(old.values())
+
+
+def swap(host: PoolHost, files: dict[str, bytes]) -> None:
+    """Replace many files as one, by the rule that docs/operations.md gives for rsync."""
+    beside = host.certs.with_name("certs.bk")
+    beside.mkdir()
+    for name, pem in files.items():
+        (host.certs / name).write_bytes(pem)
+    beside.rmdir()
