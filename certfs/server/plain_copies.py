@@ -99,10 +99,10 @@ class PlainCopies:
                     audit.report_kept_aside(bundle.spec, copy.kept_aside)
                     copy.kept_aside = ()
                 now = trio.current_time()
-                # A directory that was exchanged a moment ago is mostly in the middle of a replacement: if it stays so.
+                # A directory that was exchanged or removed a moment ago is news only if it is so the next time, too.
                 is_news = (
                     (copy.state.error == before)
-                    if copy.is_exchanged
+                    if copy.is_passing
                     else (copy.state.error != before)
                 )
                 if copy.state.error and is_news and now >= copy.report_after:

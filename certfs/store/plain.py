@@ -51,14 +51,15 @@ class PlainCopy:
 
     ``report_after`` is for whoever reports its errors: not before that time on its clock. ``is_first`` until the first
     copy of the first server of a mount is written: what is in its place may be another program's, and hold what no
-    source has. Those certificates are ``kept_aside``. ``is_exchanged`` if the directory was another at the last try.
+    source has. Those certificates are ``kept_aside``. ``is_passing`` if the directory was another one at the last try,
+    or gone: mostly it is being replaced or removed, and the bundle is about to change with it.
     """
 
     def __init__(self, bundle: LiveBundle) -> None:
         self._bundle = bundle
         self.report_after = float("-inf")
         self.is_first = False
-        self.is_exchanged = False
+        self.is_passing = False
         self.kept_aside: tuple[Certificate, ...] = ()
         self.state = PlainState()
 
@@ -69,7 +70,7 @@ class PlainCopy:
 
     def write(self, directory: int) -> None:
         """Bring the copy in ``directory`` up to date with the bundle's present generation."""
-        self.is_exchanged = False
+        self.is_passing = False
         generation = self._bundle.generation
         name = self._bundle.spec.bundle[-1]
         try:
@@ -88,13 +89,16 @@ class PlainCopy:
                 self._replace(directory, name, generation, status)
             status = status_at(directory, name)
         except OSError as e:
+            self.is_passing = (
+                e.errno == errno.ENOENT
+            )  # nothing can be made in a directory that was removed
             self.state = PlainState(self.state.generation, self.state.stamp, describe(e))
             return
         self.state = PlainState(generation.number, _stamp(status))
 
     def has_no_place(self, error: OSError) -> None:
         """Take note that there is no directory to write in: no harm as long as there is nothing to write."""
-        self.is_exchanged = error.errno == errno.ESTALE
+        self.is_passing = error.errno in {errno.ESTALE, errno.ENOENT}
         generation = self._bundle.generation
         if isinstance(error, FileNotFoundError) and not generation.certificates:
             self.state = PlainState(generation.number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import trio
 
 from certfs.linux import mount_syscalls
 from certfs.server.plain_copies import PlainCopies
+from certfs.store.bundle import LiveBundle
+from certfs.store.bundles import Trust
 from certfs.store.source_reader import SourceReader
 from tests.store.scenes import Store, spec, store
 from tests.support import mounts, pki
@@ -140,6 +143,34 @@ async def test_a_source_that_is_a_link_is_followed_while_nobody_reads(root: Path
         assert found.content(BUNDLE) == NEW.pem
         await copies.flush()
         assert (root / BUNDLE).read_bytes() == NEW.pem
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "after it was opened"])
+async def test_a_directory_that_goes_while_its_copy_is_written_is_no_failure(
+    root: Path, moment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I12: a place that is removed with its bundle is looked at again, and is no line in the log."""
+    certs = root / "trusted" / "certs"
+    certs.mkdir(parents=True)
+    (certs / "a.pem").write_bytes(NEW.pem)
+    open_place = Trust.open_place
+
+    def open_while_removed(trust: Trust, bundle: LiveBundle) -> int:
+        if moment == "before it is opened":
+            shutil.rmtree(root / "trusted", ignore_errors=True)
+        opened = open_place(trust, bundle)
+        shutil.rmtree(root / "trusted")
+        return opened
+
+    monkeypatch.setattr(Trust, "open_place", open_while_removed)
+    found = store(root, [spec("trusted/certs", "trusted/ca.pem")])
+    with contextlib.closing(found):
+        copies = PlainCopies(found.trust, active=True)
+        await copies.flush()
+        assert list(copies.stale())  # so it is tried again
+        await copies.flush()
+        assert not list(copies.stale())
+        assert "cannot be written" not in caplog.text
 
 
 async def test_a_link_into_nowhere_is_followed_when_it_leads_somewhere(root: Path) -> None:
