@@ -237,6 +237,11 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """Write down which server is in charge, before the mount of another one goes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """Bring what is to be seen into view, now. It is done after every event anyway."""
 
@@ -311,7 +316,7 @@ class Finish:
 
 
 Action = (
-    Start | Mount | Flush | Look | Retire | Kill | Lose | Activate | Note | Wait | Answer | Renew | Report
+    Start | Mount | Flush | Record | Look | Retire | Kill | Lose | Activate | Note | Wait | Answer | Renew | Report
     | Finish
 )  # fmt: skip
 Step = tuple[State, tuple[Action, ...]]
@@ -378,9 +383,10 @@ def _mount(state: State, server: int) -> Step:
     if state.current is None:
         return state, (Mount(server),)
     # The mount goes before its server is let go: until then another supervisor can still take over either of the two.
+    # That of a server whose mount has gone must not take this for an unmount, hence the record.
     before = state.current
     plain = replace(state, phase=Phase.PLAIN, current=None)
-    return plain, (Flush(before), Look(), Retire(before), Mount(server))
+    return plain, (Flush(before), Record(), Look(), Retire(before), Mount(server))
 
 
 def _shown(state: State, server: int) -> Step:

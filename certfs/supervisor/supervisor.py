@@ -121,6 +121,8 @@ class Supervisor:
                 self._mount_for(self._servers[number])
             case machine.Flush(number):
                 self._servers[number].flush()
+            case machine.Record():
+                self._save()
             case machine.Look():
                 self._look()
             case machine.Retire(number):
@@ -452,25 +454,36 @@ class Supervisor:
 
     # --- one supervisor after the other
 
-    def _adopt(self, adoption: Adoption) -> bool:
-        """Take over a running server; whether it is the one to take over, and this process the one to do it."""
-        server, before = ServerProcess.adopt(1, adoption), self._history.before
-        if adoption.standby and _is_served(before, server):
+    def _may_adopt(self, server: ServerProcess) -> bool:
+        """Whether a server is the one to go on with, and this process the one to do it; what is not wanted is ended."""
+        before = self._history.before
+        if server.standby and _is_served(before, server):
             server.kill()  # it was to replace that one, whose own new supervisor goes on
             server.gone(timeouts.END)
             return False
+        if is_replaced(before, server.process, server.device, procfs.mounts()):
+            server.let_go()  # the other one gets a supervisor of its own
+            return False
         if self._lock_fd is None:
             self._lock_fd = await_lock(self._mount.runtime)
-            if self._lock_fd is None:
-                server.let_go()  # another one is in charge, and not of this server
-                return False
+        if self._lock_fd is None:
+            server.let_go()  # another one is in charge, and not of this server
+            return False
+        return True
+
+    def _adopt(self, adoption: Adoption) -> bool:
+        """Take over a running server; whether that is what is to be done."""
+        server, before = ServerProcess.adopt(1, adoption), self._history.before
+        if not self._may_adopt(server):
+            return False
         devices = set(devices_of(self._mount.runtime, before))
         if server.device:
             devices.add(server.device)
         self._memory = replace(self._memory, devices=tuple(devices))
         strikes = Strikes(before.deaths, before.defects) if before else Strikes()
         self._state = replace(self._state, strikes=strikes)
-        if before and before.phase == "serving" and before.server == server.process:
+        shown = before and before.phase == "serving" and before.server == server.process
+        if shown or (self._mounter.one_place and server.mountpoint):
             # What was in view a moment ago, and is not there any more, somebody has unmounted.
             self._memory = replace(self._memory, held=self._memory.points)
         self._watch(server)
@@ -533,6 +546,19 @@ _PHASES: Final[dict[machine.Phase, Phase]] = {
     machine.Phase.ENDED: "ending",
 }
 """What the state file and ``certfs status`` call it: what people see."""
+
+
+def is_replaced(
+    before: State | None, process: ProcessId, device: str | None, table: view.Table
+) -> bool:
+    """Whether a server has lost its mount to another one that is in charge and lives: no one has unmounted it then.
+
+    The supervisor of an ordinary user's restart may die between the old mount and the new one.
+    """
+    if device is None or any(entry.device == device for entry in table):
+        return False
+    in_charge = before.server if before else None
+    return in_charge is not None and in_charge != process and in_charge.alive()
 
 
 def _is_served(before: State | None, beside: ServerProcess) -> bool:

@@ -122,7 +122,9 @@ def test_where_there_is_one_place_the_old_mount_goes_before_its_server_is_let_go
     state = replace(STATES[Phase.REPLACING], one_place=True)
     state, actions = step(state, machine.Loaded(2))
     assert (state.phase, state.current) == (Phase.PLAIN, None)
-    assert actions == (machine.Flush(1), machine.Look(), machine.Retire(1), machine.Mount(2))
+    assert actions == (
+        machine.Flush(1), machine.Record(), machine.Look(), machine.Retire(1), machine.Mount(2),
+    )  # fmt: skip
     state, actions = shown(state)
     assert actions == (machine.Activate(2), machine.Renew())
 
