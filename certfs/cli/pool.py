@@ -234,6 +234,31 @@ def status(*, state: StateDirectory, as_json: bool) -> None:
         say(f"  {host.uuid}  {role}, {host.state}{behind}")
 
 
+@pool.command("sync", epilog="\b\nExample:\n  certfs pool sync --timeout 60")
+@click.option("--timeout", type=click.FloatRange(min=0), default=30, show_default=True)
+@state_option
+@json_option
+def sync(*, timeout: float, state: StateDirectory, as_json: bool) -> None:
+    """Make this host's directories what the pool has, and wait until every live member has acknowledged it.
+
+    What was removed here and not published comes back; a file that differs is put aside. What only this host has stays.
+    """
+    found = state.read()
+
+    async def synchronised() -> commands.PoolState:
+        await commands.carry_out(state, Told(restore=True), timeout)
+        return await commands.wait_for_all(found, timeout)
+
+    whole = trio.run(synchronised)
+    if as_json:
+        click.echo(msgspec.json.encode({"pool": found.pool, "uuid": found.uuid, **asdict(whole)}))
+        return
+    away = [host.uuid for host in whole.hosts if host.applied is None]
+    say(f"revision {whole.changed} is in the bundles of {len(whole.hosts) - len(away)} hosts")
+    for each in away:
+        say(f"not connected: {each}", err=True)
+
+
 @pool.command("run", epilog="\b\nExample:\n  certfs pool run --store /srv/certificates /srv/tls")
 @click.option("--store", metavar="DIR", required=True, help="The store beneath the mount.")
 @click.argument("mountpoint")

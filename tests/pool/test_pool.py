@@ -155,6 +155,28 @@ def test_a_directory_that_vanished_is_held(three: Pool) -> None:
     wait_until(lambda: not any(map(second.trusts, some)), seconds=20, what="gone")
 
 
+def test_a_sync_restores_and_waits_for_every_host(three: Pool) -> None:
+    """After a sync a member has what it had removed; a stopped host is named, with the exit code 53 (I22)."""
+    first, second, member = three.hosts
+    shared = pki.authority("shared")
+    (first.certs / "shared.pem").write_bytes(shared.pem)
+    wait_until(lambda: three.all_trust(shared), seconds=20, what="trust everywhere")
+    (member.certs / "shared.pem").unlink()
+    wait_until(lambda: "shared.pem" in str(member.status()["drift"]), what="the drift")
+    assert not member.trusts(shared)
+    member.certfs("pool", "sync")
+    assert member.trusts(shared)
+    second.signal(signal.SIGSTOP)
+    try:
+        (first.certs / "shared.pem").unlink()
+        wait_until(lambda: not member.trusts(shared), seconds=20, what="the removal")
+        assert second.uuid in first.certfs("pool", "sync", "--timeout", "2", expect=53)
+    finally:
+        second.signal(signal.SIGCONT)
+    first.certfs("pool", "sync")
+    assert not second.trusts(shared)
+
+
 def test_from_one_copy_to_the_last_bundle(three: Pool) -> None:
     """The time from a copy on one host to the last host's bundle, printed; one change is not slower than 10 s (I22)."""
     seconds = []
