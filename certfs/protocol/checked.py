@@ -15,12 +15,16 @@ T = TypeVar("T")
 
 def decoded(kind: type[T], content: bytes) -> T:
     """Return the ``kind`` that ``content`` describes; ValueError if it does not."""
+    value: T = checked(kind, parsed(content))
+    return value
+
+
+def parsed(content: bytes) -> Any:  # noqa: ANN401 - whatever is written there
+    """Return what json.loads does; ValueError for all that it cannot read."""
     try:
-        raw = json.loads(content)
+        return json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    value: T = checked(kind, raw)
-    return value
 
 
 def checked(kind: Any, raw: object) -> Any:  # noqa: ANN401 - what the type says

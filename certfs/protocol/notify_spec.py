@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, Self
 
+from certfs.protocol.checked import parsed
 from certfs.safe_open import private, read_own
 
 _BYTES: Final = 16 << 20
@@ -82,7 +83,7 @@ class Wishes:
     def read(cls, path: str) -> Self:
         """Return what `write` left; no wishes where there is nothing that can be read."""
         try:
-            raw: dict[str, Any] = json.loads(read_own(path, _BYTES))
+            raw: dict[str, Any] = parsed(read_own(path, _BYTES))
             return cls(
                 bundles=tuple(raw["bundles"]),
                 notify=tuple(map(_notify_from, raw["notify"])),

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from certfs.protocol.checked import checked
+from certfs.protocol.checked import checked, parsed
 from certfs.safe_open import read_own
 
 FORMAT: Final = 1
@@ -66,7 +66,7 @@ def recalled(path: str) -> Memory:
     """Return what was saved at ``path``; what is missing or makes no sense counts as nothing saved."""
     memory = Memory(path)
     with suppress(OSError, ValueError, TypeError, KeyError):
-        raw: dict[str, Any] = json.loads(read_own(path, _LARGEST))
+        raw: dict[str, Any] = parsed(read_own(path, _LARGEST))
         if raw["format"] == FORMAT:
             memory.entries = {
                 str(key): checked(Entry, one) for key, one in dict(raw["orders"]).items()

@@ -16,6 +16,7 @@ import msgspec
 
 from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
+from certfs.protocol.checked import parsed
 from certfs.protocol.notify_spec import NotifySpec, Wishes
 from certfs.protocol.specs import ServerSpec
 from certfs.safe_open import private, read_own
@@ -54,7 +55,7 @@ class Settings:
     def _recall(cls, spec: ServerSpec) -> Self | None:
         path = spec.mount.settings_file
         try:
-            raw = json.loads(read_own(path, _REMEMBERED_BYTES))
+            raw = parsed(read_own(path, _REMEMBERED_BYTES))
             return cls.of(spec, raw["file"], os.fsencode(raw["content"]))
         except FileNotFoundError:
             return None

@@ -20,11 +20,14 @@ from typing import Any, Literal
 
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import SourceContent, parse_source
+from certfs.safe_open import private, read_own
 
 log = logging.getLogger("certfs")
 
 _Kind = Literal["sources", "swap"]
 _DRAFT = ".new"
+_LARGEST = 256 << 20
+"""Bytes of a record: more than a swap of 100,000 certificates has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,9 @@ class UndoLog:
         name = _file_name(bundle, kind)
         paths = {"from": _path(bundle.source), "bundle": _path(bundle.bundle)}
         try:
-            with open(f"{self._directory}/{name}{_DRAFT}", "wb", buffering=0) as stream:
+            with open(
+                f"{self._directory}/{name}{_DRAFT}", "wb", buffering=0, opener=private
+            ) as stream:
                 stream.write(json.dumps({**paths, **record}).encode())
             os.rename(f"{self._directory}/{name}{_DRAFT}", f"{self._directory}/{name}")
             self._files.add(name)
@@ -153,9 +158,8 @@ def recover(directory: str) -> Recovered | None:
         if name.endswith(_DRAFT):
             continue
         try:
-            with open(f"{directory}/{name}", "rb") as stream:
-                _take(recovered, json.loads(stream.read()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            _take(recovered, json.loads(read_own(f"{directory}/{name}", _LARGEST)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             log.warning("%s/%s: not a record of certfs: %s", directory, name, e)
     return recovered
 

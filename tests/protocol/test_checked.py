@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from certfs.errors import PrivilegeError
 from certfs.linux.processes import ProcessId
 from certfs.protocol import codec, state_file
+from certfs.protocol.notify_spec import Wishes
+from certfs.protocol.notify_state import recalled
 from certfs.protocol.state_file import Event, State
 from certfs.safe_open import read_own
+from certfs.store.undo_log import Recovered, recover
 
 STATE = State(
     mode="dom0",
@@ -122,3 +126,22 @@ def test_instances_in_a_directory_of_others_are_refused(
     monkeypatch.setenv(state_file.OVERRIDE, str(tmp_path))
     with pytest.raises(PrivilegeError, match="only you can write"):
         state_file.instances()
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "the state": lambda path: state_file.read_state(str(path.parent)),
+    "the wishes": lambda path: Wishes.read(str(path)).notify,
+    "what readers were told": lambda path: recalled(str(path)).entries,
+    "the undo log": lambda path: (recover(str(path.parent)) or Recovered()).sources,
+}
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a":' * 200_000, b"\xff", b"[]", b"7"])
+@pytest.mark.parametrize("reader", READERS)
+def test_no_content_of_a_file_of_ours_is_raised_at_its_reader(
+    reader: str, content: bytes, tmp_path: Path
+) -> None:
+    """Also JSON that is nested deeper than a parser goes says nothing, as any other that was not written by us."""
+    (tmp_path / "state.json").write_bytes(content)
+    (tmp_path / "state.json").chmod(0o600)
+    assert not READERS[reader](tmp_path / "state.json")
