@@ -1,6 +1,6 @@
 """Every limit of time that processes of certfs set each other, in seconds, and how one follows from another.
 
-The janitor's script and the unit hold copies of some of them; tests compare.
+The janitor's script, the unit and docs/operations.md hold copies of some of them: tests/protocol/test_timeouts.py.
 """
 
 from typing import Final
@@ -36,6 +36,9 @@ LONGEST_DELAY: Final = 5.0
 """Before the next server: so old may what is plain become (I15)."""
 LONGEST_DELAY_KILLED: Final = 0.25
 """The same after SIGKILL, which comes from outside and is no defect of the server."""
+
+JANITOR: Final = 1.0
+"""For a supervisor to deal with a server that died, before the janitor does."""
 
 # --- mounts
 
