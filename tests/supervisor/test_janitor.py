@@ -83,5 +83,5 @@ def test_the_janitor_knows_the_state_of_a_process(
     (tmp_path / "7/stat").write_bytes(b"7 (%s) R %s\n" % (name, fields))
     script = STATE_OF.replace("/proc", str(tmp_path))
     for started, state in (("22", b"R"), ("21", b"")):
-        command = [*shell, "-c", f"{script}\nstate_of 7 {started}"]
+        command = [*shell, "-c", f"{script}\nstate_of 7 {started}; printf '%s' \"$state\""]
         assert subprocess.run(command, capture_output=True, check=False).stdout == state
