@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,6 +110,8 @@ class Kind:
     """Programs to be written into the directory that `Watcher.start` is given, ``{work}``, by name."""
     says_ready: bool = True
     stdin: str = ""
+    follows: bool = True
+    """Whether it still watches after the first change: a watch of an inode ends with it."""
 
 
 def _python(name: str, program: str) -> Kind:
@@ -119,6 +122,7 @@ DEBIAN_AND_PYPI = (
     Kind(
         "inotifywait -m FILE",
         ("inotifywait", "-m", "-e", "attrib,delete_self,move_self,modify,close_write", "{file}"),
+        follows=False,
     ),
     Kind(
         "inotifywait -m DIRECTORY",
@@ -131,6 +135,11 @@ DEBIAN_AND_PYPI = (
             "moved_to,create,close_write,delete",
             "{directory}",
         ),
+    ),
+    # envoy's rule for a watched_directory: it takes MOVED_TO of the name, and nothing else, for a change.
+    Kind(
+        "envoy's rule",
+        ("inotifywait", "-m", "--include", "{name}$", "-e", "moved_to", "{directory}"),
     ),
     Kind("entr", ("entr", "-n", "echo", "change"), says_ready=False, stdin="{file}\n"),
     _python("watchdog", _WATCHDOG),
@@ -189,13 +198,16 @@ class Watcher:
         return self.said
 
     def has_started(self) -> bool:
-        """Whether it says that it watches, if it is one that says so."""
+        """Whether it says that it watches, if it is one that says so; one that has ended fails with its words."""
         said = self.listen()
+        ended = self.process.poll()
+        assert ended is None, f"{self.kind.name}: exit {ended}\n{self.listen().decode()}"
         return not self.kind.says_ready or b"ready" in said or b"established" in said
 
     def close(self) -> None:
         """End it."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
