@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import pki
 from tests.support.host import Host, host
-from tests.support.mounts import need_root, wait_until
+from tests.support.mounts import need_program, need_root, wait_until
 from tests.support.pki import certificates_in
 
 pytestmark = pytest.mark.mount
@@ -61,6 +61,32 @@ def test_batch_change_is_seen_as_a_whole_at_its_end(serving: Host) -> None:
         lambda: set(certificates_in(bundle.read_bytes())) == {NEW.sha256, OTHER.sha256},
         what="the end of the swap",
     )
+
+
+def test_a_directory_that_is_fetched_changes_as_one(serving: Host) -> None:
+    """I10: a run of rsync is seen as a whole at its end, without what is no PEM; one that fails changes nothing."""
+    need_program("rsync")
+    there = serving.directory / "there"
+    there.mkdir()
+    (there / "n.pem").write_bytes(NEW.pem)
+    (there / "other.pem").write_bytes(OTHER.pem)
+    (there / "notes.txt").write_text("no certificate")
+    recipe = _recipe("rsync")
+    assert "trust.example::certs" in recipe
+    bundle = serving.tree.user_bundle
+    failing = recipe.replace("trust.example::certs", f"{there}/missing")
+    assert not _shell(serving, failing).startswith("0\n")
+    assert set(certificates_in(bundle.read_bytes())) == {OLD.sha256, OTHER.sha256}
+    fetching = recipe.replace("trust.example::certs", str(there))
+    within = _shell(serving, f"{fetching}\ncat /etc/stunnel/xapi-stunnel-ca-bundle.pem")
+    assert within.startswith("0\n")
+    fetched = certificates_in(within.removeprefix("0\n").encode())
+    assert set(fetched) == {OLD.sha256, NEW.sha256, OTHER.sha256}
+    wait_until(
+        lambda: set(certificates_in(bundle.read_bytes())) == {NEW.sha256, OTHER.sha256},
+        what="the end of the swap",
+    )
+    assert not (serving.tree.certs / "notes.txt").exists()
 
 
 def test_certificate_is_added_by_its_directory(serving: Host) -> None:
