@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +175,38 @@ def test_readers_are_told_from_within_the_service(machine: Machine) -> None:
     wait_until(machine.inside("/run/reloads").exists, seconds=60, what="the reload")
     wait_until(machine.inside("/run/told/calls").exists, seconds=60, what="the call")
     assert machine.run("cat", "/run/told/calls").splitlines() == ["nobody"]
+
+
+WATCHING = """
+[Path]
+{setting}=/etc/stunnel/xapi-pool-ca-bundle.pem
+"""
+WATCHED = """
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'sha256sum </etc/stunnel/xapi-pool-ca-bundle.pem >>/run/{name}'
+"""
+
+
+def test_path_units_follow_the_bundle_through_a_burst(machine: Machine) -> None:
+    """A burst starts neither unit so often that systemd fails it, and the last content reaches both (I21)."""
+    settings = ("PathChanged", "PathModified")
+    for name in settings:
+        (machine.directory / "units" / f"{name}.path").write_text(WATCHING.format(setting=name))
+        (machine.directory / "units" / f"{name}.service").write_text(WATCHED.format(name=name))
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", *(f"{name}.path" for name in settings))
+    for number in range(40):
+        pem = pki.issue(f"burst {number}").pem
+        machine.inside(f"/etc/stunnel/certs-pool/burst{number}.pem").write_bytes(pem)
+        time.sleep(0.3)  # twelve seconds: systemd counts the starts of ten
+    bundle = machine.inside("/etc/stunnel/xapi-pool-ca-bundle.pem").read_bytes()
+    last = hashlib.sha256(bundle).hexdigest()
+
+    def has_last(name: str) -> bool:
+        seen = machine.inside(f"/run/{name}")
+        return seen.exists() and seen.read_text().split()[-2:-1] == [last]
+
+    for name in settings:
+        wait_until(partial(has_last, name), seconds=60, what=f"the last content in {name}")
+        assert machine.run("systemctl", "is-active", f"{name}.path") == "active\n"
