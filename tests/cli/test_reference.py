@@ -139,6 +139,9 @@ def test_command_lines_of_the_documentation_are_understood(page: str, line: str)
     context = click.Context(group, info_name="certfs")
     command = group.get_command(context, name)
     assert command is not None, line
+    if isinstance(command, click.Group) and rest and re.match("[a-z]", rest[0]):
+        command = command.get_command(context, rest[0])
+        assert command is not None, line
     rest = rest[: rest.index("--")] if "--" in rest else rest
     options = {
         option
