@@ -13,10 +13,23 @@ import pyfuse3
 PASSED_THROUGH_SECONDS = 0.05
 """How long names and attributes of the store's files may be taken from the kernel's memory."""
 
+WATCHED_SECONDS = 3600.0
+"""The same for the attributes of a directory whose every change is heard of, and told to the kernel."""
+
+_FIRST_KERNEL = (5, 10)
+"""Since 5.8 an answer that was on its way when attributes were invalidated does not make them valid again."""
+
 SYNTHETIC_ATTRIBUTES_SECONDS = 3600.0
 """The attributes of a generation never change: a new one is a new inode."""
 
 _BLOCK = 512
+
+
+def forgets_for_good(release: str) -> bool:
+    """Whether a kernel of this release (uname(2)) does not believe what was said before it was told to forget."""
+    parts = release.replace("-", ".").split(".")
+    version = tuple(int(part) for part in parts[:2] if part.isdecimal())
+    return len(version) == len(_FIRST_KERNEL) and version >= _FIRST_KERNEL
 
 
 def from_status(

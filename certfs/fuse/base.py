@@ -15,7 +15,7 @@ import select
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple, cast
@@ -139,6 +139,9 @@ class FilesystemBase(pyfuse3.Operations):
         self.pending_requests = PendingRequests()
         self.started_ns = time.time_ns()
         self.unsettled: set[Inode] = set()
+        self.keeps_attributes = attributes.forgets_for_good(os.uname().release)
+        self._kept: set[Inode] = set()
+        """Directories whose attributes the kernel may keep until they change."""
         self.on_init: Callable[[], None] = lambda: None
         self.reading_flags = 0
         """O_NOATIME on a mount that is not to change times of access by reading (mount(8): noatime, ro)."""
@@ -298,6 +301,34 @@ class FilesystemBase(pyfuse3.Operations):
             timeout = 0.0
         inode.told = permissions_of(status)
         return attributes.from_status(status, inode.number, entry_timeout=timeout)
+
+    def entry_to_keep(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a file of the store, for GETATTR and LOOKUP.
+
+        The kernel checks the permissions of a bundle's directory before it looks the bundle up. It may keep them while
+        every change of them is heard of: that saves each open and stat of a bundle a request. Not what a SETATTR is
+        answered: before 6.16 the kernel believes that also when it was told to forget it meanwhile.
+        """
+        entry = self.entry(inode, status)
+        if (
+            inode.local
+            and self.keeps_attributes
+            and self.trust.bundles_in(inode.id)
+            and self.trust.is_watched(inode.id)
+        ):
+            entry.attr_timeout = attributes.WATCHED_SECONDS
+            self._kept.add(inode)
+        return entry
+
+    def attributes_changed(self, directories: Collection[FileId]) -> None:
+        """Let the kernel ask anew for the attributes of those of these directories which it may keep."""
+        for inode in [inode for inode in self._kept if inode.id in directories]:
+            self._kept.discard(inode)
+            self.forget_attributes(inode)
+
+    def forget_kept_attributes(self) -> None:
+        """Do so for all: other directories may hold bundles, or be watched, from now on."""
+        self.attributes_changed({inode.id for inode in self._kept})
 
     def check_permissions(
         self, inode: Inode, status: os.stat_result, ctx: pyfuse3.RequestContext

@@ -34,10 +34,11 @@ class MetadataOperations(FilesystemBase):
         own = self.own.find(inode)
         if own is not None:
             return own.attributes()
-        return await self._attributes(self.inodes[inode])
+        node = self.inodes[inode]
+        return self._shown(node, self.entry_to_keep(node, await self.status(node)))
 
-    async def _attributes(self, node: Inode) -> pyfuse3.EntryAttributes:
-        entry = self.entry(node, await self.status(node))
+    @staticmethod
+    def _shown(node: Inode, entry: pyfuse3.EntryAttributes) -> pyfuse3.EntryAttributes:
         if node.number == ROOT:
             # The root's number is FUSE's, but what is shown is the store's.
             entry.st_ino = node.id.inode
@@ -76,7 +77,7 @@ class MetadataOperations(FilesystemBase):
                 atime = attr.st_atime_ns if fields.update_atime else None
                 mtime = attr.st_mtime_ns if fields.update_mtime else None
                 await self.calls.change(set_times, fd, atime, mtime)
-            return await self._attributes(node)
+            return self._shown(node, self.entry(node, await self.status(node)))
 
     async def _truncate(
         self, node: Inode, fd: int, size: int, fh: int | None, ctx: pyfuse3.RequestContext

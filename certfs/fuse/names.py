@@ -46,7 +46,8 @@ class NameOperations(FilesystemBase):
         if self.trust.is_hidden(parent.id, name):
             raise error(errno.ENOENT)
         status, local = await self.look(parent, name)
-        return self.entry(self.inodes.remember(parent, name, status, local=local), status)
+        inode = self.inodes.remember(parent, name, status, local=local)
+        return self.entry_to_keep(inode, status)
 
     def _bundle(self, directory: int, name: bytes) -> LiveBundle | None:
         """Return the bundle that this is the name of, whether it exists or not."""

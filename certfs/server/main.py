@@ -112,6 +112,8 @@ class Server:
         self.operations.flush_plain_copies = self.plain.flush
         self.announcing = Announcing(self.operations.synthetic)
         self.operations.announcements.is_announcer = self.announcing.is_announcer
+        self.trust.on_directories_changed = self.operations.attributes_changed
+        self.trust.on_resolved = self.operations.forget_kept_attributes
 
     def being_written(self) -> list[BeingWritten]:
         """Return the sources that count as they were, because writers have not closed them."""

@@ -9,7 +9,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import trio
@@ -80,6 +80,12 @@ class Trust:
         self._bundles: dict[BundleSpec, LiveBundle] = {}
         self._applying = trio.Lock()
         self._is_loaded = False
+        self.on_directories_changed: Callable[[Collection[FileId]], None] = lambda _directories: (
+            None
+        )
+        """Called with directories whose attributes were changed in the store, or may have been."""
+        self.on_resolved: Callable[[], None] = lambda: None
+        """Called when other directories may mean something to bundles than before."""
         self._ways_in_use = 0
         self._mounts_changed = False
         self._is_local = all(map(is_local, roots.directories.values()))
@@ -175,6 +181,10 @@ class Trust:
     def is_on_the_way(self, directory: FileId) -> bool:
         """Whether this directory is one in which the way to a bundle or to its sources goes on."""
         return directory in self._roles.descriptors
+
+    def is_watched(self, directory: FileId) -> bool:
+        """Whether every change of this directory in the store itself is heard of."""
+        return directory in self.watcher.watched
 
     def goes_on(self, directory: FileId, name: bytes) -> bool:
         """Whether the way to a bundle or to its sources goes on with this name in this directory."""
@@ -372,7 +382,9 @@ class Trust:
         and before believing what it read, knows of a swap that it may have read in the middle of.
         """
         if self._is_loaded:
-            self.swaps.apply_events(self.pending_events.poll().directories)
+            events = self.pending_events.poll()
+            self.on_directories_changed(self.watcher.watched if events.overflow else events.changed)
+            self.swaps.apply_events(events.directories)
             self._mounts_changed = self.watcher.mounts_changed() or self._mounts_changed
 
     def open_place(self, bundle: LiveBundle) -> int:
@@ -480,6 +492,7 @@ class Trust:
         self.watcher.watch((fd, key) for key, fd in roles.descriptors.items())
         # After that: a D.bk is there now, or will be heard of.
         self.swaps.watch(self._roles.backups, roles.there)
+        self.on_resolved()
         return changed
 
     def _new_bundle(self, spec: BundleSpec) -> LiveBundle:

@@ -28,6 +28,7 @@ _MASK = (
     | flags.MOVED_FROM
     | flags.MOVED_TO
     | flags.ATTRIB
+    | flags.MOVE_SELF
     | flags.ONLYDIR
 )
 
@@ -52,7 +53,7 @@ class StoreEvents:
     ``modified`` holds those of which only IN_MODIFY was heard: mostly files in the middle of being written, which are
     none of our business (I3), but also what truncate(2) does to a file that nobody has open. ``closed`` are those of
     ``names`` that a process had open for writing and closed. ``directories`` are what happened to directories, in
-    order; their names are among the others as well.
+    order; their names are among the others as well. ``themselves`` are directories whose own attributes were changed.
     """
 
     names: dict[FileId, set[bytes]] = field(default_factory=dict)
@@ -60,6 +61,12 @@ class StoreEvents:
     modified: dict[FileId, set[bytes]] = field(default_factory=dict)
     overflow: bool = False
     closed: dict[FileId, set[bytes]] = field(default_factory=dict)
+    themselves: frozenset[FileId] = frozenset()
+
+    @property
+    def changed(self) -> set[FileId]:
+        """The directories whose attributes may be others now."""
+        return {*self.names, *self.themselves}
 
     def __bool__(self) -> bool:
         return bool(self.names or self.modified) or self.overflow
@@ -110,6 +117,8 @@ class StoreWatcher:
             stack.pop_all()
         self._watches: dict[int, FileId] = {}
         self._ways: dict[int, FileId] = {}
+        self.watched: frozenset[FileId] = frozenset()
+        """The directories of `watch` that are watched."""
         self._lock = threading.Lock()
         self._mounts_poll = select.poll()
         # It is always readable: a change is POLLERR and POLLPRI, told once to each open file.
@@ -189,6 +198,7 @@ class StoreWatcher:
         for watch in self._watches.keys() - wanted.keys() - self._ways.keys():
             self._remove(watch)
         self._watches = wanted
+        self.watched = frozenset(wanted.values())
 
     def _remove(self, watch: int) -> None:
         try:
@@ -203,6 +213,7 @@ class StoreWatcher:
         directories: list[DirectoryEvent] = []
         modified: dict[FileId, set[bytes]] = {}
         closed: dict[FileId, set[bytes]] = {}
+        themselves: set[FileId] = set()
         overflow = False
         for event in self._inotify.read(timeout=0):
             if event.mask & flags.Q_OVERFLOW:
@@ -213,7 +224,9 @@ class StoreWatcher:
                     self._ways.pop(event.wd, None)
                 self._watches.pop(event.wd, None)
             directory = self._watches.get(event.wd) or self._ways.get(event.wd)
-            if directory is not None and event.name:
+            if directory is not None and not event.name:
+                themselves.add(directory)
+            elif directory is not None:
                 found = modified if event.mask & flags.MODIFY else names
                 name = os.fsencode(event.name)
                 found.setdefault(directory, set()).add(name)
@@ -221,7 +234,14 @@ class StoreWatcher:
                     closed.setdefault(directory, set()).add(name)
                 if event.mask & flags.ISDIR:
                     directories.extend(_directory_event(directory, name, event.mask))
-        return StoreEvents(names, tuple(directories), _without(modified, names), overflow, closed)
+        return StoreEvents(
+            names,
+            tuple(directories),
+            _without(modified, names),
+            overflow,
+            closed,
+            frozenset(themselves),
+        )
 
     def close(self) -> None:
         """Stop watching."""

@@ -138,3 +138,21 @@ def test_a_system_without_inotify_to_give_is_told_of() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in used:
             each.close()
+
+
+def test_a_change_of_a_directory_itself_is_told(watcher: StoreWatcher, tmp_path: Path) -> None:
+    """I13, I19: its mode, its times, its own name and the names in it; the time of access is not."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (directory,) = watch(watcher, inside)
+    assert watcher.watched == {directory}
+    for change in (
+        lambda: inside.chmod(0o700),
+        lambda: os.utime(inside, (1, 1)),
+        (inside / "made").mkdir,
+        lambda: inside.rename(tmp_path / "renamed"),
+    ):
+        change()
+        assert watcher.read().changed == {directory}
+    os.listdir(tmp_path / "renamed")
+    assert watcher.read().changed == set()
