@@ -38,6 +38,7 @@ def home() -> Iterator[Path]:
     for entry in (home, *home.rglob("*")):
         os.chown(entry, USER, USER, follow_symlinks=False)
     yield home
+    mounts.kill_all(base.name)
     for point in mounts.mountpoints():
         if point.startswith(f"{base}/"):
             mounts.force_unmount(point)
@@ -52,7 +53,11 @@ def certfs(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "CERTFS_RUNTIME_DIR": str(home.parent / "run")},
+        env={
+            **os.environ,
+            "CERTFS_RUNTIME_DIR": str(home.parent / "run"),
+            "CERTFS_TEST_MOUNT": home.parent.name,
+        },
     )
 
 
