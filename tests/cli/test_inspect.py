@@ -19,6 +19,7 @@ from certfs.cli.places import Incomplete
 from certfs.cli.places import Place as ServedPlace
 from certfs.config import load_config
 from tests.support import mounts, pki, pki_deviations, pki_forms
+from tests.support.identity import run_certfs
 from tests.support.mounts import certfs_program
 from tests.support.tree import Tree
 
@@ -97,14 +98,7 @@ class Place:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``certfs``."""
-    return subprocess.run(
-        [certfs_program(), *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-    )
+    return run_certfs(*arguments)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 from certfs.client import instances
 from certfs.protocol.state_file import read_state
 from tests.support import mounts
+from tests.support.forked import run_forked
 from tests.support.mounts import certfs_program, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.counted]
@@ -31,9 +32,7 @@ class Mounted:
 
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run certfs; return what it said."""
-        result = subprocess.run(
-            [certfs_program(), *arguments], check=False, capture_output=True, text=True, timeout=60
-        )
+        result = run_forked(arguments)
         assert result.returncode == expect, result.stdout + result.stderr
         return result.stdout + result.stderr
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import mounts, pki
+from tests.support.forked import run_forked
 from tests.support.mounts import (
     CertfsMount,
     certfs_program,
@@ -130,10 +131,7 @@ def test_a_reader_that_cannot_be_told_is_seen(scene: Scene) -> None:
 
 def command(name: str, mount: CertfsMount, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a command on the mount."""
-    return subprocess.run(
-        [certfs_program(), name, mount.tree.root, *options],
-        check=False, capture_output=True, text=True, env=mount.environment, timeout=60,
-    )  # fmt: skip
+    return run_forked([name, mount.tree.root, *options], env=mount.environment)
 
 
 def test_a_death_of_the_server_loses_no_call(scene: Scene) -> None:

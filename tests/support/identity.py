@@ -20,20 +20,14 @@ from certfs.cli import failures, group
 from certfs.identity.bundles import update_plain_bundle
 from certfs.identity.ensure import ensure_identity
 from certfs.identity.paths import CERTS_POOL, HostPaths
-from tests.support.mounts import certfs_program, need_program
+from tests.support.forked import run_forked
+from tests.support.mounts import need_program
 from tests.support.openssl import OpenSsl, Pair
 
 
 def run_certfs(*words: str | Path, feed: bytes | None = None) -> subprocess.CompletedProcess[str]:
     """Run the `certfs` command to its end."""
-    return subprocess.run(
-        [certfs_program(), *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        input=feed.decode() if feed is not None else "",
-        timeout=60,
-    )
+    return run_forked(words, feed=feed or b"")
 
 
 UUID = "960abfff-6017-4d97-bd56-0a8f1a43e51a"

@@ -6,11 +6,10 @@ Owns running the two commands and reading their JSON.
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.mounts import certfs_program
+from tests.support.forked import run_forked
 from tests.support.tree import Tree
 
 
@@ -51,21 +50,11 @@ def text_of(tree: Tree) -> str:
 
 def check(tree: Tree) -> tuple[int, Any]:
     """Run `certfs check --json`; give its exit code and its JSON."""
-    ended = subprocess.run(
-        [certfs_program(), "check", "--json", str(tree.root)],
-        check=False,
-        capture_output=True,
-        timeout=60,
-    )
+    ended = run_forked(["check", "--json", tree.root])
     return ended.returncode, json.loads(ended.stdout)
 
 
 def _run(command: str, *arguments: str) -> str:
-    ended = subprocess.run(
-        [certfs_program(), command, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = run_forked([command, *arguments], timeout=120)
+    assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -26,6 +26,7 @@ from pathlib import Path
 import pytest
 
 from certfs import procfs
+from tests.support.forked import call_forked, run_forked
 from tests.support.tree import Tree
 
 _PREFIX = "certfs-test-"
@@ -231,18 +232,23 @@ class CertfsMount:
 
     def start(self) -> None:
         """Run `certfs mount` and expect the tree to be served when it returns."""
-        command = [*self.wrapper, certfs_program(), "mount", *self.options]
-        with self.log.open("ab") as log:
-            ended = subprocess.run(
-                [*command, "--store", self.tree.store, self.tree.root],
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-                timeout=150,
-            )
-        assert ended.returncode == 0, f"certfs mount: exit {ended.returncode}\n{self.read_log()}"
+        arguments: list[str | Path] = ["mount", *self.options]
+        arguments += ["--store", self.tree.store, self.tree.root]
+        with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
+            if self.wrapper:
+                code = subprocess.run(
+                    [*self.wrapper, certfs_program(), *arguments],
+                    check=False,
+                    stdin=nothing,
+                    stdout=log,
+                    stderr=log,
+                    env=self.environment,
+                    timeout=150,
+                ).returncode
+            else:
+                streams = (nothing, log, log)
+                code = call_forked(arguments, streams=streams, env=self.environment, timeout=150)
+        assert code == 0, f"certfs mount: exit {code}\n{self.read_log()}"
         assert str(self.tree.root) in mountpoints(), "the command returned without a mount"
         self.count_descriptors()
 
@@ -252,14 +258,8 @@ class CertfsMount:
 
     def stop(self) -> None:
         """Unmount with `certfs unmount` and expect every process to be gone."""
-        subprocess.run(
-            [certfs_program(), "unmount", self.tree.root],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=self.environment,
-            timeout=60,
-        )
+        ended = run_forked(["unmount", self.tree.root], env=self.environment)
+        assert ended.returncode == 0, ended.stderr
         if self._held_elsewhere():  # a server lives as long as its mount does anywhere
             wait_until(lambda: not self._held_elsewhere(), seconds=120, what="its last copy's end")
         wait_until(lambda: not self.pids, seconds=20, what=f"the end of {self._describe()}")
