@@ -417,6 +417,7 @@ class StatusForm(Form, frozen=True, kw_only=True):
     plain_copies_current: bool | None
     events: tuple[EventForm, ...] | None
     log: str | msgspec.UnsetType | None = msgspec.UNSET
+    next_start: Seconds | msgspec.UnsetType | None = msgspec.UNSET
     notify: tuple[NotifyForm, ...] | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -112,6 +112,9 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         phase = "NOT ANSWERING"
     good = phase == "serving"
     yield f"  state        {click.style(phase, fg='green' if good else 'red')}"
+    if status.get("next_start"):
+        seconds = max(0.0, status["next_start"] - time.time())
+        yield f"  next start   in {seconds:.0f} s, after several crashes; certfs restart tries at once"
     yield f"  since        {_moment(status['since'])}"
     for name in ("server", "supervisor"):
         if status[name] and status["phase"] != "dead":

@@ -136,8 +136,16 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``certfs status --json`` prints."""
         known = {"answering": self.report is not None, "phase": self.phase}
-        own = {"log": self.state.log, "notify": self._notify()} if self.state else {}
-        return {**known, **(self.report or self._from_state()), **own}
+        return {**known, **(self.report or self._from_state()), **self._own()}
+
+    def _own(self) -> dict[str, Any]:
+        if self.state is None:
+            return {}
+        return {
+            "log": self.state.log,
+            "next_start": self.state.next_start if self.phase == "plain" else None,
+            "notify": self._notify(),
+        }
 
     def _notify(self) -> list[dict[str, Any]]:
         return [

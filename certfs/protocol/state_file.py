@@ -192,6 +192,8 @@ class State:
     """Deaths in a row; 0 again once a server has served for a while."""
     defects: int = 0
     """How many of them were not kills from outside."""
+    next_start: float | None = None
+    """When the next server is started, in seconds since the epoch, while a back-off waits for that."""
     events: tuple[Event, ...] = field(default=())
     """The last ones, oldest first."""
 

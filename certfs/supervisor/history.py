@@ -45,6 +45,7 @@ class History:
         self._lost: float | None = None
         self._unwritten: State | None = None
         self._fails = False
+        self._next_start: float | None = None
         self._report_fd = spec.report_fd
         self._untold = spec.adopt is None
         """The first outcome has not been told."""
@@ -107,6 +108,7 @@ class History:
         text = f"death {strikes.deaths} in a row: plain directories for {seconds} s"
         self.log("error", text)
         notify(f"STATUS={text}")
+        self._next_start = time.time() + seconds
 
     def save(
         self,
@@ -138,6 +140,7 @@ class History:
             log=mount.log,
             deaths=strikes.deaths,
             defects=strikes.defects,
+            next_start=None if server else self._next_start,
             events=self._events,
         )
         self._unwritten = state

@@ -591,3 +591,23 @@ def test_replaced_servers_that_are_pinned_are_bounded(scene: Scene) -> None:
         lingering = [process["pid"] for process in scene.state()["lingering"]]
         assert len(lingering) == 8
         assert all(Path(f"/proc/{pid}").exists() for pid in lingering)
+
+
+def test_status_tells_when_the_next_server_starts(scene: Scene) -> None:
+    """While a back-off keeps plain files in view, status has the time of the next start and the way out (I9, I15)."""
+    scene.mount()
+
+    def waits() -> bool:
+        server = scene.state()["server"]
+        if server is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server["pid"], signal.SIGSEGV)
+        shown = run_forked(["status", scene.mountpoint], env=scene.environment).stdout
+        return "certfs restart tries at once" in shown
+
+    wait_until(waits, seconds=120, what="the back-off")
+    status = run_forked(["status", "--json", scene.mountpoint], env=scene.environment)
+    assert "next_start" in json.loads(status.stdout)
+    scene.certfs("restart", scene.mountpoint)
+    assert (scene.mountpoint / BUNDLE).read_bytes()
+    assert json.loads(scene.certfs("status", "--json", scene.mountpoint))["next_start"] is None
