@@ -59,11 +59,17 @@ class SourcedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a change of sources did to trust: the certificates that came in and those that went out."""
+    """What a change of sources did to trust: the certificates that came in and those that went out.
+
+    ``copied`` and ``uncopied`` are those of which a source came to have one more copy, or has it no more, while the
+    bundle has them through another source. They change nothing, and are left out while a directory is swapped.
+    """
 
     added: tuple[SourcedCertificate, ...] = ()
     removed: tuple[SourcedCertificate, ...] = ()
     reordered: bool = False
+    copied: tuple[SourcedCertificate, ...] = ()
+    uncopied: tuple[SourcedCertificate, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.reordered)
@@ -229,7 +235,8 @@ class Catalog:
             for fingerprint, signature in verified.items()
             if fingerprint in self._places
         )
-        return self._lay_out(was, self._layout(subjects))
+        change = self._lay_out(was, self._layout(subjects))
+        return change if self._ghosts else _with_copies(change, removals, additions)
 
     def _place(self, slot: Slot, certificate: Certificate) -> None:
         places = self._places.get(certificate.fingerprint)
@@ -312,6 +319,24 @@ class Catalog:
             for remark in source.content.remarks:
                 if remark.severity >= severity:
                     yield name, remark
+
+
+def _with_copies(
+    change: Change,
+    removals: Iterable[tuple[Slot, Certificate]],
+    additions: Iterable[tuple[Slot, Certificate]],
+) -> Change:
+    """Return ``change`` with what sources gained and lost that did not change the bundle."""
+    lost = {(slot[1], each.fingerprint): each for slot, each in removals if slot[2] != _GHOST}
+    gained = {(slot[1], each.fingerprint): each for slot, each in additions if slot[2] != _GHOST}
+    told = {each.certificate.fingerprint for each in (*change.added, *change.removed)}
+
+    def only(those: Iterable[tuple[bytes, Fingerprint]]) -> Iterator[tuple[bytes, Fingerprint]]:
+        return (key for key in those if key[1] not in told)
+
+    copied = (SourcedCertificate(key[0], gained[key]) for key in only(gained) if key not in lost)
+    uncopied = (SourcedCertificate(key[0], lost[key]) for key in only(lost) if key not in gained)
+    return replace(change, copied=tuple(copied), uncopied=tuple(uncopied))
 
 
 def _both(before: Source | None, source: Source) -> Source:

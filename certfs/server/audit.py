@@ -117,6 +117,12 @@ def report(published: Published, trust_log: TrustLog | None = None) -> None:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         user = published.actor.uid if published.actor is not None else None
         trust_log.write(user, [f"{moment} INFO {line}" for line in lines])
+    copies = [
+        *_lines("one more copy in a source of", published.change.copied, bundle, source, by),
+        *_lines("one copy less in a source of", published.change.uncopied, bundle, source, by),
+    ]
+    for line in copies:
+        log.info("%s", line)
     for name, remark in published.remarks:
         where = quoted(source + b"/" + name) + (f" line {remark.line}" if remark.line else "")
         log.log(_LEVELS[remark.severity], "%s: %s %s", where, printable(remark.reason), by)

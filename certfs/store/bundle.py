@@ -530,7 +530,7 @@ class LiveBundle:
                 self.catalog.snapshot(),
                 time.time_ns(),
             )
-        if change or remarks:
+        if change or remarks or change.copied or change.uncopied:
             self._observer(Published(self, change, actor, remarks))
 
 

@@ -273,3 +273,28 @@ def test_a_damaged_copy_does_not_hide_the_good_one(damaged_name: bytes, tmp_path
         capture_output=True,
         timeout=30,
     )
+
+
+def test_copies_that_change_nothing_are_told_of() -> None:
+    """A further copy, one that goes and one that moves are known, though the bundle stays (I20); not in a swap."""
+    twin, other = certificate("twin"), certificate("other")
+    catalog = Catalog()
+    catalog.update({b"a.pem": source(twin)})
+
+    def told(change: Change) -> tuple[list[bytes], list[bytes]]:
+        assert (change.added, change.removed) == ((), ())
+        return [each.source for each in change.copied], [each.source for each in change.uncopied]
+
+    assert told(catalog.update({b"b.pem": source(twin)})) == ([b"b.pem"], [])
+    assert told(catalog.update({b"b.pem": source(twin)})) == ([], [])
+    assert told(catalog.update({b"a.pem": None})) == ([], [b"a.pem"])
+    assert told(catalog.update({b"b.pem": None, b"c.pem": source(twin)})) == (
+        [b"c.pem"],
+        [b"b.pem"],
+    )
+    catalog.hold()
+    assert told(catalog.update({b"c.pem": None})) == ([], [])
+    assert told(catalog.update({b"c.pem": source(twin)})) == ([], [])
+    assert told(catalog.release()) == ([], [])
+    change = catalog.update({b"d.pem": source(other)})
+    assert (change.copied, change.uncopied) == ((), ())

@@ -57,3 +57,21 @@ def test_a_rename_onto_a_bundle_has_a_line(dom0: Host) -> None:
     line = 'INFO rename onto "stunnel/xapi-pool-ca-bundle.pem" changed nothing: uid='
     assert text.count(line) == 1
     assert line in dom0.log()
+
+
+def test_a_further_copy_of_a_certificate_has_a_line(dom0: Host) -> None:
+    """A copy that changes nothing is logged when it comes and when it goes, with who made it (I20)."""
+    pem = pki.issue("twin").pem
+    first, second = (dom0.tree.certs_pool / f"{name}.pem" for name in ("first", "second"))
+    first.write_bytes(pem)
+    second.write_bytes(pem)
+    first.unlink()
+    about = (
+        r' in a source of "stunnel/xapi-pool-ca-bundle.pem": subject="CN=twin" sha256=[0-9a-f]{64}'
+    )
+    who = f"uid={os.getuid()} "
+    wanted = [
+        rf'INFO {what}{about} source="stunnel/certs-pool/{path.name}" {who}'
+        for what, path in (("one more copy", second), ("one copy less", first))
+    ]
+    wait_until(lambda: all(re.search(each, dom0.log()) for each in wanted), what="two lines")

@@ -57,9 +57,18 @@ async def test_writing_the_same_again_is_no_change(live: Scene) -> None:
     await live.put("a.pem", ONE.pem)
     number = live.bundle.generation.number
     await live.put("a.pem", ONE.pem)
-    await live.put("b.pem", ONE.pem)
     assert live.bundle.generation.number == number
     assert len(live.published) == 1
+
+
+async def test_a_further_copy_is_told_of_and_changes_nothing(live: Scene) -> None:
+    """I5, I20: no generation, but a word in the log."""
+    await live.put("a.pem", ONE.pem)
+    number = live.bundle.generation.number
+    await live.put("b.pem", ONE.pem)
+    assert live.bundle.generation.number == number
+    assert not live.published[-1].change
+    assert [each.source for each in live.published[-1].change.copied] == [b"b.pem"]
 
 
 async def test_a_bundle_without_a_certificate_does_not_exist(live: Scene) -> None:
