@@ -1,15 +1,18 @@
-"""The commands that are connected to a supervisor, and what they have asked for.
+"""The commands that are connected to a supervisor, and what they have asked for; each has a line in the log (I20).
 
 Owns the listening socket, for each connection what it asked for, and who waits for a restart; what is done about it is
 the supervisor's.
 """
 
+import json
 import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from certfs import procfs
 from certfs.protocol import codec, control
 from certfs.protocol.control import VERBS, Reply, Verb
 from certfs.protocol.messages import Failure
@@ -17,6 +20,14 @@ from certfs.supervisor.event_loop import EventLoop
 
 MOST_CLIENTS: Final = 32
 """So many are heard at once; who comes then waits until one of them has gone."""
+_ASKED: Final[dict[Verb, str]] = {
+    "unmount": "unmount",
+    "restart": "restart",
+    "flush": "detached: a command is to see the plain directories",
+}
+"""What the log says of a verb."""
+_CREDENTIALS: Final = struct.Struct("3i")
+"""Process, user and group (unix(7), SO_PEERCRED)."""
 _BUSY: Final = Failure(8, "another restart is under way", "wait for its end")
 
 
@@ -25,6 +36,14 @@ class Client:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(raw)
+        login = procfs.login_of(pid)
+        command = json.dumps(procfs.command_of(pid).decode(errors="backslashreplace"))
+        self.who = (
+            f"uid={uid} login={'none' if login is None else login} pid={pid} command={command}"
+        )
+        """Who has connected, in the words of every line on a change of trust."""
 
     def fileno(self) -> int:
         """Return the descriptor to watch."""
@@ -54,6 +73,7 @@ class Commands:
     - ``end``: end everything, and say what is still there
     - ``restart``: begin to replace the server; `restarted` is called when that is done
     - ``flush``: bring the plain copies up to date, and say how current they are
+    - ``log``: write a line to the log
     """
 
     def __init__(
@@ -63,11 +83,13 @@ class Commands:
         end: Callable[[], Reply],
         restart: Callable[[], None],
         flush: Callable[[], Reply],
+        log: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._end = end
         self._restart = restart
         self._flush = flush
+        self._log = log
         self._connected: set[Client] = set()
         self._restarting: Client | None = None
         self._restart_began: float | None = None
@@ -109,6 +131,8 @@ class Commands:
 
     def _hear(self, client: Client) -> None:
         verb = client.hear()
+        if verb is not None:
+            self._log(f"{_ASKED[verb]}: {client.who}")
         if verb == "unmount":
             client.answer(self._end())
         elif verb == "flush":

@@ -66,6 +66,7 @@ class Supervisor:
             end=self._end,
             restart=partial(self._happened, machine.Restart()),
             flush=self._flush,
+            log=partial(self._history.log, "info"),
         )
         self._waits = False
         """Something of ours is beneath a mount of others."""

@@ -49,6 +49,7 @@ def test_more_commands_than_are_heard_at_once_wait(tmp_path: Path) -> None:
     """A command too many is neither refused nor forgotten: it is heard when another has gone (I18)."""
     loop = EventLoop()
     flushed: list[int] = []
+    logged: list[str] = []
 
     def flush() -> Reply:
         flushed.append(1)
@@ -60,7 +61,7 @@ def test_more_commands_than_are_heard_at_once_wait(tmp_path: Path) -> None:
             loop.step(lambda: None)
         loop.cancel("too late")
 
-    commands = Commands(loop, end=Reply, restart=lambda: None, flush=flush)
+    commands = Commands(loop, end=Reply, restart=lambda: None, flush=flush, log=logged.append)
     commands.listen(str(tmp_path))
     with contextlib.ExitStack() as connections:
         for number in range(MOST_CLIENTS + 2):
@@ -79,12 +80,18 @@ def test_more_commands_than_are_heard_at_once_wait(tmp_path: Path) -> None:
     while commands._connected:
         loop.step(lambda: None)
     commands._listener.close()
+    who = rf'uid={os.getuid()} login=\w+ pid={os.getpid()} command="[^"]+"'
+    line = f"detached: a command is to see the plain directories: {who}"
+    assert all(re.fullmatch(line, each) for each in logged)
+    assert len(logged) == len(flushed)
 
 
 def test_a_second_restart_is_refused_while_one_is_under_way(tmp_path: Path) -> None:
     """Whoever asks second is told so, also when the first one has gone away."""
     loop, asked = EventLoop(), list[str]()
-    commands = Commands(loop, end=Reply, restart=lambda: asked.append("restart"), flush=Reply)
+    commands = Commands(
+        loop, end=Reply, restart=lambda: asked.append("restart"), flush=Reply, log=lambda _: None
+    )
     commands.listen(str(tmp_path))
     first, second = (control.connect(str(tmp_path)) for _ in range(2))
     assert first is not None
