@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from certfs.fuse.inodes import ROOT, InodeTable
 from certfs.fuse.numbers import END, FIRST, Numbers
 from certfs.fuse.synthetic import SyntheticFiles
+from tests.support.mounts import need_program
 
 
 def test_a_double_tells_them_apart() -> None:
@@ -23,12 +23,10 @@ def test_a_double_tells_them_apart() -> None:
 
 
 def test_node_tells_them_apart() -> None:
-    """The same in a real JavaScript, where there is one."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
+    """The same in a real JavaScript."""
+    need_program("node")
     program = f"console.log(new Set([{FIRST}, {FIRST + 1}, {END - 2}, {END - 1}]).size)"
-    shown = subprocess.run([node, "-e", program], check=True, capture_output=True, timeout=60)
+    shown = subprocess.run(["node", "-e", program], check=True, capture_output=True, timeout=60)
     assert shown.stdout.strip() == b"4"
 
 
