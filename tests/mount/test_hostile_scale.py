@@ -78,7 +78,7 @@ def test_memory_and_descriptors_are_bounded(crowd: Crowd) -> None:
     """The server needs few bytes for each certificate, and no descriptor for any."""
     used = _memory(crowd.mount.pids) - crowd.base_memory
     assert used / SOURCES < BYTES_PER_CERTIFICATE
-    assert mounts.descriptors_of(crowd.mount.pids) < 200
+    assert mounts.descriptors_of(crowd.mount.pids).total() < 200
 
 
 def test_a_change_is_quick(crowd: Crowd, other_process: Peer) -> None:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,13 +175,23 @@ def kill_all(mark: str) -> None:
         time.sleep(0.02)
 
 
-def descriptors_of(pids: list[int]) -> int:
-    """Count the open descriptors of some processes."""
-    count = 0
+def _runs_python(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+    return False
+
+
+def descriptors_of(pids: list[int]) -> Counter[str]:
+    """Count the open descriptors of some processes, by what they are of."""
+    found: Counter[str] = Counter()
     for pid in pids:
+        numbers: list[str] = []
         with contextlib.suppress(FileNotFoundError):
-            count += len(os.listdir(f"/proc/{pid}/fd"))
-    return count
+            numbers = os.listdir(f"/proc/{pid}/fd")
+        for number in numbers:
+            with contextlib.suppress(FileNotFoundError):
+                found[f"process {pid}: {os.readlink(f'/proc/{pid}/fd/{number}')}"] += 1
+    return found
 
 
 def forget_inodes(mountpoint: Path) -> None:
@@ -203,7 +214,7 @@ class CertfsMount:
     expected_log: list[str] = field(default_factory=list)
     """Regular expressions of warnings and errors that this test provokes."""
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
-    _descriptors: int = 0
+    _descriptors: Counter[str] = field(default_factory=Counter)
 
     @property
     def log(self) -> Path:
@@ -254,7 +265,7 @@ class CertfsMount:
 
     def count_descriptors(self) -> None:
         """Take what the daemon holds now for what it may hold in the end."""
-        self._descriptors = descriptors_of(self.pids)
+        self._descriptors = descriptors_of(self._daemon())
 
     def stop(self) -> None:
         """Unmount with `certfs unmount` and expect every process to be gone."""
@@ -284,18 +295,23 @@ class CertfsMount:
                 lines.append(f"process {pid} ({command.strip()}, in {waiting})")
         return ", ".join(lines) or "the daemon"
 
+    def _daemon(self) -> list[int]:
+        """Give the supervisor and its servers: the janitor's shells begin and end after the mount is served."""
+        return [pid for pid in self.pids if _runs_python(pid)]
+
     def check_descriptors(self) -> None:
         """Fail if the daemon holds descriptors for what nobody has open any more."""
-        bound = self._descriptors + _SPARE_DESCRIPTORS
-        if descriptors_of(self.pids) <= bound:
+        bound = self._descriptors.total() + _SPARE_DESCRIPTORS
+        if descriptors_of(self._daemon()).total() <= bound:
             return
         if os.geteuid() != 0:
             return  # Only root can make the kernel forget the inodes that it remembers.
         forget_inodes(self.tree.root)
-        wait_until(
-            lambda: descriptors_of(self.pids) <= bound,
-            what=f"at most {bound} descriptors in the daemon",
-        )
+        deadline = time.monotonic() + 30
+        while (now := descriptors_of(self._daemon())).total() > bound:
+            added = now - self._descriptors
+            assert time.monotonic() < deadline, f"more than {bound} descriptors: {sorted(added)}"
+            time.sleep(0.05)
 
     def check_log(self) -> None:
         """Fail if the log holds a traceback, a warning or an error that was not announced."""

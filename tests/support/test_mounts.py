@@ -45,7 +45,7 @@ def test_processes_are_found_by_their_mark() -> None:
     process = subprocess.Popen(["sleep", "60"], env={"CERTFS_TEST_MOUNT": "some mark"})
     try:
         mounts.wait_until(lambda: mounts.processes_with("some mark") == [process.pid])
-        assert mounts.descriptors_of([process.pid]) >= 3
+        assert mounts.descriptors_of([process.pid]).total() >= 3
     finally:
         process.kill()
         process.wait()
