@@ -11,7 +11,12 @@ from tests.support import pki
 from tests.support.mounts import wait_until
 from tests.support.pool import Pool, PoolHost, pool
 
-pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.slow,
+    pytest.mark.counted,
+    pytest.mark.timeout(300),
+]
 
 
 @pytest.fixture
