@@ -41,9 +41,14 @@ def test_without_its_journal_a_host_publishes_nothing_old(two: Pool) -> None:
     kept = publish(two, first, "kept")
     second.kill()
     (first.certs / "gone.pem").unlink()
-    wait_until(
-        lambda: first.status()["hosts"][0]["behind"] is False, seconds=20, what="the removal"
-    )
+
+    def has_acknowledged() -> bool:
+        return any(
+            each["uuid"] == first.uuid and each["behind"] is False
+            for each in first.status()["hosts"]
+        )
+
+    wait_until(has_acknowledged, seconds=20, what="the removal")
     (second.state / "journal.json").unlink()
     before = second.log.count("in sync")
     second.start()
