@@ -29,6 +29,8 @@ GREETING = "accepted"
 """What a host's server says to every client that completes the handshake."""
 PATIENCE = 10.0
 """Seconds that anything here may take before it counts as broken."""
+QUIET = 1.0
+"""Seconds, more than certfs takes to tell a reader of a change (``[[notify]]`` in the demo's configuration)."""
 
 
 class DemoError(Exception):
@@ -323,11 +325,13 @@ def follow(layout: Layout, newcomer: Host, story: Story) -> None:
     )
     with own_server(layout) as (port, log):
         visit(layout, newcomer, port, story, accepted=False)
+        loads = settled_loads(log)
         copy_in(layout, newcomer, story)
-        await_reload(log, 2, story)
+        await_reload(log, loads + 1, story)
         visit(layout, newcomer, port, story, accepted=True)
+        loads = settled_loads(log)
         remove(layout, newcomer, story)
-        await_reload(log, 3, story)
+        await_reload(log, loads + 1, story)
         visit(layout, newcomer, port, story, accepted=False)
 
 
@@ -356,10 +360,25 @@ def own_server(layout: Layout) -> Iterator[tuple[int, Path]]:
         process.wait(PATIENCE)
 
 
+def count_loads(log: Path) -> int:
+    """Return how often the server has read its configuration."""
+    return log.read_text(errors="replace").count("Configuration successful")
+
+
+def settled_loads(log: Path) -> int:
+    """Return that number when it has stayed the same for a second: no word on an earlier change is under way."""
+    loads, since = count_loads(log), time.monotonic()
+    while time.monotonic() - since < QUIET:
+        time.sleep(0.05)
+        if count_loads(log) != loads:
+            loads, since = count_loads(log), time.monotonic()
+    return loads
+
+
 def await_reload(log: Path, times: int, story: Story) -> None:
     """Return when the server has read its configuration so often."""
     started = time.monotonic()
-    while log.read_text(errors="replace").count("Configuration successful") < times:
+    while count_loads(log) < times:
         if time.monotonic() - started > PATIENCE:
             raise DemoError(f"the stunnel server was not told of the change: see {log}")
         time.sleep(0.01)
