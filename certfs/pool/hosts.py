@@ -11,12 +11,13 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
 from certfs.core.certificate import parse_source
+from certfs.core.loading import is_ordinary
 from certfs.core.pem import PemBlock, find_blocks
 from certfs.pool.keys import Value, encode
 
@@ -62,9 +63,11 @@ class _Pair:
         ]
         if not certificates or len(keys) != 1:
             raise ValueError("not one private key and its certificate")
-        self.certificate = x509.load_pem_x509_certificate(certificates[0].pem)
         self.text = certificates[0].pem.decode("ascii")
-        key = serialization.load_pem_private_key(keys[0], None)
+        try:
+            key = serialization.load_pem_private_key(keys[0], None)
+        except (TypeError, UnsupportedAlgorithm) as error:  # it is encrypted, or of an unknown kind
+            raise ValueError(str(error)) from None
         if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
             raise ValueError("a private key that is neither RSA nor EC")  # noqa: TRY004 - of what is in the file
         self._key = key
@@ -157,10 +160,10 @@ def _certificate(text: str) -> tuple[Value, x509.Certificate] | str:
     value = encode(certificates)
     if len(certificates) != 1 or value is None or value.pem != raw:
         return "its entry has not one certificate in canonical PEM where it should"
-    try:
-        return value, x509.load_pem_x509_certificate(raw)
-    except ValueError:
+    # Another host chose every byte of it, and what bindings raise at an odd one is of many kinds.
+    if not is_ordinary(certificates[0].der):
         return "its certificate cannot be read"
+    return value, x509.load_pem_x509_certificate(raw)
 
 
 def _defect(uuid: str, certificate: x509.Certificate) -> str:
@@ -196,7 +199,7 @@ def _verifies(key: object, signature: bytes, message: bytes) -> bool:
 def _endorses(entry: HostEntry, message: bytes) -> bool:
     try:
         key = serialization.load_der_public_key(entry.old_key)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         return False
     return _verifies(key, entry.old_proof, message)
 

@@ -87,6 +87,8 @@ class Member:
         """Certificates that were removed and that the bundles may still show."""
         self._acknowledged = Status(-1)
         self._lease = 0
+        self._own_defect = ""
+        """Why this host's own certificate is not published, as the log has it."""
         self.report = Report()
 
     async def run(self) -> None:
@@ -450,8 +452,14 @@ class Member:
         uuid = self._membership.uuid
         try:
             entry = make_entry(self._membership.pool, uuid, *pems)
-        except ValueError:
+        except ValueError as error:
+            if str(error) != self._own_defect:
+                LOG.warning(
+                    "xensource/xapi-pool-tls.pem is not published: %s", printable(str(error))
+                )
+            self._own_defect = str(error)
             return True
+        self._own_defect = ""
         with suppress(msgspec.DecodeError, ValueError):
             there = msgspec.json.decode(view.host_entry(uuid), type=HostEntry)
             if (there.certificate, there.next) == (entry.certificate, entry.next):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from certfs.core.certificate import parse_source
+from certfs.core.pem import render
 from certfs.pool.engine import Snapshot
 from certfs.pool.hosts import Believed, HostEntry, judge, make_entry
 from certfs.pool.keys import Keys, MemberTable, PoolError, decode, encode, name_defect
 from certfs.pool.view import View
 from certfs.pool.wire import KeyValue
-from tests.support import pki
+from tests.support import pki, pki_raw
 
 POOL = "prod"
 HOST = uuid.UUID("960abfff-6017-4d97-bd56-0a8f1a43e51a")
@@ -69,6 +72,87 @@ def test_a_new_key_must_be_signed_with_the_old_one() -> None:
 def test_a_forged_entry_is_ignored(forged: bytes, reason: str) -> None:
     """Another host's certificate, one of a CA, and what is no entry are not believed, each with its reason (I22)."""
     assert reason in str(judge(POOL, str(HOST), forged, ()))
+
+
+SUBJECT = pki_raw.name(pki_raw.attribute(str(HOST).encode()))
+EXTENSION = pki_raw.sequence(
+    pki_raw.element(0x06, bytes.fromhex("551d13")),
+    pki_raw.element(0x04, pki_raw.sequence(pki_raw.element(0x01, b"\xff"))),
+)
+
+
+def alternative_names(names: bytes) -> bytes:
+    """Encode a subjectAltName extension with this value."""
+    return pki_raw.sequence(
+        pki_raw.element(0x06, bytes.fromhex("551d11")), pki_raw.element(0x04, names)
+    )
+
+
+def key_of(algorithm: bytes, key: bytes) -> bytes:
+    """Encode a public key of this algorithm."""
+    return pki_raw.sequence(algorithm, pki_raw.element(0x03, b"\0", key))
+
+
+UNKNOWN_KEY = key_of(pki_raw.sequence(pki_raw.element(0x06, bytes.fromhex("2a0304"))), b"key")
+UNKNOWN_CURVE = pki_raw.sequence(
+    pki_raw.element(0x06, bytes.fromhex("2a8648ce3d0201")),
+    pki_raw.element(0x06, bytes.fromhex("2b8104000a7f")),
+)
+
+
+@pytest.mark.parametrize(
+    "der",
+    [
+        pytest.param(der, id=label)
+        for label, der in {
+            "an extension twice": pki_raw.certificate(SUBJECT, extensions=[EXTENSION] * 2),
+            "a broken extension": pki_raw.certificate(
+                SUBJECT, extensions=[alternative_names(b"\xff\xff\xff")]
+            ),
+            "an X.400 address": pki_raw.certificate(
+                SUBJECT, extensions=[alternative_names(b"\x30\x04\xa3\x02\xa0\x00")]
+            ),
+            "an unknown kind of key": pki_raw.certificate(SUBJECT, key=UNKNOWN_KEY),
+            "an unknown curve": pki_raw.certificate(
+                SUBJECT, key=key_of(UNKNOWN_CURVE, b"\x04" + b"x" * 64)
+            ),
+            "a broken key": pki_raw.certificate(
+                SUBJECT, key=key_of(pki_raw.sequence(pki_raw.RSA, b"\x05\x00"), b"zzz")
+            ),
+            "a name of other bytes": pki_raw.certificate(
+                pki_raw.name(pki_raw.attribute(b"\xe4\xff", kind=0x0C))
+            ),
+            "a key without a proof": pki_raw.certificate(SUBJECT, key=pki_raw.dsa_key(2048)),
+        }.items()
+    ],
+)
+def test_no_certificate_of_a_member_ends_the_process_of_another(der: bytes) -> None:
+    """Whatever certificate a member writes into its entry, others have a reason not to believe it (I22)."""
+    odd = msgspec.json.encode(HostEntry(render(der).decode(), b"proof"))
+    assert isinstance(judge(POOL, str(HOST), odd, ()), str)
+
+
+def test_no_former_key_of_a_member_ends_the_process_of_another() -> None:
+    """Nor does what it calls the key that it had before (I22)."""
+    right = make_entry(POOL, str(HOST), identity(1).host_pem, b"", b"")
+    odd = msgspec.json.encode(
+        HostEntry(right.certificate, right.proof, old_key=UNKNOWN_KEY, old_proof=b"proof")
+    )
+    known = (hashlib.sha256(UNKNOWN_KEY).hexdigest(),)
+    assert "not signed with the old one" in str(judge(POOL, str(HOST), odd, known))
+
+
+def test_a_host_whose_own_key_cannot_be_used_publishes_nothing() -> None:
+    """An encrypted key, or one of another kind, is a reason and no traceback (I22)."""
+    own = identity(1)
+    encrypted = own.key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    for key in (encrypted, own.key_pem + own.key_pem, b""):
+        with pytest.raises(ValueError, match="key"):
+            make_entry(POOL, str(HOST), own.pem + key, b"", b"")
 
 
 def test_a_copied_proof_proves_nothing() -> None:
