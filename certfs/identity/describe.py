@@ -16,6 +16,13 @@ from cryptography.x509.oid import NameOID
 from certfs.core.text import printable
 from certfs.identity.validate import signature_name
 
+_NO_EXTENSION = (
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    ValueError,
+)
+"""What is raised where an extension is missing, or one of all that there are cannot be parsed."""
 _ATTRIBUTES = {NameOID.SERIAL_NUMBER: "serialNumber", NameOID.EMAIL_ADDRESS: "emailAddress"}
 
 
@@ -89,7 +96,7 @@ def _key(certificate: x509.Certificate) -> str:
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except _NO_EXTENSION:
         return ()
     names = extension.value
     found = (
@@ -111,6 +118,6 @@ def is_authority(certificate: x509.Certificate) -> bool:
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except _NO_EXTENSION:
         return False
     return extension.value.ca

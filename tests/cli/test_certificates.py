@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from certfs.core.pem import render
 from certfs.identity.errors import CertificateError
 from certfs.identity.paths import HostPaths
+from tests.support import pki_raw
 from tests.support.identity import UUID, run_certfs
 from tests.support.mounts import certfs_program, need_root
 from tests.support.openssl import OpenSsl, Pair
@@ -402,6 +404,20 @@ def test_certificate_is_shown_in_full(openssl: OpenSsl, server: Pair) -> None:
     text = run_certfs("certificate-show", server.certificate).stdout
     both = (one["sha256"], openssl.fingerprint(server.certificate))
     assert all(value in text for value in (one["subject"], one["sha1"], *both))
+
+
+def test_a_certificate_is_shown_whose_extensions_cannot_be_read(tmp_path: Path) -> None:
+    """A name of a kind that the parser lacks, and an extension that is there twice, cost the names only (I16)."""
+    subject = pki_raw.name(pki_raw.attribute(b"odd"))
+    names = pki_raw.sequence(
+        pki_raw.element(0x06, bytes.fromhex("551d11")),
+        pki_raw.element(0x04, b"\x30\x04\xa3\x02\xa0\x00"),
+    )
+    for extensions in ([names], [names, names]):
+        file = tmp_path / "odd.pem"
+        file.write_bytes(render(pki_raw.certificate(subject, extensions=extensions)))
+        (one,) = _json(run_certfs("certificate-show", file, "--json"))["certificates"]
+        assert (one["subject"], one["names"], one["is_ca"]) == ("CN=odd", [], False)
 
 
 def test_key_is_not_shown(server: Pair, tmp_path: Path) -> None:
