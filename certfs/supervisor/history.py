@@ -121,6 +121,8 @@ class History:
     ) -> None:
         """Replace the state file."""
         mount = self._spec.mount
+        if server:  # the wait is over, whatever becomes of this one
+            self._next_start = None
         state = State(
             mode=mount.mode,
             phase=phase,
@@ -140,7 +142,7 @@ class History:
             log=mount.log,
             deaths=strikes.deaths,
             defects=strikes.defects,
-            next_start=None if server else self._next_start,
+            next_start=self._next_start,
             events=self._events,
         )
         self._unwritten = state
