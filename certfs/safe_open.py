@@ -180,7 +180,7 @@ def _trusted_target(directory: int, name: bytes) -> bytes | None:
     except FileNotFoundError:
         return None
     try:
-        target = _link_target(descriptor)
+        target = link_target(descriptor)
         if target is None or os.geteuid() != 0:
             return target
         if os.stat(descriptor).st_uid != 0 or not _is_roots_alone(os.stat(directory)):
@@ -190,7 +190,7 @@ def _trusted_target(directory: int, name: bytes) -> bytes | None:
         os.close(descriptor)
 
 
-def _link_target(descriptor: int) -> bytes | None:
+def link_target(descriptor: int) -> bytes | None:
     """Return where a symbolic link leads, None for what is none: known without asking its file system."""
     try:
         return os.readlink(b"", dir_fd=descriptor)

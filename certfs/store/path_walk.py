@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from certfs import procfs
 from certfs.procfs import mount_id
+from certfs.safe_open import link_target
 from certfs.store.backing import O_PATH_NOFOLLOW
 from certfs.store.credentials import Identity
 
@@ -89,7 +90,7 @@ class PathWalker:
                     store, rest = self._store_root(inner)
                     pending.extend(reversed(rest))
                     following = os.dup(store)
-                target = _link_target(following)
+                target = link_target(following)
                 if target is None:
                     os.close(current)
                     current = following
@@ -142,14 +143,3 @@ def _reversed(path: bytes) -> list[bytes]:
     # A slash or a dot at the end says that what is before it is a directory.
     ending = [b"."] if parts[-1] in {b"", b"."} else []
     return ending + [part for part in reversed(parts) if part not in {b"", b"."}]
-
-
-def _link_target(fd: int) -> bytes | None:
-    """Return where a symbolic link points, None if the descriptor is of something else."""
-    try:
-        return os.readlink(b"", dir_fd=fd)
-    except OSError as e:
-        # readlinkat(2) with an empty path: ENOENT and EINVAL both say "not a symbolic link".
-        if e.errno in {errno.ENOENT, errno.EINVAL}:
-            return None
-        raise
