@@ -89,9 +89,8 @@ class PlainCopy:
                 self._replace(directory, name, generation, status)
             status = status_at(directory, name)
         except OSError as e:
-            self.is_passing = (
-                e.errno == errno.ENOENT
-            )  # nothing can be made in a directory that was removed
+            # Nothing can be made in a directory that was removed.
+            self.is_passing = e.errno == errno.ENOENT
             self.state = PlainState(self.state.generation, self.state.stamp, describe(e))
             return
         self.state = PlainState(generation.number, _stamp(status))

@@ -9,7 +9,6 @@ import contextlib
 import datetime as dt
 import ipaddress
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -75,8 +74,6 @@ class Member:
     def kill(self) -> None:
         """Kill it."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGCONT)
             self.process.kill()
             self.process.wait()
             self.process = None

@@ -84,8 +84,6 @@ class PoolHost:
     def kill(self) -> None:
         """Kill the process."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGCONT)
             self.process.kill()
             self.process.wait()
             self.process = None
