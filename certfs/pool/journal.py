@@ -47,6 +47,8 @@ class Journal(msgspec.Struct, frozen=True):
     """Everything that is remembered.
 
     ``cluster`` and ``applied`` are the engine's identity and the revision up to which its state is in the directories.
+    ``seen`` is the newest revision of which anything is in ``base``, or is about to be: an engine that is behind it has
+    lost what this host acted upon.
     ``base`` is what was agreed, for each directory. ``kept_local`` were in ``certs`` before this host joined.
     ``keys`` has for each host of the pool the SHA-256 of the public keys that were believed last.
     ``held`` are the directories whose deletions are not believed.
@@ -54,6 +56,7 @@ class Journal(msgspec.Struct, frozen=True):
 
     cluster: int = 0
     applied: int = 0
+    seen: int = 0
     sequence: int = 1
     base: dict[str, Names] = {}
     kept_local: Names | None = None
@@ -61,6 +64,19 @@ class Journal(msgspec.Struct, frozen=True):
     held: tuple[str, ...] = ()
     intent: Intent | None = None
     sending: Sending | None = None
+
+    def distrust(self, cluster: int, revision: int) -> str:
+        """Return why what an engine has at this revision is not to be applied, empty if it is."""
+        newest = max(self.applied, self.seen)
+        if self.cluster and cluster != self.cluster:
+            return "the engine is another cluster than before: certfs pool join FILE again, if it is meant to be"
+        if revision < newest:
+            return f"the engine went back from revision {newest} to {revision}"
+        return ""
+
+    def after(self, revision: int) -> "Journal":
+        """Return the journal after something of this revision was believed."""
+        return msgspec.structs.replace(self, seen=max(self.seen, revision))
 
     def agreed(self, directory: str) -> Content:
         """Return what was agreed of a directory."""

@@ -43,10 +43,14 @@ async def publish(  # noqa: PLR0913, PLR0917 - the parts of one transaction
     return await _flip(engine, keys, uuid, sequence, view, changes)
 
 
-async def committed(engine: Engine, keys: Keys, uuid: str, sequence: int) -> AuditEntry | None:
-    """Return what the transaction with this number changed, None if it did not happen yet."""
+async def committed(
+    engine: Engine, keys: Keys, uuid: str, sequence: int
+) -> tuple[AuditEntry, int] | None:
+    """Return what the transaction with this number changed and its revision, None if it did not happen yet."""
     found = await engine.get(keys.audit(uuid, sequence))
-    return None if found is None else msgspec.json.decode(found.value, type=AuditEntry)
+    if found is None:
+        return None
+    return msgspec.json.decode(found.value, type=AuditEntry), found.mod_revision
 
 
 def _direct(keys: Keys, uuid: str, sequence: int, view: View, changes: Changes) -> wire.Transaction:

@@ -196,7 +196,7 @@ class Member:
     async def _step(self, view: View) -> bool:
         """Bring directories and pool together; False if there is more to do soon."""
         self.report.revision = view.revision
-        reason = self._distrust(view)
+        reason = self._journal.distrust(view.cluster, view.revision)
         if reason:
             self._is("held", reason)
             return True
@@ -232,15 +232,6 @@ class Member:
         else:
             self._is("in sync")
         return await self._acknowledge(remotes)
-
-    def _distrust(self, view: View) -> str:
-        """Return why what the engine says is not to be applied, empty if it is."""
-        journal = self._journal
-        if journal.cluster and view.cluster != journal.cluster:
-            return "the engine is another cluster than before: certfs pool join FILE again, if it is meant to be"
-        if view.revision < journal.applied:
-            return f"the engine went back from revision {journal.applied} to {view.revision}"
-        return ""
 
     def _remotes(self, view: View) -> tuple[dict[str, Remote], dict[str, tuple[str, ...]]]:
         pool, keys = view.certs_pool(self._membership.uuid, self._journal.keys)
@@ -287,7 +278,9 @@ class Member:
         apply = restored(plan, _believed(remote, base)) if told.restore else plan.apply
         self._note(directory.name, plan, scan)
         if plan.agreed:
-            self._write(self._journal.with_names(directory.name, plan.agreed))
+            self._write(
+                self._journal.with_names(directory.name, plan.agreed).after(self.report.revision)
+            )
         if apply:
             await self._apply(directory, remote, scan, apply, plan, told)
         elif self._journal.intent is not None and self._journal.intent.directory == directory.name:
@@ -346,7 +339,7 @@ class Member:
         both = _both(here, remote.values, apply) if swap or finish else {}
         self._write(
             msgspec.structs.replace(
-                self._journal,
+                self._journal.after(self.report.revision),
                 intent=Intent(
                     directory.name,
                     names,
@@ -405,7 +398,7 @@ class Member:
             await self._settle_sending(name)
             return False  # another publication came first; the watch brings it
         self._least = revision
-        self._committed(name, plan.publish)
+        self._committed(name, plan.publish, revision)
         LOG.info("published %d names of %s at revision %d", len(changes), name, revision)
         return True
 
@@ -414,18 +407,20 @@ class Member:
         sending = self._journal.sending
         if sending is None or name != "certs":
             return
-        entry = await outbound.committed(
+        found = await outbound.committed(
             self._engine, self._keys, self._membership.uuid, sending.sequence
         )
-        if entry is None:
+        if found is None:
             return
+        entry, revision = found
         self._committed(
             name,
             {k.encode("ascii"): Digest(v) if v else None for k, v in entry.changes.items()},
+            revision,
         )
 
-    def _committed(self, name: str, changes: Mapping[bytes, Digest | None]) -> None:
-        journal = self._journal.with_names(name, dict(changes))
+    def _committed(self, name: str, changes: Mapping[bytes, Digest | None], revision: int) -> None:
+        journal = self._journal.with_names(name, dict(changes)).after(revision)
         kept = {
             k: v for k, v in (journal.kept_local or {}).items() if k.encode("ascii") not in changes
         }

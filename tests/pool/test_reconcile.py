@@ -184,3 +184,12 @@ def test_the_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
             file.read()
     finally:
         os.close(directory)
+
+
+def test_an_engine_that_has_lost_what_was_begun_is_not_believed() -> None:
+    """Also what was only begun to be applied, or was published, must not be taken back by an old engine (I22)."""
+    journal = Journal(cluster=1, applied=5).after(7).after(6)
+    assert "went back from revision 7 to 6" in journal.distrust(1, 6)
+    assert journal.distrust(1, 7) == ""
+    assert "another cluster" in journal.distrust(2, 9)
+    assert Journal().distrust(3, 0) == ""
