@@ -20,7 +20,7 @@ from certfs.identity.xapi import SOCKET as XAPI_SOCKET
 
 try:
     from certfs.pool import commands, membership
-    from certfs.pool.engine import Access
+    from certfs.pool.engine import Access, pinned
     from certfs.pool.keys import Keys, PoolError
     from certfs.pool.local import ControlSocket, Request, Told
     from certfs.pool.membership import StateDirectory
@@ -308,14 +308,27 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _root_access(endpoints: tuple[str, ...], ca: Path | None, root_password: Path) -> Access:
-    try:
-        password = root_password.read_text(encoding="utf-8").strip()
-        pinned = ca.read_text(encoding="ascii") if ca else ""
-    except OSError as error:
-        raise from_os_error(str(error.filename), error) from None
+    password = _text(root_password).strip()
+    if not password:
+        raise click.UsageError(f"--root-password {root_password}: the file is empty")
+    authority = _text(ca) if ca else ""
+    if ca:
+        try:
+            pinned(authority)
+        except ValueError as error:
+            raise click.UsageError(f"--ca {ca}: {error}") from None
     for endpoint in endpoints:
         if not endpoint.startswith(("https://", "http://127.0.0.1:")):
             raise click.UsageError(f"{endpoint}: use https://, or http:// on 127.0.0.1")
     if not ca and any(endpoint.startswith("https") for endpoint in endpoints):
         raise click.UsageError("--ca: https needs the CA that signed the engine's certificates")
-    return Access(tuple(one.rstrip("/") for one in endpoints), pinned, _ROOT, password)
+    return Access(tuple(one.rstrip("/") for one in endpoints), authority, _ROOT, password)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise from_os_error(str(file), error) from None
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file}: is no text in UTF-8") from None

@@ -15,6 +15,7 @@ import httpx
 import msgspec
 import trio
 
+from certfs.core.certificate import parse_source
 from certfs.errors import CertfsError
 from certfs.pool import wire
 from certfs.pool.wire import KeyValue
@@ -78,14 +79,21 @@ class Change:
     keys: Mapping[bytes, KeyValue | None]
 
 
+def pinned(ca: str) -> ssl.SSLContext:
+    """Return the settings of TLS that trust only these certificates (PEM); ValueError where it is none."""
+    found = b"".join(one.pem for one in parse_source(ca.encode()).certificates)
+    if not found:
+        raise ValueError("it is no CA certificate in PEM")
+    return ssl.create_default_context(cadata=found.decode("ascii"))
+
+
 class Engine:
     """A connection to the engine; use it with ``async with``."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        verify: ssl.SSLContext | bool = False
-        if access.ca:
-            verify = ssl.create_default_context(cadata=access.ca)
+        # Without a CA only plain HTTP is meant; https would be verified with what the system trusts.
+        verify = pinned(access.ca) if access.ca else True
         # No proxy and no .netrc of the environment: the engine is where the configuration says.
         self._client = httpx.AsyncClient(verify=verify, trust_env=False, timeout=CALL_SECONDS)
         self._at = 0

@@ -16,7 +16,7 @@ import msgspec
 
 from certfs.errors import StoreError, from_os_error
 from certfs.pool import wire
-from certfs.pool.engine import Access, Engine, EngineRefusedError
+from certfs.pool.engine import Access, Engine, EngineRefusedError, pinned
 from certfs.pool.journal import FILE as JOURNAL
 from certfs.pool.keys import FORMAT, Keys, MemberTable, PoolError, PoolTable, is_uuid, range_end
 from certfs.safe_open import open_trusted
@@ -133,6 +133,13 @@ def read_join_file(name: bytes, shown: str, *, at: int | None = None) -> JoinFil
             f"{shown} is no join file: {error}", advice="certfs pool admit prints one"
         ) from None
     Keys(found.pool)
+    if found.ca:
+        try:
+            pinned(found.ca)
+        except ValueError as error:
+            raise PoolError(
+                f"{shown} is no join file: its CA: {error}", advice="certfs pool admit prints one"
+            ) from None
     if not is_uuid(found.uuid) or not found.endpoints:
         raise PoolError(f"{shown} is no join file", advice="certfs pool admit prints one")
     return found

@@ -1,0 +1,59 @@
+"""What `certfs pool` makes of files that are not what they should be; the rest is in tests/pool."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import pki
+from tests.support.identity import UUID, run_certfs
+
+_CA = pki.authority("engine").pem
+
+
+@pytest.mark.parametrize(
+    "ca, password, said",
+    [
+        (b"junk", b"secret", "ca: it is no CA certificate in PEM"),
+        (b"", b"secret", "ca: it is no CA certificate in PEM"),
+        (b"# \xc3\xa4\nno certificate", b"secret", "ca: it is no CA certificate in PEM"),
+        (b"\xff\xfe" + _CA, b"secret", "ca: is no text"),
+        (_CA, b"\xff\xfe", "password: is no text"),
+        (_CA, b"\n", "password: the file is empty"),
+    ],
+)
+@pytest.mark.parametrize("command", [("init", "prod"), ("admit", "prod", UUID)])
+def test_a_file_that_is_none_is_named(
+    tmp_path: Path, command: tuple[str, ...], ca: bytes, password: bytes, said: str
+) -> None:
+    """A CA or a password that cannot be used is named before the engine is asked (I22)."""
+    (tmp_path / "ca").write_bytes(ca)
+    (tmp_path / "password").write_bytes(password)
+    options = ("--ca", tmp_path / "ca", "--root-password", tmp_path / "password")
+    ended = run_certfs("pool", *command, "--endpoint", "https://127.0.0.1:1", *options)
+    assert ended.returncode == 2, ended.stderr
+    assert said in ended.stderr
+    assert str(tmp_path) in ended.stderr
+
+
+def test_a_join_file_with_a_broken_ca_is_none(tmp_path: Path) -> None:
+    """A host does not become a member of an engine that it could never reach (I22)."""
+    file = tmp_path / "host.join"
+    file.write_text(
+        json.dumps(
+            {
+                "pool": "prod",
+                "uuid": UUID,
+                "endpoints": ["https://127.0.0.1:1"],
+                "ca": "junk",
+                "user": "user",
+                "password": "secret",
+            }
+        )
+    )
+    ended = run_certfs("pool", "join", file, "--state", tmp_path / "state")
+    assert ended.returncode == 50, ended.stderr
+    assert "no CA certificate in PEM" in ended.stderr
+    assert not (tmp_path / "state").exists()
