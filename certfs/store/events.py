@@ -222,7 +222,8 @@ class StoreWatcher:
                 # Its directory is gone: the next one of that number is not watched.
                 with self._lock:
                     self._ways.pop(event.wd, None)
-                self._watches.pop(event.wd, None)
+                if self._watches.pop(event.wd, None) is not None:
+                    self.watched = frozenset(self._watches.values())
             directory = self._watches.get(event.wd) or self._ways.get(event.wd)
             if directory is not None and not event.name:
                 themselves.add(directory)

@@ -156,3 +156,13 @@ def test_a_change_of_a_directory_itself_is_told(watcher: StoreWatcher, tmp_path:
         assert watcher.read().changed == {directory}
     os.listdir(tmp_path / "renamed")
     assert watcher.read().changed == set()
+
+
+def test_a_directory_that_is_gone_is_not_watched(watcher: StoreWatcher, tmp_path: Path) -> None:
+    """I1: the next directory may get its number, and what is kept of that would be told by nothing."""
+    (tmp_path / "d").mkdir()
+    stays, gone = watch(watcher, tmp_path, tmp_path / "d")
+    assert watcher.watched == {stays, gone}
+    (tmp_path / "d").rmdir()
+    watcher.read()
+    assert watcher.watched == {stays}
