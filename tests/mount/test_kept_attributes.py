@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -23,8 +24,13 @@ def test_an_open_of_a_settled_bundle_is_two_requests(dom0: Host, tmp_path: Path)
     if not forgets_for_good(os.uname().release):
         missing("a kernel that may keep attributes")
     bundle, held = dom0.tree.pool_bundle, list[int]()
+
+    def is_settled() -> bool:
+        return bool(json.loads(dom0.certfs("status", "--json"))["plain_copies_current"])
+
+    wait_until(is_settled, what="the plain copies, which change the directory")
     with watched(dom0.server(), tmp_path / "trace") as watch:
-        os.stat(bundle)
+        wait_until(lambda: watch.during(lambda: os.stat(bundle)) == ["LOOKUP"], what="quiet")
         time.sleep(1)  # So that what is kept for 50 ms is not.
         assert watch.during(lambda: held.append(os.open(bundle, os.O_RDONLY))) == ["LOOKUP", "OPEN"]
         assert watch.during(lambda: os.fstat(held[0])) == []
