@@ -120,11 +120,11 @@ def test_plain_bundle_that_is_turned_off_is_judged_and_mended(configured: Host) 
         findings = _json(configured, "check", expect=2)["findings"]
         stale = [one["file"] for one in findings if one["name"] == "BUNDLE_STALE"]
         assert stale == ["/etc/stunnel/xapi-stunnel-ca-bundle.pem"]
-        configured.run(*configured.program(), "repair")
+        configured.command("repair")
         assert certificates_in(configured.tree.user_bundle.read_bytes()) == [CA.sha256]
     finally:
         (configured.tree.certs / "ca.pem").unlink()
-        configured.run(*configured.program(), "repair")
+        configured.command("repair")
 
 
 def test_a_swap_is_described_as_it_is_served(configured: Host) -> None:
@@ -184,7 +184,7 @@ def test_tree_that_comes_later_is_not_claimed_and_has_its_bundles(configured: Ho
         said = {(one["name"], one["file"]) for one in findings if "trusted-certs" in one["file"]}
         bundle = "/etc/trusted-certs/ca-bundle-general.pem"
         assert said == {("TREE_NOT_PRESENTED", "/etc/trusted-certs"), ("BUNDLE_STALE", bundle)}
-        configured.run(*configured.program(), "repair")
+        configured.command("repair")
         assert certificates_in(configured.inside(bundle).read_bytes()) == [CA.sha256]
     finally:
         shutil.rmtree(configured.inside("/etc/trusted-certs"))

@@ -150,7 +150,7 @@ def test_a_stale_mount_is_cleaned_up_at_start(dom0: Host) -> None:
 def test_dead_mounts_are_called_dead(dom0: Host) -> None:
     """With every process killed, each command says so and what to do, and `certfs unmount` takes the mounts away."""
     kill(*dom0.processes())
-    assert "DEAD" in dom0.certfs("status", expect=9)
+    wait_until(lambda: "DEAD" in dom0.certfs("status", expect=9), what="the end of the mount")
     assert json.loads(dom0.certfs("status", "--json", expect=9))["phase"] == "dead"
     for command in ("list", "check"):
         said = dom0.certfs(command, expect=4)

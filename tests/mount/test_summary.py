@@ -136,7 +136,7 @@ def test_a_host_that_is_set_up_and_not_served_is_critical(dom0: Host) -> None:
     """`certfs check` says so where the unit is enabled; a host on which nobody set it up is none of its business."""
 
     def names() -> set[str]:
-        answer = json.loads(dom0.run(*dom0.program(), "check", "--json").stdout)
+        answer = json.loads(dom0.command("check", "--json").stdout)
         assert "findings" in answer, answer
         return {each["name"] for each in answer["findings"] if each["severity"] == "critical"}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -33,18 +34,23 @@ from certfs import cli
 _LONGEST_REQUEST = 1 << 20
 """Bytes of a request: an environment and a command line."""
 
+_CLONE_NEWNS = 0x20000
+"""A mount namespace, for setns(2), which Python has from 3.12 on."""
+
 
 def run_forked(
     arguments: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    namespace: Path | None = None,
     feed: bytes = b"",
     timeout: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``certfs ARGUMENTS`` to its end with ``feed`` as its input; raise TimeoutExpired after `timeout` seconds.
 
-    Bytes of its output that are no UTF-8 are surrogates.
+    With ``namespace`` (a file as /proc/PID/ns/mnt) it runs in that mount namespace, at its root directory unless
+    ``cwd`` says otherwise. Bytes of its output that are no UTF-8 are surrogates.
     """
     with (
         tempfile.TemporaryFile() as given,
@@ -53,8 +59,9 @@ def run_forked(
     ):
         given.write(feed)
         given.seek(0)
+        streams = (given, said, errors)
         code = call_forked(
-            arguments, streams=(given, said, errors), env=env, cwd=cwd, timeout=timeout
+            arguments, streams=streams, env=env, cwd=cwd, namespace=namespace, timeout=timeout
         )
         return subprocess.CompletedProcess(list(arguments), code, _text(said), _text(errors))
 
@@ -65,6 +72,7 @@ def call_forked(
     streams: tuple[IO[bytes], IO[bytes], IO[bytes]],
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    namespace: Path | None = None,
     timeout: float = 60.0,
 ) -> int:
     """Run ``certfs ARGUMENTS`` on these three streams, and return its exit code (minus a signal's number)."""
@@ -72,7 +80,8 @@ def call_forked(
     request = {
         "arguments": [str(each) for each in arguments],
         "environment": environment,
-        "directory": str(cwd or Path.cwd()),
+        "directory": str(cwd or ("/" if namespace else Path.cwd())),
+        "namespace": str(namespace or ""),
     }
     counted = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("COVERAGE_")))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -179,6 +188,8 @@ def _become(request: dict[str, object], fds: list[int]) -> NoReturn:
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
             os.close(fd)
+        if request["namespace"]:
+            _enter(str(request["namespace"]))
         os.chdir(str(request["directory"]))
         os.environ.clear()
         os.environ.update(environment)
@@ -191,6 +202,15 @@ def _become(request: dict[str, object], fds: list[int]) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
+
+
+def _enter(namespace: str) -> None:
+    """Enter a mount namespace, and with it its root directory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(namespace, "rb") as file:
+        if libc.setns(file.fileno(), _CLONE_NEWNS) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), namespace)
 
 
 def main(owner: int) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from certfs.procfs import parse_mounts
 from tests.support import mounts, pki
+from tests.support.forked import run_forked
 from tests.support.mounts import wait_until
 from tests.support.tree import Tree
 
@@ -117,9 +118,16 @@ class Host:
         wait_until(self.inside("/run/detached").exists, what="the command")
         return Detached(started, release)
 
+    def command(
+        self, *arguments: str | Path, seconds: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run certfs on the host and return how it went."""
+        namespace = Path(f"/proc/{self.holder.pid}/ns/mnt")
+        return run_forked(arguments, env=self.environment, namespace=namespace, timeout=seconds)
+
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run certfs on the host, expect this exit code, and return what it said on both outputs."""
-        result = self.run(mounts.certfs_program(), *arguments)
+        result = self.command(*arguments)
         said = result.stdout + result.stderr
         assert result.returncode == expect, said + self.log()
         return said
