@@ -15,8 +15,6 @@ def end_leftovers(directory: str) -> tuple[OSError, ...]:
     """
     state = state_file.read_state(directory)
     devices = devices_of(directory, state)
-    for device in devices:
-        mount_table.try_abort(device)
     processes = (state.supervisor, state.server) if state else ()
     if state and state.janitor:
         state.janitor.kill_session()  # before the others, whose end would set it to work beside this process
@@ -24,6 +22,9 @@ def end_leftovers(directory: str) -> tuple[OSError, ...]:
         if process:
             process.kill()
     detached = mount_table.detach(devices, mount_table.unmounter())
+    # Not before: a supervisor that nobody could name takes the end of a server whose mount is there for a death.
+    for device in devices:
+        mount_table.try_abort(device)
     if detached.left:
         leave_behind(detached.left)
     errors = detached.errors
