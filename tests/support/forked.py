@@ -42,15 +42,14 @@ def run_forked(
     arguments: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
     namespace: Path | None = None,
     feed: bytes = b"",
     timeout: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``certfs ARGUMENTS`` to its end with ``feed`` as its input; raise TimeoutExpired after `timeout` seconds.
 
-    With ``namespace`` (a file as /proc/PID/ns/mnt) it runs in that mount namespace, at its root directory unless
-    ``cwd`` says otherwise. Bytes of its output that are no UTF-8 are surrogates.
+    With ``namespace`` (a file as /proc/PID/ns/mnt) it runs in that mount namespace, at its root directory. Bytes of
+    its output that are no UTF-8 are surrogates.
     """
     with (
         tempfile.TemporaryFile() as given,
@@ -61,7 +60,7 @@ def run_forked(
         given.seek(0)
         streams = (given, said, errors)
         code = call_forked(
-            arguments, streams=streams, env=env, cwd=cwd, namespace=namespace, timeout=timeout
+            arguments, streams=streams, env=env, namespace=namespace, timeout=timeout
         )
         return subprocess.CompletedProcess(list(arguments), code, _text(said), _text(errors))
 
@@ -71,7 +70,6 @@ def call_forked(
     *,
     streams: tuple[IO[bytes], IO[bytes], IO[bytes]],
     env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
     namespace: Path | None = None,
     timeout: float = 60.0,
 ) -> int:
@@ -80,7 +78,7 @@ def call_forked(
     request = {
         "arguments": [str(each) for each in arguments],
         "environment": environment,
-        "directory": str(cwd or ("/" if namespace else Path.cwd())),
+        "directory": "/" if namespace else str(Path.cwd()),
         "namespace": str(namespace or ""),
     }
     counted = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("COVERAGE_")))
