@@ -22,6 +22,7 @@ from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
 from certfs.store.path_walk import PathWalker
 from certfs.store.source_reader import SourceReader, Writers, source_names
+from certfs.store.swaps import SWAP_SUFFIX
 
 SWAP_SECONDS: Final = 30.0
 """How long a D.bk of another program is waited for; older, it is a leftover (I10)."""
@@ -67,7 +68,7 @@ class SourceDirectory:
 
     @property
     def _swap(self) -> bytes:
-        return self.path[-1] + b".bk"
+        return self.path[-1] + SWAP_SUFFIX
 
     def scan(self) -> Scan:
         """Read the directory; OSError where that fails for another reason than that it is missing."""

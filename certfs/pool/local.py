@@ -6,7 +6,7 @@ Owns the inotify watches in the store, reading the host's own PEM files there, a
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -15,10 +15,13 @@ import msgspec
 import trio
 
 from certfs.errors import AlreadyRunningError, CertfsError, DeadlineError
+from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.keys import PoolError
 from certfs.safe_open import open_beneath
+from certfs.store.swaps import SWAP_SUFFIX
 
 SOCKET: Final = "control"
+_SWAP: Final = SWAP_SUFFIX.decode("ascii")
 _WATCHED: Final = (
     (b"stunnel",),
     (b"stunnel", b"certs"),
@@ -64,10 +67,13 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Watcher:
-    """Hears of changes in the directories; use it with ``with``."""
+    """Hears of changes in the directories, and calls ``changed`` after each; use it with ``with``."""
 
-    def __init__(self, store: int) -> None:
+    def __init__(self, store: int, changed: Callable[[], None]) -> None:
         self._store = store
+        self._changed = changed
+        self._swaps = 0
+        """Goes up when a program begins to replace a directory (I10), and when that may have been missed."""
         self._inotify = inotify_simple.INotify(nonblocking=True)
 
     def __enter__(self) -> Self:
@@ -92,10 +98,30 @@ class Watcher:
                 finally:
                     os.close(directory)
 
-    async def wait(self) -> None:
-        """Return after the next change."""
-        await trio.lowlevel.wait_readable(self._inotify.fileno())
-        self._inotify.read(timeout=0)
+    async def listen(self) -> None:
+        """Hear of changes until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._inotify.fileno())
+            self._poll()
+
+    async def scan(self, directory: SourceDirectory) -> Scan:
+        """Read a directory; if another program began to replace it meanwhile, it counts as being replaced.
+
+        What was read may then have a part of the old and a part of the new. Looking for its D.bk before and after would
+        not do: the whole swap may happen in between.
+        """
+        self._poll()
+        before = self._swaps
+        found = await trio.to_thread.run_sync(directory.scan)
+        self._poll()
+        return found if self._swaps == before else replace(found, swapping=True)
+
+    def _poll(self) -> None:
+        for event in self._inotify.read(timeout=0):
+            self._changed()
+            begun = event.mask & (_flags.CREATE | _flags.MOVED_TO) and event.name.endswith(_SWAP)
+            if begun or event.mask & _flags.Q_OVERFLOW:
+                self._swaps += 1
 
 
 def read_pem(store: int, name: str) -> bytes:

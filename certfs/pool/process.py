@@ -27,7 +27,7 @@ from certfs.pool.journal import Intent, Journal, JournalFile, Sending, content, 
 from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Status, Value, digest_of
 from certfs.pool.local import Told, Watcher, read_pem
 from certfs.pool.membership import ASIDE, JoinFile
-from certfs.pool.reconcile import Plan, reconcile, restored
+from certfs.pool.reconcile import Patience, Plan, reconcile, restored
 from certfs.pool.view import Remote, View
 
 LOG: Final = logging.getLogger("certfs.pool")
@@ -89,16 +89,18 @@ class Member:
         self._lease = 0
         self._own_defect = ""
         """Why this host's own certificate is not published, as the log has it."""
+        self._watcher = Watcher(store, self._wake_up)
+        self._patience = Patience()
         self.report = Report()
 
     async def run(self) -> None:
         """Work until cancelled. CertfsError for what an admin has to mend."""
         self._journal = self._journal_file.read() or Journal()
-        with Watcher(self._store) as watcher:
+        with self._watcher:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stay_connected)
-                nursery.start_soon(self._listen, watcher)
-                await self._work(watcher)
+                nursery.start_soon(self._watcher.listen)
+                await self._work()
 
     @property
     def is_pending(self) -> bool:
@@ -108,6 +110,9 @@ class Member:
     def tell(self, told: Told) -> None:
         """Take a request of a command; the next step carries it out."""
         self._told = self._told.then(told)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         self._wake.set()
 
     # --- the engine ---------------------------------------------------------
@@ -157,14 +162,9 @@ class Member:
                     self._acknowledged = Status(-1)
                     self._wake.set()
 
-    async def _listen(self, watcher: Watcher) -> None:
-        while True:
-            await watcher.wait()
-            self._wake.set()
-
     # --- reconciling --------------------------------------------------------
 
-    async def _work(self, watcher: Watcher) -> None:
+    async def _work(self) -> None:
         again = _SCAN_SECONDS
         while True:
             with trio.move_on_after(again):
@@ -174,7 +174,7 @@ class Member:
             if view is None:
                 again = _SCAN_SECONDS
                 continue
-            watcher.watch()
+            self._watcher.watch()
             try:
                 again = _SCAN_SECONDS if await self._step(view) else _RETRY_SECONDS
             except EngineUnreachableError as error:
@@ -254,7 +254,7 @@ class Member:
         *,
         may_publish: bool,
     ) -> bool:
-        scan = await trio.to_thread.run_sync(directory.scan)
+        scan = await self._watcher.scan(directory)
         if scan.swapping and self._journal.intent is None:
             return False
         local = self._without_own(scan.content)
@@ -286,6 +286,8 @@ class Member:
         elif self._journal.intent is not None and self._journal.intent.directory == directory.name:
             self._write(msgspec.structs.replace(self._journal, intent=None))
             directory.end_swap()
+        if self._patience.waits(plan, scan.unsettled, trio.current_time()):
+            return False
         if plan.publish and not told.restore:
             return await self._publish(view, directory.name, scan, plan)
         theirs = _believed(remote, base)

@@ -1,6 +1,6 @@
 """What follows from three views of a directory: what was agreed last, what is here, what the pool has.
 
-Pure: no files, no engine, no clock. Owns the table of conflicts:
+No files, no engine, no clock. Owns the table of conflicts:
 
 ======================  =======================  ==========================================
 here, since agreed      in the pool, since       what follows
@@ -13,7 +13,8 @@ changed                 changed                  the pool's wins, the local one 
 equal to the pool       equal                    agreed
 ======================  =======================  ==========================================
 
-A name that is unsettled (it is being written) is left as it is, except that it is not published either.
+A name that is unsettled (it is being written) is left as it is, and not published either. The others wait for
+it a while: they may have changed together.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from certfs.pool.keys import Digest
+
+PATIENCE_SECONDS: Final = 10.0
+"""How long a file that is being written holds up the publication of others."""
 
 Content = Mapping[bytes, Digest]
 """The names of a directory and what each holds."""
@@ -43,6 +47,31 @@ class Plan:
     publish: dict[bytes, Digest | None] = field(default_factory=dict)
     drift: frozenset[bytes] = frozenset()
     held: str = ""
+
+
+class Patience:
+    """Waiting for files that are being written, so that what changed together is published together.
+
+    One that is being written for longer does not hold up the others again until it has been closed.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._in_vain: AbstractSet[bytes] = frozenset()
+
+    def waits(self, plan: Plan, unsettled: AbstractSet[bytes], now: float) -> bool:
+        """Whether what `plan` publishes waits for the ``unsettled`` names; ``now`` in seconds of a monotonic clock."""
+        self._in_vain &= unsettled
+        if not plan.publish or unsettled <= self._in_vain:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        if now - self._since < PATIENCE_SECONDS:
+            return True
+        self._in_vain = unsettled
+        self._since = None
+        return False
 
 
 def reconcile(  # noqa: PLR0913 - three views, and what changes what follows from them

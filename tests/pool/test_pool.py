@@ -97,6 +97,29 @@ def test_more_names_than_a_transaction_carries_come_at_once(three: Pool) -> None
     assert three.all_trust(many[1])
 
 
+def test_a_swap_whose_last_file_is_still_open_comes_at_once(three: Pool) -> None:
+    """What a swap brought waits for the file that is closed last, and is published as one (I10, I22)."""
+    first = three.hosts[0]
+    swapped = [pki.authority(f"swapped {number}") for number in range(3)]
+    beside = first.certs.with_name("certs.bk")
+    first.signal(signal.SIGSTOP)
+    beside.mkdir()
+    for number in (0, 1):
+        (first.certs / f"swapped-{number}.pem").write_bytes(swapped[number].pem)
+    with (first.certs / "swapped-2.pem").open("wb", buffering=0) as last:
+        last.write(swapped[2].pem)
+        beside.rmdir()
+        seen = len(first.log)
+        first.signal(signal.SIGCONT)
+        (first.certs / "swapped-0.pem").touch()
+        time.sleep(
+            0.5
+        )  # several times what a publication takes; a slower one would be late, not too early
+        assert "published" not in first.log[seen:]
+    wait_until(lambda: all(map(three.all_trust, swapped)), seconds=20, what="trust everywhere")
+    assert "published 3 names of certs" in first.log[seen:]
+
+
 def test_a_host_that_was_away_catches_up_and_resurrects_nothing(three: Pool) -> None:
     """A host that is killed and misses changes and a compaction comes back to what the pool has then (I22)."""
     first, second, _ = three.hosts

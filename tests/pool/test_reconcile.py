@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from certfs.errors import StoreError
 from certfs.pool.journal import Intent, Journal, JournalFile, settled
 from certfs.pool.keys import Digest
-from certfs.pool.reconcile import Content, Plan, reconcile, restored
+from certfs.pool.reconcile import PATIENCE_SECONDS, Content, Patience, Plan, reconcile, restored
 
 A, B, C = Digest("a"), Digest("b"), Digest("c")
 _CONTENT = st.dictionaries(
@@ -132,6 +132,30 @@ def test_a_file_that_is_being_written_waits() -> None:
     for remote in (base, {b"x.pem": B}, {}):
         found = reconcile(base, {}, remote, may_publish=True, kept_local={}, unsettled={b"x.pem"})
         assert found == Plan()
+
+
+def test_what_changed_together_waits_for_the_file_that_is_still_open() -> None:
+    """A publication waits for a name that is being written, once, and a later one only after it was closed (I10)."""
+    patience = Patience()
+    plan = Plan(publish={b"a": Digest("1")})
+    slow, none = frozenset({b"slow"}), frozenset[bytes]()
+    assert patience.waits(plan, slow, 0.0)
+    assert not patience.waits(plan, none, 1.0)
+    assert patience.waits(plan, slow, 2.0)
+    assert patience.waits(plan, slow, 2.0 + PATIENCE_SECONDS - 1)
+    assert not patience.waits(plan, slow, 2.0 + PATIENCE_SECONDS)
+    assert not patience.waits(plan, slow, 100.0)
+    assert patience.waits(plan, slow | {b"other"}, 101.0)
+    assert not patience.waits(plan, none, 102.0)
+    assert patience.waits(plan, slow, 103.0)
+
+
+def test_nothing_to_publish_waits_for_nothing() -> None:
+    """A name that is being written takes no patience while there is nothing to publish."""
+    patience = Patience()
+    slow = frozenset({b"slow"})
+    assert not patience.waits(Plan(), slow, 0.0)
+    assert patience.waits(Plan(publish={b"a": None}), slow, 100.0)
 
 
 @given(_CONTENT, _CONTENT, st.sets(st.sampled_from([b"1.pem", b"2.pem", b"3.pem", b"4.pem"])))
