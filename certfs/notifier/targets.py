@@ -5,6 +5,7 @@ commands run as transient units: what certfs.service may not do (signal others, 
 children may not either.
 """
 
+import errno
 import os
 import signal
 import stat
@@ -17,10 +18,14 @@ from certfs.procfs import command_of
 from certfs.protocol.notify_spec import NotifySpec
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LANG: Final = "C.UTF-8"
 _WAITS_SINCE: Final = 236
 """The first systemd whose systemd-run has --wait, --pipe and --collect."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _PID_FILE_BYTES: Final = 64
+_LARGEST_PID: Final = 1 << 22
+"""PID_MAX_LIMIT (proc(5), pid_max)."""
+_MOST_LINKS: Final = 40
 _COMM_LENGTH: Final = 15
 """What the kernel keeps of a process's name (proc(5), comm)."""
 
@@ -86,35 +91,52 @@ def run_of(
     check_command(spec.command[0])
     if systemd.runs_commands:
         return _transient(spec.command, about, spec, systemd, unit_name)
-    return Run(spec.command, {**_environment(), **about}, spec.user or None)
+    return Run(spec.command, {**_environment(spec.user), **about}, spec.user or None)
 
 
 def check_command(program: str) -> None:
     """Raise `RefusedError` where a program is missing, or where others than root and this user could exchange it."""
     if not program.startswith("/"):
         raise RefusedError(f"{program} is not an absolute path")
-    real = os.path.realpath(program)
-    path = real
-    while True:
+    path, pending, links = "/", ["", *program.split("/")], 0
+    while pending:
+        name = pending.pop(0)
+        if name == "..":
+            path = os.path.dirname(path)  # which was looked at on the way here
+            continue
+        if name == ".":
+            continue
+        path = os.path.join(path, name)
         try:
-            status = os.stat(path)
+            status = os.lstat(path)
+            _check_owner(path, status)
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(path)
+                pending[:0] = target.split("/")
+                path = "/" if target.startswith("/") else os.path.dirname(path)
+                links += 1
+                if links > _MOST_LINKS:
+                    raise RefusedError(f"{program}: {os.strerror(errno.ELOOP)}")
         except OSError as error:
             raise RefusedError(f"{path}: {error.strerror}") from None
-        if status.st_uid not in {0, os.geteuid()}:
-            raise RefusedError(f"{path} belongs to another user: chown root {path}")
-        shared = status.st_mode & _WRITABLE_BY_OTHERS
-        if shared and not (path != real and status.st_mode & stat.S_ISVTX):
-            raise RefusedError(f"others may write to {path}: chmod go-w {path}")
-        if path == real and not (stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK)):
-            raise RefusedError(f"{path} is not a program: chmod a+x {path}")
-        if path == "/":
-            return
-        path = os.path.dirname(path)
+    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
+        raise RefusedError(f"{path} is not a program: chmod a+x {path}")
 
 
-def _environment() -> dict[str, str]:
-    kept = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "HOME")
-    return {"PATH": PATH, "LANG": "C.UTF-8"} | {
+def _check_owner(path: str, status: os.stat_result) -> None:
+    """Raise `RefusedError` for a file, a directory or a link that others can exchange, where it is on the way."""
+    if status.st_uid not in {0, os.geteuid()}:
+        raise RefusedError(f"{path} belongs to another user: chown -h root {path}")
+    is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    shared = status.st_mode & _WRITABLE_BY_OTHERS
+    if shared and not is_sticky and not stat.S_ISLNK(status.st_mode):
+        raise RefusedError(f"others may write to {path}: chmod go-w {path}")
+
+
+def _environment(user: str = "") -> dict[str, str]:
+    """Return the environment of what runs as ``user``, by default the one who runs certfs and has a session."""
+    kept = () if user else ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "HOME")
+    return {"PATH": PATH, "LANG": _LANG} | {
         name: os.environ[name] for name in kept if name in os.environ
     }
 
@@ -129,7 +151,7 @@ def _transient(
     """Return a run of ``command`` as a unit of its own, whose end systemd-run waits for and reports."""
     if not systemd.runs_commands:
         raise RefusedError("certfs may not signal this process, and systemd cannot do it instead")
-    variables = {"PATH": PATH, **about}
+    variables = {"PATH": PATH, "LANG": _LANG, **about}
     words = (
         "systemd-run",
         *systemd.options,
@@ -140,7 +162,8 @@ def _transient(
         *((f"--property=User={spec.user}",) if spec.user else ()),
         *(f"--setenv={name}={value}" for name, value in variables.items()),
         "--",
-        *command,
+        # systemd puts variables in place of what follows a $ (systemd.service(5), "Command lines").
+        *(word.replace("$", "$$") for word in command),
     )  # fmt: skip
     return Run(words, _environment())
 
@@ -150,13 +173,15 @@ def _process_of(spec: NotifySpec) -> int:
         fd = os.open(spec.pid_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotRunning(f"there is no {spec.pid_file}") from None
-    with open(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise RefusedError(f"{spec.pid_file} is not a regular file")
-        text = file.read(_PID_FILE_BYTES).strip()
+        text = os.read(fd, _PID_FILE_BYTES).partition(b"\n")[0].strip()
+    finally:
+        os.close(fd)
     if not text:
         raise NotRunning(f"{spec.pid_file} is empty")
-    if not text.isdigit() or int(text) <= 1 or len(text) > 10:  # noqa: PLR2004 - more is no pid
+    if not text.isdigit() or not 1 < int(text) <= _LARGEST_PID:
         raise RefusedError(f"{spec.pid_file} does not hold the number of a process")
     return int(text)
 
