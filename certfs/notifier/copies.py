@@ -55,6 +55,9 @@ def _open(path: str) -> int:
             os.close(fd)
             fd = child
             _check(fd, walked)
+        if os.fstat(fd).st_mode & _WRITABLE_BY_OTHERS:
+            # The sticky bit keeps others from exchanging the copy, but not from making one where there is none.
+            raise RefusedError(f"others may make files in {path}: chmod go-w {path}")
         _check_outside(fd, path)
     except BaseException:
         os.close(fd)
