@@ -55,17 +55,17 @@ def _open(path: str) -> int:
             os.close(fd)
             fd = child
             _check(fd, walked)
-        if os.fstat(fd).st_mode & _WRITABLE_BY_OTHERS:
-            # The sticky bit keeps others from exchanging the copy, but not from making one where there is none.
-            raise RefusedError(f"others may make files in {path}: chmod go-w {path}")
-        _check_outside(fd, path)
+        _check_place(fd, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _check_outside(fd: int, shown: str) -> None:
+def _check_place(fd: int, shown: str) -> None:
+    if os.fstat(fd).st_mode & _WRITABLE_BY_OTHERS:
+        # The sticky bit keeps others from exchanging the copy, but not from making one where there is none.
+        raise RefusedError(f"others may make files in {shown}: chmod go-w {shown}")
     mount = procfs.mount_of(fd)
     if mount is not None and mount.is_certfs:
         raise RefusedError(f"{shown} is inside of a certfs mount: name a place outside")
