@@ -4,6 +4,7 @@ Nobody waits for it. What it is to do is what the server in charge has left in a
 """
 
 import os
+import time
 from typing import Final
 
 from certfs.linux.descriptors import memory_file
@@ -26,6 +27,7 @@ class NotifierProcess:
         self._loop = loop
         self._pipe = -1
         self._pause = _FIRST_PAUSE_SECONDS
+        self._started_at = 0.0
 
     def renew(self) -> None:
         """Start it with what the server that is now in charge was configured with, in place of the one before."""
@@ -37,6 +39,8 @@ class NotifierProcess:
         """Start another one after a while if this one has died; to be called when a child has ended."""
         if self.process and not self.process.alive():
             self.dismiss()
+            if time.monotonic() - self._started_at > _LONGEST_PAUSE_SECONDS:
+                self._pause = _FIRST_PAUSE_SECONDS  # it was well for a while
             self._loop.after("notifier", self._pause, self._start)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
 
@@ -70,6 +74,7 @@ class NotifierProcess:
             keep = (box, *(tree.fd for tree in trees))
             self.process = ProcessId.of(start(command, keep=keep, stdin=read_end))
             self._pipe = write_end
+            self._started_at = time.monotonic()
         except OSError:
             os.close(write_end)
             self._loop.after("notifier", self._pause, self._start)
