@@ -14,7 +14,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from fnmatch import fnmatchcase
+from typing import BinaryIO, Final
 
 from certfs.linux import inotify
 from certfs.protocol.notify_spec import NotifierSpec, PlainTree
@@ -49,28 +50,42 @@ class PlainFiles:
     _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Read what has changed; what cannot be read just now keeps the content that it had."""
+        """Read what has changed; what cannot be read just now keeps the content that it had, and is an OSError."""
         inotify.drain(self.queue)
-        found = set()
-        for pattern in (*self.spec.bundles, HOST_CERTIFICATE):
-            for path, directory, name in self._matching(pattern):
-                found.add(path)
-                with suppress(OSError):
+        problem = None
+        known: set[str] = set()
+        for pattern in self._patterns:
+            try:
+                for path, directory, name in self._matching(pattern):
+                    known.add(path)
                     self._read(path, directory, name)
-        for path in self.contents.keys() - found:
+                if "*" not in pattern:
+                    self.contents.setdefault(pattern, Content())
+            except OSError as error:
+                problem = error
+                known.update(path for path in self.contents if fnmatchcase(path, pattern))
+        for path in self.contents.keys() - known:
             self.contents[path] = Content()
             self._stamps.pop(path, None)
+        if problem:
+            raise problem
+
+    def gone(self) -> set[str]:
+        """Return what is known of bundles of a pattern that are not there any more."""
+        absent = {path for path, content in self.contents.items() if not content.sha256}
+        return absent - set(self._patterns)
 
     def data(self, path: str) -> bytes | None:
         """Return what the file at ``path`` holds now, None where there is none."""
         for _path, directory, name in self._matching(path):
-            try:
-                with open(os.open(name, _FILE, dir_fd=directory), "rb") as file:
+            if file := _opened(name, directory):
+                with file:
                     return file.read(_LARGEST)
-            except OSError as error:
-                if error.errno not in _ABSENT:
-                    raise
         return None
+
+    @property
+    def _patterns(self) -> tuple[str, ...]:
+        return (*self.spec.bundles, HOST_CERTIFICATE)
 
     def shown(self, path: str) -> str:
         """Return where a file is seen by its readers."""
@@ -111,24 +126,33 @@ class PlainFiles:
             os.close(directory)
 
     def _read(self, path: str, directory: int, name: str) -> None:
-        try:
-            fd = os.open(name, _FILE, dir_fd=directory)
-        except OSError as error:
-            if error.errno not in _ABSENT:
-                raise
+        file = _opened(name, directory)
+        if file is None:
             self.contents[path] = Content()
+            self._stamps.pop(path, None)
             return
-        with open(fd, "rb") as file:
-            status = os.fstat(fd)
+        with file:
+            status = os.fstat(file.fileno())
             stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if self._stamps.get(path) == stamp:
-                return
-            if not stat.S_ISREG(status.st_mode):
-                self.contents[path] = Content()
                 return
             data = file.read(_LARGEST)
         self.contents[path] = Content(hashlib.sha256(data).hexdigest(), frozenset(_prints(data)))
         self._stamps[path] = stamp
+
+
+def _opened(name: str, directory: int) -> BinaryIO | None:
+    """Open a regular file, None where there is none."""
+    try:
+        fd = os.open(name, _FILE, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return None
+    return open(fd, "rb")
 
 
 def _expanded(last: str, directory: int) -> list[str]:

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Final
 
 from certfs.linux.console import Level, log
+from certfs.linux.processes import ProcessId
 from certfs.notifier import copies, policy
 from certfs.notifier.bundles import HOST_CERTIFICATE, Content, PlainFiles
 from certfs.notifier.policy import Progress, Record, Timing
@@ -42,6 +43,8 @@ _FIRST_LOOK_SECONDS: Final = 1.0
 """After the first look the files are looked at again: by then the server has written its plain copies."""
 _OUTPUT_BYTES: Final = 4096
 """So much of a run's output goes into the log, from its end."""
+_LAST_SECONDS: Final = 1.0
+"""What is under way when the notifier ends has so long after SIGTERM."""
 _SYSTEMD_SLACK: Final = 10.0
 """systemd ends what it runs for us itself, a little later than we would."""
 
@@ -89,6 +92,15 @@ class Notifier:
         self._systemd = systemd
         self._files = PlainFiles(spec)
         self._memory: Memory = recalled(spec.state)
+        if self._memory.problem:
+            problem = f"{spec.state}: {self._memory.problem}: every reader is told once more"
+            self._log("warning", problem)
+        # Of a bundle of a pattern that has gone meanwhile there is no other trace.
+        known = (entry.bundle for entry in self._memory.entries.values() if entry.bundle)
+        self._files.contents.update({path: Content() for path in known})
+        self._baseline = {path: Content(sha256) for path, sha256 in spec.baseline.items()}
+        self._unreadable = ""
+        """What was last said of a store that cannot be read."""
         self._loop = EventLoop()
         self._orders: dict[str, Order] = {}
         self._started = False
@@ -106,12 +118,18 @@ class Notifier:
         self._look()
         while not self._ending:
             self._loop.step(lambda: None)
+        for process in self._processes():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LAST_SECONDS)
+            _kill(process, signal.SIGKILL)
 
     def _end(self) -> None:
         self._ending = True
-        for order in self._orders.values():
-            if order.process:  # it is recorded as begun: the next notifier repeats it
-                _kill(order.process, signal.SIGTERM)
+        for process in self._processes():  # it is recorded as begun: the next notifier repeats it
+            _kill(process, signal.SIGTERM)
+
+    def _processes(self) -> list["subprocess.Popen[bytes]"]:
+        return [order.process for order in self._orders.values() if order.process]
 
     def _signalled(self, number: int) -> None:
         if number != signal.SIGCHLD:
@@ -131,16 +149,24 @@ class Notifier:
         try:
             self._files.look()
         except OSError as error:
-            self._log("error", f"notify: the store cannot be read: {error.strerror}")
+            problem = f"notify: the store cannot be read: {error.filename or ''}: {error.strerror}"
+            if problem != self._unreadable:
+                self._log("error", problem)
+            self._unreadable = problem
             self._loop.after("look", 1, self._look)
         else:
+            self._unreadable = ""
             self._loop.watch(self._files.queue, self._changed)
         if not self._started:
             self._found = dict(self._files.contents)
             self._settled_at = time.monotonic() + _FIRST_LOOK_SECONDS
         now = time.monotonic()
-        for key, spec, paths in self._wanted():
-            content = _digest([self._content(path) for path in paths])
+        wanted = self._wanted()
+        if not self._started:
+            keys = {key for key, _, _ in wanted}  # the others are of another configuration
+            self._memory.entries = {k: v for k, v in self._memory.entries.items() if k in keys}
+        for key, spec, paths in wanted:
+            content = _digest({path: self._content(path) for path in paths})
             order = self._orders.get(key) or self._new_order(key, spec, paths, content, now)
             is_news = content != order.progress.wanted
             order.progress = policy.seen(order.progress, content, now)
@@ -148,9 +174,24 @@ class Notifier:
                 # A process that did not run a moment ago is looked for at once for what is new.
                 self._loop.after(order.run_timer, order.spec.delay, partial(self._begin, order))
             self._plan(order)
-        if not self._started:
+        if self._started:
+            self._forget_gone()
+        else:
             self._started = True
             self._loop.after("look", _FIRST_LOOK_SECONDS, self._look)
+
+    def _forget_gone(self) -> None:
+        """Keep nothing of a bundle of a pattern that is gone, once its readers were told (I18)."""
+        owed = {one.entry.bundle for one in self._orders.values() if not one.progress.is_settled}
+        gone = self._files.gone() - owed
+        for path in gone:
+            del self._files.contents[path]
+            self._baseline.pop(path, None)
+        ended = [key for key, one in self._orders.items() if one.entry.bundle in gone]
+        for key in ended:
+            del self._orders[key], self._memory.entries[key]
+        if ended:
+            self._remember()
 
     def _wanted(self) -> list[tuple[str, NotifySpec, list[str]]]:
         """Return key, specification and paths of every order that there is to be."""
@@ -165,21 +206,32 @@ class Notifier:
         self, key: str, spec: NotifySpec, paths: list[str], content: str, now: float
     ) -> Order:
         entry = self._memory.entries.get(key)
-        record = (
-            Record(told=entry.told, dirty=entry.dirty, failures=entry.failures) if entry else None
-        )
-        if entry is None and spec.copy:
-            record = Record(told="")  # whatever the copy holds, it is looked at
-        elif entry is None:
-            # What there was when the server began to serve; nothing of a bundle that has come since.
-            absent = Content() if self._started else None
-            baseline = [
-                self._baseline(path) or absent or self._files.contents[path] for path in paths
-            ]
-            record = Record(told=_digest(baseline))
-        if entry is None:
+        if entry:
+            record = Record(
+                told=entry.told,
+                dirty=entry.dirty,
+                failures=entry.failures,
+                last_run=entry.last_run,
+            )
+            self._end_left_behind(key, spec, entry)
+        else:
             bundle = paths[0] if spec.is_for_each_bundle else ""
             entry = Entry(target=spec.target, bundle=bundle)
+            if spec.copy or self._memory.problem:
+                # Whatever a copy holds, it is looked at; and what a reader was told is not known.
+                record = Record(told="")
+            else:
+                # What there was when the server began to serve; nothing of a bundle that has come since.
+                absent = Content() if self._started else None
+                contents = self._files.contents
+                record = Record(
+                    told=_digest(
+                        {
+                            path: self._baseline.get(path) or absent or contents[path]
+                            for path in paths
+                        }
+                    )
+                )
         order = Order(key, spec, entry, policy.resumed(record, content, now))
         if order.progress.told == content:
             order.before = dict(self._files.contents)
@@ -192,11 +244,15 @@ class Notifier:
         """Return what a file holds; at first what the server says, as long as that may not have written it yet."""
         content = self._files.contents[path]
         is_old = time.monotonic() < self._settled_at and content == self._found.get(path)
-        return (self._baseline(path) or content) if is_old else content
+        return self._baseline.get(path, content) if is_old else content
 
-    def _baseline(self, path: str) -> Content | None:
-        sha256 = self._spec.baseline.get(path)
-        return None if sha256 is None else Content(sha256)
+    def _end_left_behind(self, key: str, spec: NotifySpec, entry: Entry) -> None:
+        """End what a notifier that has died had started: no reader is told twice at the same time."""
+        left = entry.process
+        if left and left.alive():
+            with suppress(OSError):
+                os.killpg(left.pid, signal.SIGTERM)
+            self._loop.after(f"left {key}", spec.grace, left.kill_session)
 
     # --- telling
 
@@ -210,6 +266,9 @@ class Notifier:
             self._save(order)
 
     def _begin(self, order: Order) -> None:
+        if order.entry.process and order.entry.process.alive():
+            self._loop.after(order.due_timer, _LOOK_SECONDS, partial(self._begin, order))
+            return
         if order.spec.copy and time.monotonic() < self._settled_at:
             # The plain copy may be absent, or of yesterday, for a moment yet: the further copy must not follow that.
             self._loop.after(order.due_timer, _FIRST_LOOK_SECONDS, partial(self._begin, order))
@@ -260,6 +319,9 @@ class Notifier:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        with suppress(ProcessLookupError):
+            order.entry.process = ProcessId.of(order.process.pid)
+        self._remember()
         assert order.process.stdout is not None  # noqa: S101 - PIPE makes one
         output = order.process.stdout.fileno()
         os.set_blocking(output, False)
@@ -311,6 +373,7 @@ class Notifier:
         order.sought_again = False
         entry = order.entry
         entry.runs += 1
+        entry.process = None
         entry.last_error = problem
         if problem:
             said = _shown(order.output)
@@ -325,6 +388,7 @@ class Notifier:
                 self._log("info", f"notify: {order.spec.target}: told")
         self._save(order)
         self._plan(order)
+        self._forget_gone()
 
     def _about(self, order: Order) -> dict[str, str]:
         """Return what a command is told of the bundle."""
@@ -350,7 +414,11 @@ class Notifier:
         record = order.progress.record
         entry = order.entry
         entry.told, entry.dirty, entry.failures = record.told, record.dirty, record.failures
+        entry.last_run = record.last_run
         entry.waiting = policy.due(order.progress, order.timing) is not None
+        self._remember()
+
+    def _remember(self) -> None:
         try:
             self._memory.save()
         except OSError as error:
@@ -377,8 +445,10 @@ def _key(spec: NotifySpec, paths: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _digest(contents: list[Content]) -> str:
-    return hashlib.sha256("\n".join(one.sha256 for one in contents).encode()).hexdigest()
+def _digest(contents: dict[str, Content]) -> str:
+    """Return what identifies the content of bundles; one that is absent is like one that never was."""
+    there = [f"{one.sha256} {path}" for path, one in sorted(contents.items()) if one.sha256]
+    return hashlib.sha256("\n".join(there).encode()).hexdigest()
 
 
 def _group_of(user: str | None) -> int | None:
@@ -427,6 +497,8 @@ def systemd_here() -> Systemd:
 
 def main() -> None:
     """Run as a process of its own."""
+    # The supervisor is urgent; what tells readers, and what is started to tell them, is not.
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), 0))
     spec = NotifierSpec.receive(int(sys.argv[1]))
     Notifier(spec, systemd_here()).run()
 

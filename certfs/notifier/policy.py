@@ -39,11 +39,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What survives the process: the content that was told last, and whether a run may have begun since."""
+    """What survives the process: the content told last, whether a run may have begun since, and when one began last."""
 
     told: str
     dirty: bool = False
     failures: int = 0
+    last_run: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,14 @@ class Progress:
     @property
     def record(self) -> Record:
         """What is to be kept."""
-        return Record(told=self.told, dirty=self.dirty, failures=self.failures)
+        return Record(
+            told=self.told, dirty=self.dirty, failures=self.failures, last_run=self.last_run
+        )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the reader was told of what there is."""
+        return self.running is None and not self.is_waiting
 
     @property
     def is_waiting(self) -> bool:
@@ -76,8 +84,13 @@ def resumed(record: Record | None, content: str, now: float) -> Progress:
     """Return where an order stands when the process starts; without a record what there is counts as told."""
     if record is None:
         return Progress(told=content, wanted=content)
+    ran = record.last_run
     started = Progress(
-        told=record.told, wanted=content, dirty=record.dirty, failures=record.failures
+        told=record.told,
+        wanted=content,
+        dirty=record.dirty,
+        failures=record.failures,
+        last_run=ran if ran is not None and ran <= now else None,  # later: of another boot
     )
     return replace(started, first_change=now, last_change=now) if started.is_waiting else started
 

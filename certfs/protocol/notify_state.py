@@ -7,10 +7,10 @@ machine. The notifier writes it, commands read it.
 
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from certfs.linux.processes import ProcessId
 from certfs.protocol.checked import checked, parsed
 from certfs.safe_open import read_own
 
@@ -33,6 +33,10 @@ class Entry:
     last_error: str = ""
     """Of the last run, empty if it went well."""
     waiting: bool = False
+    last_run: float | None = None
+    """When the last run began, in seconds of the monotonic clock."""
+    process: ProcessId | None = None
+    """What a run has started, while it is under way."""
 
     @property
     def is_failing(self) -> bool:
@@ -46,6 +50,8 @@ class Memory:
 
     path: str
     entries: dict[str, Entry] = field(default_factory=dict)
+    problem: str = ""
+    """Why what was saved cannot be used; empty also where nothing was."""
 
     def save(self) -> None:
         """Write the file; OSError where that is impossible."""
@@ -63,12 +69,17 @@ class Memory:
 
 
 def recalled(path: str) -> Memory:
-    """Return what was saved at ``path``; what is missing or makes no sense counts as nothing saved."""
+    """Return what was saved at ``path``; where it makes no sense, nothing and the reason."""
     memory = Memory(path)
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    try:
         raw: dict[str, Any] = parsed(read_own(path, _LARGEST))
         if raw["format"] == FORMAT:
-            memory.entries = {
-                str(key): checked(Entry, one) for key, one in dict(raw["orders"]).items()
-            }
+            orders = dict(raw["orders"]).items()
+            memory.entries = {str(key): checked(Entry, one) for key, one in orders}
+        else:
+            memory.problem = "it is of another version"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        memory.problem = str(error)
     return memory

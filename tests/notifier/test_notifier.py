@@ -39,6 +39,7 @@ class Scene:
         self.state = root / "notify.json"
         self.log = root / "log"
         self.fd = os.open(self.store, os.O_PATH)
+        self.bundles: tuple[str, ...] = ("ca.pem",)
         self.baseline: dict[str, str] = {}
         self.running: list[subprocess.Popen[bytes]] = []
 
@@ -64,7 +65,7 @@ class Scene:
         """Start a notifier."""
         spec = NotifierSpec(
             trees=(PlainTree(name="", fd=self.fd, shown=str(self.root / "mount")),),
-            bundles=("ca.pem",),
+            bundles=self.bundles,
             notify=notify,
             baseline=self.baseline,
             state=str(self.state),
@@ -82,7 +83,7 @@ class Scene:
 
     def orders(self) -> list[dict[str, Any]]:
         """Return what the state file says of each order."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError, KeyError):
             return list(json.loads(self.state.read_bytes())["orders"].values())
         return []
 
@@ -97,8 +98,10 @@ class Scene:
 
         def is_settled() -> bool:
             (order,) = self.orders()
-            sha256 = hashlib.sha256(self.bundle.read_bytes()).hexdigest()
-            told = hashlib.sha256(sha256.encode()).hexdigest()
+            there = ""
+            if self.bundle.is_file():
+                there = f"{hashlib.sha256(self.bundle.read_bytes()).hexdigest()} {self.bundle.name}"
+            told = hashlib.sha256(there.encode()).hexdigest()
             return bool(order["told"] == told and not order["dirty"])
 
         wait_until(is_settled, seconds=60, what="a settled order")
@@ -354,3 +357,116 @@ def test_a_change_before_the_first_look_is_told(scene: Scene) -> None:
     scene.baseline = {"ca.pem": hashlib.sha256(CERTIFICATES[3]).hexdigest()}
     scene.start(replace(QUICK, command=scene.noting()))
     wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+
+
+def test_a_pid_file_with_an_impossible_number_ends_nothing(scene: Scene) -> None:
+    """The reader is seen to fail, and the notifier goes on."""
+    pid_file = scene.root / "pid"
+    pid_file.write_text("9999999999\n", encoding="ascii")
+    process = scene.start(replace(QUICK, pid_file=str(pid_file), process="stunnel"))
+    scene.publish(1)
+    wait_until(
+        lambda: scene.orders()[0]["failures"] or process.poll() is not None,
+        seconds=60,
+        what="a failure",
+    )
+    assert process.poll() is None
+    assert "does not hold the number" in scene.orders()[0]["last_error"]
+
+
+def test_what_is_no_file_is_refused_by_name_and_keeps_no_descriptor(scene: Scene) -> None:
+    """A directory in the place of a pid file or of a plain copy is not opened again and again (I18)."""
+    pid_file = scene.root / "pid"
+    pid_file.mkdir()
+    process = scene.start(replace(QUICK, pid_file=str(pid_file), process="stunnel", grace=0.05))
+    before = len(os.listdir(f"/proc/{process.pid}/fd"))
+    scene.bundle.unlink()
+    scene.bundle.mkdir()
+    wait_until(lambda: scene.orders()[0]["failures"] > 1, seconds=60, what="two failures")
+    assert scene.orders()[0]["last_error"] == f"{pid_file} is not a regular file"
+    assert len(os.listdir(f"/proc/{process.pid}/fd")) == before
+
+
+def test_a_notifier_that_starts_again_keeps_the_interval(scene: Scene) -> None:
+    """Deaths do not make a reader be told more often than it wants."""
+    spec = replace(QUICK, command=scene.noting("sleep 300"), min_interval=300)
+    scene.start(spec)
+    scene.publish(1)
+    wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+    scene.running[-1].kill()
+    scene.running[-1].wait()
+    scene.publish(2)
+    scene.start(spec)
+    time.sleep(1)
+    assert scene.orders()[0]["waiting"]
+    assert len(scene.told()) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"format": 99, "orders": {}}', "\0" * 5_000_000], ids=["torn", "new", "huge"]
+)
+def test_without_its_memory_a_notifier_tells_everybody(scene: Scene, content: str) -> None:
+    """A state file that cannot be used is named in the log, and no reader is taken to know what there is."""
+    scene.state.write_text(content, encoding="utf-8")
+    scene.start(replace(QUICK, command=scene.noting()))
+    wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+    scene.settled()
+    assert str(scene.state) in scene.log.read_text(encoding="utf-8")
+
+
+def test_a_bundle_of_a_pattern_that_goes_while_no_notifier_runs_is_told(scene: Scene) -> None:
+    """The next one misses it, and once it was told keeps nothing of it."""
+    scene.bundles = ("ca-*.pem",)
+    (scene.store / "ca-one.pem").write_bytes(CERTIFICATES[0])
+    spec = replace(QUICK, command=scene.noting())
+    scene.start(spec).kill()
+    (scene.store / "ca-one.pem").unlink()
+    scene.start(spec)
+    wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+    assert scene.told()[0].startswith(" 0 ")
+    wait_until(lambda: scene.orders() == [], seconds=60, what="an empty state file")
+
+
+def test_a_reader_that_is_told_no_more_is_forgotten(scene: Scene) -> None:
+    """The state file has no order that nobody configures any more."""
+    scene.start(replace(QUICK, command=("/missing",)))
+    scene.publish(1)
+    wait_until(lambda: scene.orders()[0]["failures"], seconds=60, what="a failure")
+    scene.running[-1].kill()
+    scene.running[-1].wait()
+    scene.start(replace(QUICK, command=("/missing",), user="nobody"))
+    wait_until(
+        lambda: [one["failures"] for one in scene.orders()] == [0], seconds=60, what="one order"
+    )
+
+
+def test_a_run_that_its_notifier_left_behind_is_ended_by_the_next(scene: Scene) -> None:
+    """A command that hangs does not outlive its notifier: no two run at the same time for one reader."""
+    pids = scene.root / "pids"
+    command = scene.script(f"trap '' TERM\necho $$ >>{pids}\nsleep 300\nsleep 300")
+    spec = replace(QUICK, command=command, timeout=300, min_interval=0)
+    scene.start(spec)
+    scene.publish(1)
+    wait_until(lambda: pids.exists() and pids.read_text() != "", seconds=60, what="a run")
+    first = int(pids.read_text())
+    scene.running[-1].kill()
+    scene.running[-1].wait()
+    scene.start(spec)
+    wait_until(partial(_has_ended, first), seconds=30, what="the end of what was left behind")
+
+
+def _were_told(scene: Scene, count: int) -> bool:
+    return len(scene.told()) == count
+
+
+def test_a_directory_that_cannot_be_read_keeps_no_other_bundle_from_being_told(
+    scene: Scene,
+) -> None:
+    """The log names it once, and not at each try."""
+    unreadable = "x" * 300
+    scene.bundles = (f"{unreadable}/ca.pem", "ca.pem")
+    scene.start(replace(QUICK, command=scene.noting()))
+    for number in (1, 2):
+        scene.publish(number)
+        wait_until(partial(_were_told, scene, number), seconds=60, what="a call")
+    assert scene.log.read_text(encoding="utf-8").count(unreadable) == 1
