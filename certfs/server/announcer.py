@@ -8,27 +8,44 @@ any more. The server answers these calls to this process alone, and changes noth
 the directory, and ATTRIB and DELETE_SELF of the generation that a watcher has open.
 
 A process of its own, and a short one: calls on the mount wait for the server, so they must never be made by the server
-itself; and nothing of the mount is held between two orders. An order is JSON: the path of the mount, and what to do
-beneath it. Only the standard library, and little of it, since it is started for each announcement.
+itself; and nothing of the mount is held between two orders. An order is JSON: the path of the mount, its device, and
+what to do beneath it. What else may be mounted under that path by then is left alone. Only the standard library, and
+little of it, since it is started for each announcement.
 """
 
+import errno
 import json
 import os
 import sys
+from contextlib import suppress
+from functools import cache
 
 
 def main() -> None:
     """Do what standard input says; a step that fails has nobody to tell."""
     order = json.load(sys.stdin)
-    for operation, *names in order["steps"]:
-        paths = [os.fsencode(f"{order['mount']}/{name}") for name in names]
-        try:
+    for operation, *paths in order["steps"]:
+        with suppress(OSError):
+            (directory, name), *target = [_opened(order, path) for path in paths]
             if operation == "rename":
-                os.rename(*paths)
+                os.rename(name, target[0][1], src_dir_fd=directory, dst_dir_fd=target[0][0])
             else:
-                os.unlink(*paths)
-        except OSError:
-            continue
+                os.unlink(name, dir_fd=directory)
+
+
+@cache
+def _directory(mount: str, path: str, device: str) -> int:
+    """Open a directory of the mount; OSError where another file system is in its place."""
+    fd = os.open(f"{mount}/{path}", os.O_PATH | os.O_DIRECTORY)
+    found = os.fstat(fd).st_dev
+    if f"{os.major(found)}:{os.minor(found)}" != device:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    return fd
+
+
+def _opened(order: dict[str, str], path: str) -> tuple[int, str]:
+    parent, _, name = path.rpartition("/")
+    return _directory(order["mount"], parent, order["device"]), name
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ log = logging.getLogger("certfs")
 
 INTERVAL_SECONDS: Final = 2.5
 _GIVEN_UP_SECONDS: Final = 10.0
+_LONGEST_PAUSE_SECONDS: Final = 60.0
+"""Between two announcers that fail: where none can run, that must not cost a start every 2.5 s for ever."""
 
 
 class Announcing:
@@ -34,6 +36,8 @@ class Announcing:
         self.interval = INTERVAL_SECONDS
         self.mountpoint = ""
         """Where the server is mounted, once it is."""
+        self.device = ""
+        """The device of this mount, as mountinfo has it (proc(5))."""
         self._synthetic = synthetic
         self._changed: dict[LiveBundle, None] = {}
         self._wake = trio.Event()
@@ -51,36 +55,50 @@ class Announcing:
 
     async def run(self) -> None:
         """Announce changes for as long as the server serves."""
+        pause = self.interval
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            changed, self._changed = list(self._changed), {}
-            try:
-                await self._announce(changed)
-            except OSError as e:
-                log.warning("watchers are not told of a change: %s", e)
-            await trio.sleep(self.interval)
+            changed, self._changed = self._changed, {}
+            if await self._announce(list(changed)):
+                pause = self.interval
+            else:
+                # It was killed, got stuck or could not be started: what was not told of is told of by the next one.
+                self._changed = changed | self._changed
+                self._wake.set()
+                pause = min(max(pause, 0.1) * 2, _LONGEST_PAUSE_SECONDS)
+            await trio.sleep(pause)
 
-    async def _announce(self, bundles: list[LiveBundle]) -> None:
+    async def _announce(self, bundles: list[LiveBundle]) -> bool:
+        """Have an announcer tell of bundles; whether it has."""
         steps = [step for bundle in bundles for step in self._steps(bundle)]
-        order = json.dumps({"mount": self.mountpoint, "steps": steps}).encode()
+        order = {"mount": self.mountpoint, "device": self.device, "steps": steps}
         command = [sys.executable, "-I", "-S", announcer.__file__]
-        process = await trio.lowlevel.open_process(
-            command, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, cwd="/"
-        )
+        try:
+            process = await trio.lowlevel.open_process(
+                command, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, cwd="/"
+            )
+        except OSError as e:
+            log.warning("watchers are not told of a change yet: %s", e)
+            return False
+        stdin = process.stdin
+        assert stdin is not None  # noqa: S101 - PIPE makes one
         with suppress(ProcessLookupError):
             self._process = ProcessId.of(process.pid)
         try:
-            # It acts when it has read its order to the end, so not before it is known.
-            if process.stdin is not None:
-                async with process.stdin:
-                    await process.stdin.send_all(order)
             with trio.move_on_after(_GIVEN_UP_SECONDS):
+                # It acts when it has read its order to the end, so not before it is known.
+                with suppress(trio.BrokenResourceError):
+                    async with stdin:
+                        await stdin.send_all(json.dumps(order).encode())
                 await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()
+                with trio.move_on_after(_GIVEN_UP_SECONDS):
+                    await process.wait()
             self._process = None
+        return process.returncode == 0
 
     def _steps(self, bundle: LiveBundle) -> list[list[str]]:
         """Return the calls that tell of a bundle: first of its name, then of each generation that is over."""

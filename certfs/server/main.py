@@ -174,7 +174,7 @@ class Server:
             ) from None
         self.operations.pending_requests.descriptor = fd
         self.trust.walker.device = mounted.device
-        self.announcing.mountpoint = mounted.mountpoint
+        self.announcing.mountpoint, self.announcing.device = mounted.mountpoint, mounted.device
 
     async def run(self) -> None:
         """Serve until the session ends or somebody says so."""
