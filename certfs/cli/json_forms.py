@@ -12,7 +12,9 @@ from typing import Annotated, Any, Final, Literal
 import click
 import msgspec
 
+from certfs.client.query import Status
 from certfs.core.text import printable
+from certfs.protocol.summary import Summary
 
 Time = Annotated[
     str,
@@ -298,166 +300,6 @@ class Synchronised(Form, frozen=True):
     objections: tuple[Objection, ...]
 
 
-Seconds = Annotated[float, msgspec.Meta(description="seconds since 1970")]
-ShownPath = Annotated[
-    str, msgspec.Meta(description="from the root of the mount, what is not printable escaped")
-]
-
-
-class MountForm(Form, frozen=True, kw_only=True):
-    """Where a directory of the store is seen."""
-
-    target: str
-    store: str | None
-    """Null in what everybody may know."""
-
-
-class ServingProcess(Form, frozen=True, kw_only=True):
-    """The process that answers the kernel."""
-
-    pid: int
-    since: Seconds
-
-
-class SupervisingProcess(Form, frozen=True, kw_only=True):
-    """The process that looks after it."""
-
-    pid: int
-
-
-class LeftOutRemark(Form, frozen=True, kw_only=True):
-    """A source that contributes nothing, or less than its writer meant."""
-
-    source: str
-    line: int
-    reason: str
-
-
-class WriterForm(Form, frozen=True, kw_only=True):
-    """A process that has a source open for writing."""
-
-    pid: int
-    uid: int
-    command: str
-
-
-class BeingWrittenForm(Form, frozen=True, kw_only=True):
-    """A source that counts as it was before somebody began to write it."""
-
-    source: str
-    since: Seconds
-    writers: tuple[WriterForm, ...]
-    certificates: tuple[Sha256, ...]
-
-
-class PlainCopyForm(Form, frozen=True, kw_only=True):
-    """The bundle as a plain file in the store."""
-
-    current: bool
-    error: str | None
-
-
-class BundleStatus(Form, frozen=True, kw_only=True):
-    """One bundle; what is null is only for root and the owner of the store."""
-
-    bundle: ShownPath
-    source: ShownPath
-    suffixes: tuple[str, ...]
-    readers: tuple[str, ...]
-    exists: bool
-    generation: int | None
-    certificates: int
-    sources: int
-    size: int | None
-    sha256: str | None
-    changed: Seconds
-    swap: bool | None
-    left_out: tuple[LeftOutRemark, ...] | None
-    left_out_count: int | msgspec.UnsetType = msgspec.UNSET
-    not_answering: tuple[str, ...] | None
-    being_written: tuple[BeingWrittenForm, ...] | None
-    plain_copy: PlainCopyForm
-
-
-class EventForm(Form, frozen=True, kw_only=True):
-    """A death or a restart."""
-
-    at: Seconds
-    kind: str
-    detail: str
-    plain_seconds: float | None
-    live_seconds: float | None
-
-
-class NotifyForm(Form, frozen=True, kw_only=True):
-    """A reader that is told of changes."""
-
-    target: str
-    bundle: str
-    waiting: bool
-    runs: int
-    failures: int
-    last_success: Seconds | None
-    last_error: str
-
-
-class StatusForm(Form, frozen=True, kw_only=True):
-    """How a mount is."""
-
-    answering: bool
-    phase: Literal["starting", "serving", "detached", "plain", "dead"]
-    version: int
-    mode: Literal["dom0", "standalone"]
-    config_file: str | None
-    mounts: tuple[MountForm, ...]
-    server: ServingProcess | None
-    supervisor: SupervisingProcess | None
-    since: Seconds
-    bundles: tuple[BundleStatus, ...] | None
-    plain_copies_current: bool | None
-    events: tuple[EventForm, ...] | None
-    log: str | msgspec.UnsetType | None = msgspec.UNSET
-    next_start: Seconds | msgspec.UnsetType | None = msgspec.UNSET
-    notify: tuple[NotifyForm, ...] | msgspec.UnsetType = msgspec.UNSET
-
-
-class SummaryProcess(Form, frozen=True, kw_only=True):
-    """A process by its number and its start (field 22 of /proc/PID/stat)."""
-
-    pid: int
-    started: int
-
-
-class SummaryBundle(Form, frozen=True, kw_only=True):
-    """What everybody may know of a bundle."""
-
-    bundle: ShownPath
-    source: ShownPath
-    suffixes: tuple[str, ...]
-    readers: tuple[str, ...]
-    exists: bool
-    certificates: int
-    sources: int
-    changed: Seconds
-    left_out: int
-    plain_copy_current: bool
-
-
-class SummaryForm(Form, frozen=True, kw_only=True):
-    """What everybody may know of a mount: the content of ``summary.json``."""
-
-    version: int
-    boot: str
-    mode: Literal["dom0", "standalone"]
-    config_file: str | None
-    targets: tuple[str, ...]
-    since: Seconds
-    server: SummaryProcess
-    server_since: Seconds
-    bundles: tuple[SummaryBundle, ...]
-    plain_copies_current: bool
-
-
 FORMS: Final[dict[str, Any]] = {
     "certificate-show": Shown,
     "check": Checked,
@@ -475,9 +317,9 @@ FORMS: Final[dict[str, Any]] = {
     "pool-uninstall-crl": CrlChanged,
     "repair": Repaired,
     "reset-server-certificate": Replaced,
-    "status": StatusForm,
+    "status": Status,
     "error": Error,
-    "summary": SummaryForm,
+    "summary": Summary,
 }
 """The answer of every command that has ``--json``, and of any of them that fails; and the file ``summary.json``."""
 
@@ -502,4 +344,4 @@ def _open(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
     """Return a schema without its promise that no key will ever be added."""
     if isinstance(schema, dict):
         return {key: _open(value) for key, value in schema.items() if key != "additionalProperties"}
-    return [_open(one) for one in schema] if isinstance(schema, list) else schema
+    return [_open(one) for one in schema] if isinstance(schema, list | tuple) else schema

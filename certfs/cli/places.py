@@ -34,6 +34,7 @@ from certfs.identity.bundles import BUNDLE_LIMIT, expand_bundles
 from certfs.identity.paths import DOM0, HostPaths, read_file
 from certfs.linux.processes import in_child
 from certfs.protocol import state_file, timeouts
+from certfs.protocol.report import MountReport
 from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.directories import Roots
@@ -145,7 +146,7 @@ def host_paths(store: Path | None) -> HostPaths:
 def _host_trees(config_file: str | None) -> set[str]:
     status = _host_status()
     if status is not None:
-        return {mount["target"] for mount in status["mounts"]}
+        return {mount.target for mount in status.mounts}
     return {canonical(tree) for tree in _host_config(config_file).dom0_trees}
 
 
@@ -162,7 +163,7 @@ def _host(config_file: str | None) -> Place:
         candidates, specs = config.dom0_trees, config.bundles
     else:
         config = _config_of(status, host=True)
-        candidates = tuple(mount["target"] for mount in status["mounts"])
+        candidates = tuple(mount.target for mount in status.mounts)
         specs = _specs_of(status)
     trees = {
         os.fsencode(os.path.basename(tree)): tree for tree in candidates if _is_directory(tree)
@@ -176,16 +177,16 @@ def _host(config_file: str | None) -> Place:
     return _with_findings(place, status) if status else place
 
 
-def _host_status() -> dict[str, Any] | None:
+def _host_status() -> MountReport | None:
     """Return what the host's own mount says of itself; None if there is none that answers this user."""
     answer = ask_instance(f"{state_file.runtime_directory()}/dom0") or ask_host()
     return None if answer is None else answer.report
 
 
-def _config_of(status: dict[str, Any], *, host: bool) -> Config:
+def _config_of(status: MountReport, *, host: bool) -> Config:
     """Return the configuration that a mount serves by; its file may have become unusable meanwhile."""
     try:
-        return load_config(status["config_file"], host=host)
+        return load_config(status.config_file, host=host)
     except ConfigError:
         return load_config(None, host=host)
 
@@ -215,7 +216,7 @@ def _standalone(
     return Place({b"": path}, specs, config, paths, is_live)
 
 
-def _status_of(mountpoint: str) -> dict[str, Any] | None:
+def _status_of(mountpoint: str) -> MountReport | None:
     """Return what a mount says of itself: which bundles it has, and how it is configured. None if it is none.
 
     A mount that another user made names no configuration file: it could be any that this user may read.
@@ -227,7 +228,7 @@ def _status_of(mountpoint: str) -> dict[str, Any] | None:
         if top is not None and top.is_certfs:
             raise _unanswering(path)
         return None
-    return answer.report if answer.is_trusted else {**answer.report, "config_file": None}
+    return answer.report if answer.is_trusted else replace(answer.report, config_file=None)
 
 
 def _unanswering(path: str) -> StoreError | DeadlineError:
@@ -243,41 +244,40 @@ def _look(path: str) -> None:
     os.stat(path)
 
 
-def _mounted(mountpoint: str, status: dict[str, Any], config_file: str | None) -> Place:
+def _mounted(mountpoint: str, status: MountReport, config_file: str | None) -> Place:
     config = load_config(config_file) if config_file else _config_of(status, host=False)
     place = _standalone(mountpoint, _specs_of(status), config, is_live=True)
     return _with_findings(place, status)
 
 
-def _specs_of(status: dict[str, Any]) -> tuple[BundleSpec, ...]:
+def _specs_of(status: MountReport) -> tuple[BundleSpec, ...]:
     return tuple(
         BundleSpec(
-            _components(bundle["source"]),
-            _components(bundle["bundle"]),
-            # A server of before an upgrade does not say it.
-            tuple(map(os.fsencode, bundle.get("suffixes", [".pem"]))),
-            tuple(reader for reader in Reader if reader.value in bundle.get("readers", ())),
+            _components(bundle.source),
+            _components(bundle.bundle),
+            tuple(map(os.fsencode, bundle.suffixes)),
+            tuple(reader for reader in Reader if reader.value in bundle.readers),
         )
-        for bundle in status["bundles"]
+        for bundle in status.bundles or ()
     )
 
 
-def _with_findings(place: Place, status: dict[str, Any]) -> Place:
+def _with_findings(place: Place, status: MountReport) -> Place:
     """Return the place with what only the server knows; one of an older release does not say."""
-    silent = {place for bundle in status["bundles"] for place in bundle.get("not_answering") or ()}
+    silent = {place for bundle in status.bundles or () for place in bundle.not_answering or ()}
     return replace(place, incomplete=_incomplete_of(status), silent=tuple(sorted(silent)))
 
 
-def _incomplete_of(status: dict[str, Any]) -> tuple[Incomplete, ...]:
+def _incomplete_of(status: MountReport) -> tuple[Incomplete, ...]:
     return tuple(
         Incomplete(
-            os.fsencode(f"{bundle['source']}/{one['source']}"),
-            one["since"],
-            ", ".join(f"process {by['pid']} ({by['command']})" for by in one["writers"]),
-            frozenset(one["certificates"]),
+            os.fsencode(f"{bundle.source}/{one.source}"),
+            one.since,
+            ", ".join(f"process {by.pid} ({by.command})" for by in one.writers),
+            frozenset(one.certificates),
         )
-        for bundle in status["bundles"]
-        for one in bundle.get("being_written") or ()
+        for bundle in status.bundles or ()
+        for one in bundle.being_written or ()
     )
 
 

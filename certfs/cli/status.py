@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Final
 
 import click
@@ -50,9 +51,11 @@ def status(*, mountpoint: str | None, as_json: bool) -> None:
         raise click.UsageError(f"there are several mounts, name one of them: {targets}")
     for number, answer in enumerate(answers):
         if as_json:
-            click.echo(json.dumps(answer.to_json(), indent=2))
+            click.echo(json.dumps(asdict(answer.status()), indent=2))
         else:
-            click.echo(("\n" if number else "") + "\n".join(_lines(_shown(answer.to_json()))))
+            click.echo(
+                ("\n" if number else "") + "\n".join(_lines(_shown(asdict(answer.status()))))
+            )
     if any(answer.report is None for answer in answers):
         sys.exit(DeadlineError.exit_code)
 
@@ -85,7 +88,7 @@ def _at(mountpoint: str) -> Answer | None:
         where = canonical(mountpoint)
         host = ask_host()
         is_the_hosts = host is not None and any(
-            each["target"] == where for each in host.to_json()["mounts"]
+            each.target == where for each in host.status().mounts
         )
         return host if is_the_hosts else ask_mount(where)
 
@@ -112,18 +115,18 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         phase = "NOT ANSWERING"
     good = phase == "serving"
     yield f"  state        {click.style(phase, fg='green' if good else 'red')}"
-    if status.get("next_start"):
+    if status["next_start"]:
         seconds = max(0.0, status["next_start"] - time.time())
         yield f"  next start   in {seconds:.0f} s, after several crashes; certfs restart tries at once"
     yield f"  since        {_moment(status['since'])}"
     for name in ("server", "supervisor"):
         if status[name] and status["phase"] != "dead":
             yield f"  {name:<11}  process {status[name]['pid']}"
-    if status.get("log"):
+    if status["log"]:
         yield f"  log          {status['log']}"
     for bundle in status["bundles"] or ():
         yield from _bundle_lines(bundle)
-    for reader in status.get("notify", ()):
+    for reader in status["notify"]:
         yield from _reader_lines(reader)
     events = (status["events"] or ())[-_LAST_EVENTS:]
     for event in events:
@@ -144,7 +147,7 @@ def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
             yield f"    sha256 {bundle['sha256']}, last change {_moment(bundle['changed'])}"
     if bundle["swap"]:
         yield "    a swap of the source directory is in progress"
-    if bundle.get("left_out_count"):
+    if bundle["left_out"] is None and bundle["left_out_count"]:
         text = f"    {bundle['left_out_count']} left out, wholly or in part: root can see which"
         yield click.style(text, fg="yellow")
     for remark in bundle["left_out"] or ():

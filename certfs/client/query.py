@@ -5,11 +5,10 @@ down (state.json). Both are documented in ``docs/operations.md``.
 """
 
 import errno
-import json
 import os
 import stat
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, fields
+from typing import Final, Literal
 
 from certfs import procfs
 from certfs.linux.processes import in_child, output_of_child
@@ -18,8 +17,16 @@ from certfs.protocol.checked import decoded
 from certfs.protocol.notify_spec import Wishes
 from certfs.protocol.notify_state import Entry, recalled
 from certfs.protocol.owned_mounts import devices_of
+from certfs.protocol.report import (
+    BundleReport,
+    MountReport,
+    PlainCopy,
+    ServingProcess,
+    SupervisingProcess,
+    Target,
+)
 from certfs.protocol.specs import notify_state_file, wishes_file
-from certfs.protocol.state_file import Event, Phase, State
+from certfs.protocol.state_file import Phase, State
 from certfs.protocol.summary import Summary, read_hosts
 
 REPORT_BYTES: Final = 64 << 20
@@ -27,88 +34,38 @@ REPORT_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class _Said:
     """What a mount says of itself, and the user who made it."""
 
     owner: int
-    content: dict[str, Any]
+    report: MountReport
 
 
-@dataclass(frozen=True, slots=True)
-class _Mount:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """A reader that is told of changes, and how that goes."""
+
     target: str
-    store: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    pid: int
-    since: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _LeftOut:
-    source: str
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    pid: int
-    uid: int
-    command: str
-
-
-@dataclass(frozen=True, slots=True)
-class _BeingWritten:
-    source: str
-    since: float
-    writers: tuple[_Writer, ...]
-    certificates: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _PlainCopy:
-    current: bool
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Bundle:
     bundle: str
-    source: str
-    exists: bool
-    generation: int
-    certificates: int
-    sources: int
-    size: int
-    sha256: str | None
-    changed: float
-    swap: bool
-    left_out: tuple[_LeftOut, ...]
-    plain_copy: _PlainCopy
-    suffixes: tuple[str, ...] = (".pem",)
-    readers: tuple[str, ...] = ()
-    not_answering: tuple[str, ...] = ()
-    being_written: tuple[_BeingWritten, ...] = ()
-    """A server of an older release does not say."""
+    waiting: bool
+    runs: int
+    failures: int
+    last_success: float | None
+    last_error: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Relied:
-    """What is read of a report, by type: see ``docs/operations.md`` for what it means."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status(MountReport):
+    """What ``certfs status --json`` prints; all times are seconds since the epoch.
 
-    version: int
-    mode: Literal["dom0", "standalone"]
-    config_file: str | None
-    mounts: tuple[_Mount, ...]
-    server: _Process
-    supervisor: _Process | None
-    since: float
-    bundles: tuple[_Bundle, ...]
-    plain_copies_current: bool
-    events: tuple[Event, ...]
+    ``log``, ``next_start`` (of a server, after several crashes) and ``notify`` are for root and the mount's user.
+    """
+
+    answering: bool
+    phase: Phase | Literal["dead"]
+    log: str | None
+    next_start: float | None
+    notify: tuple[Reader, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +74,15 @@ class Answer:
 
     phase: Phase | Literal["dead"]
     """``dead``: no process is left, and mounts are."""
-    report: dict[str, Any] | None
-    """The server's status.json; None if it did not answer in time."""
+    report: MountReport | None
+    """What the server says; None if it did not answer in time."""
     state: State | None
     """The supervisor's; None for a mount of somebody else, or where it could not be written."""
     owner: int | None = None
     """The user who made the mount, where there is no ``state``: what it says of itself is this user's word."""
     notified: tuple[Entry, ...] = ()
     """The readers that are told of changes, where there is a ``state``."""
-    last: dict[str, Any] | None = None
+    last: MountReport | None = None
     """What it said before it died, where there is no ``state``."""
 
     @property
@@ -133,64 +90,46 @@ class Answer:
         """Whether this user, or root, made the mount: then a file that it names may be opened."""
         return self.state is not None or self.owner in (0, os.geteuid())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that ``certfs status --json`` prints."""
-        known = {"answering": self.report is not None, "phase": self.phase}
-        return {**known, **(self.report or self._from_state()), **self._own()}
-
-    def _own(self) -> dict[str, Any]:
-        if self.state is None:
-            return {}
-        return {
-            "log": self.state.log,
-            "next_start": self.state.next_start if self.phase == "plain" else None,
-            "notify": self._notify(),
-        }
-
-    def _notify(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "target": order.target,
-                "bundle": order.bundle,
-                "waiting": order.waiting,
-                "runs": order.runs,
-                "failures": order.failures,
-                "last_success": order.last_success,
-                "last_error": order.last_error,
-            }
-            for order in self.notified
-        ]
-
-    def _from_state(self) -> dict[str, Any]:
+    def status(self) -> Status:
+        """Return all that is known, in the form for programs."""
         state = self.state
-        if state is None:
-            return self.last or {}
-        return {
-            "version": state.version,
-            "mode": state.mode,
-            "config_file": state.config_file,
-            "mounts": [
-                {"target": target, "store": store}
-                for target, store in zip(state.targets, state.stores, strict=True)
-            ],
-            "server": {"pid": state.server.pid, "since": state.server_since}
-            if state.server
-            else None,
-            "supervisor": {"pid": state.supervisor.pid},
-            "since": state.since,
-            "bundles": None,
-            "plain_copies_current": None,
-            "events": [
-                {
-                    "at": event.at,
-                    "kind": event.kind,
-                    "detail": event.detail,
-                    "plain_seconds": event.plain_seconds,
-                    "live_seconds": event.live_seconds,
-                }
-                for event in state.events
-            ],
-        }
+        known = self.report or (_report_of_state(state) if state else self.last)
+        if known is None:
+            raise ValueError("an answer of nothing")
+        return Status(
+            **{each.name: getattr(known, each.name) for each in fields(MountReport)},
+            answering=self.report is not None,
+            phase=self.phase,
+            log=state.log if state else None,
+            next_start=state.next_start if state and self.phase == "plain" else None,
+            notify=tuple(map(_reader, self.notified)) if state else (),
+        )
+
+
+def _reader(order: Entry) -> Reader:
+    return Reader(**{each.name: getattr(order, each.name) for each in fields(Reader)})
+
+
+def _report_of_state(state: State) -> MountReport:
+    """Return what a supervisor has written down, in the form of a report."""
+    server = state.server
+    return MountReport(
+        version=state.version,
+        mode=state.mode,
+        config_file=state.config_file,
+        mounts=tuple(
+            Target(target=target, store=store)
+            for target, store in zip(state.targets, state.stores, strict=True)
+        ),
+        server=ServingProcess(pid=server.pid, since=state.server_since or state.since)
+        if server
+        else None,
+        supervisor=SupervisingProcess(pid=state.supervisor.pid),
+        since=state.since,
+        bundles=None,
+        plain_copies_current=None,
+        events=state.events,
+    )
 
 
 def ask_instance(directory: str) -> Answer | None:
@@ -200,10 +139,8 @@ def ask_instance(directory: str) -> Answer | None:
         return _ask_hidden_mounts(directory)
     if not _runs(state):
         return Answer("dead", None, state) if devices_of(directory, state) else None
-    report = _read(state.mountpoint, state.device) if state.mountpoint and state.device else None
-    return Answer(
-        state.phase, report.content if report else None, state, notified=readers_of(directory)
-    )
+    said = _read(state.mountpoint, state.device) if state.mountpoint and state.device else None
+    return Answer(state.phase, said.report if said else None, state, notified=readers_of(directory))
 
 
 def readers_of(directory: str) -> tuple[Entry, ...]:
@@ -218,8 +155,8 @@ def readers_of(directory: str) -> tuple[Entry, ...]:
 
 def ask_mount(mountpoint: str) -> Answer | None:
     """Ask the certfs at ``mountpoint``, whoever it belongs to; None if there is none or it does not answer."""
-    report = _read(mountpoint)
-    return None if report is None else Answer("serving", report.content, None, report.owner)
+    said = _read(mountpoint)
+    return None if said is None else Answer("serving", said.report, None, said.owner)
 
 
 def _ask_hidden_mounts(directory: str) -> Answer | None:
@@ -237,7 +174,7 @@ def _runs(state: State) -> bool:
     return state.supervisor.alive() or (state.server is not None and state.server.alive())
 
 
-def _read(mountpoint: str, device: str | None = None) -> Report | None:
+def _read(mountpoint: str, device: str | None = None) -> _Said | None:
     """Read the status through the mount in a process of its own, which can be killed while it waits.
 
     None where nothing is mounted that calls itself certfs (with ``device``: that very mount), or it does not answer.
@@ -247,7 +184,7 @@ def _read(mountpoint: str, device: str | None = None) -> Report | None:
     )
     try:
         owner, _, content = (raw or b"").partition(b"\n")
-        return Report(int(owner), decoded_report(content))
+        return _Said(int(owner), decoded_report(content))
     except ValueError:
         return None
 
@@ -296,48 +233,39 @@ def _ask_each(targets: tuple[str, ...]) -> None:
         os.statvfs(target)  # never answered from the kernel's memory
 
 
-def report_of(summary: Summary) -> dict[str, Any]:
+def report_of(summary: Summary) -> MountReport:
     """Return a summary in the form of a report: what is only for root and the owner of the store is null."""
-    return {
-        "version": summary.version,
-        "mode": summary.mode,
-        "config_file": summary.config_file,
-        "mounts": [{"target": target, "store": None} for target in summary.targets],
-        "server": {"pid": summary.server.pid, "since": summary.server_since},
-        "supervisor": None,
-        "since": summary.since,
-        "bundles": [
-            {
-                "bundle": each.bundle,
-                "source": each.source,
-                "suffixes": list(each.suffixes),
-                "readers": list(each.readers),
-                "exists": each.exists,
-                "generation": None,
-                "certificates": each.certificates,
-                "sources": each.sources,
-                "size": None,
-                "sha256": None,
-                "changed": each.changed,
-                "swap": None,
-                "left_out": None,
-                "left_out_count": each.left_out,
-                "not_answering": None,
-                "being_written": None,
-                "plain_copy": {"current": each.plain_copy_current, "error": None},
-            }
+    return MountReport(
+        version=summary.version,
+        mode=summary.mode,
+        config_file=summary.config_file,
+        mounts=tuple(Target(target=target) for target in summary.targets),
+        server=ServingProcess(pid=summary.server.pid, since=summary.server_since),
+        supervisor=None,
+        since=summary.since,
+        bundles=tuple(
+            BundleReport(
+                bundle=each.bundle,
+                source=each.source,
+                suffixes=each.suffixes,
+                readers=each.readers,
+                exists=each.exists,
+                certificates=each.certificates,
+                sources=each.sources,
+                changed=each.changed,
+                left_out_count=each.left_out,
+                plain_copy=PlainCopy(current=each.plain_copy_current),
+            )
             for each in summary.bundles
-        ],
-        "plain_copies_current": summary.plain_copies_current,
-        "events": None,
-    }
+        ),
+        plain_copies_current=summary.plain_copies_current,
+        events=None,
+    )
 
 
-def decoded_report(content: bytes) -> dict[str, Any]:
-    """Return a status report with at least what every reader of it relies on; ValueError if it is none."""
+def decoded_report(content: bytes) -> MountReport:
+    """Return what a status or a summary says; ValueError if it is neither."""
     try:
         return report_of(Summary.from_json(content))
     except ValueError:
-        decoded(_Relied, content)
-    report: dict[str, Any] = json.loads(content)
-    return report
+        return decoded(MountReport, content)

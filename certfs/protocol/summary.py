@@ -47,7 +47,7 @@ class BundleSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One mount, as the server in charge of it sees it."""
+    """One mount, as the server in charge of it sees it; all times are seconds since the epoch."""
 
     version: int = 1
     boot: str = ""

@@ -1,18 +1,30 @@
-"""The status of a mount as JSON: what ``MOUNT/.certfs/status.json`` holds.
+"""The status of a mount: what ``MOUNT/.certfs/status.json`` and ``summary.json`` hold.
 
-Owns the schema, which is documented in ``docs/operations.md``; a key keeps its meaning for good, new ones may come.
+Owns collecting it from the store, the requests and the supervisor's state; the schemas are in `certfs.protocol`.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
+
+import msgspec
 
 from certfs.core.certificate import Severity, SourceContent
 from certfs.core.text import printable
-from certfs.fuse.base import BeingWritten
+from certfs.fuse import base
 from certfs.linux.processes import ProcessId
+from certfs.protocol.report import (
+    BeingWritten,
+    BundleReport,
+    MountReport,
+    PlainCopy,
+    Remark,
+    ServingProcess,
+    SupervisingProcess,
+    Target,
+    Writer,
+)
 from certfs.protocol.specs import MountSpec
 from certfs.protocol.state_file import read_state
 from certfs.protocol.summary import BundleSummary, Summary
@@ -22,13 +34,11 @@ from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.plain import digest
 
-VERSION = 1
-
 
 class Experience(Protocol):
     """What requests experience, which the store itself does not show."""
 
-    def being_written(self) -> list[BeingWritten]:
+    def being_written(self) -> list[base.BeingWritten]:
         """Return the sources that count as they were, because writers have not closed them."""
 
     def is_overdue(self, bundle: LiveBundle) -> bool:
@@ -63,29 +73,21 @@ class StatusReport:
     def render(self) -> bytes:
         """Return the status as it is now."""
         state = read_state(self._mount.runtime)
-        bundles = [self._bundle(bundle) for bundle in self._trust.bundles]
-        status: dict[str, Any] = {
-            "version": VERSION,
-            "mode": self._mount.mode,
-            "config_file": self._settings.file,
-            "mounts": [{"target": tree.target, "store": tree.store} for tree in self._mount.trees],
-            "server": {"pid": os.getpid(), "since": self._since},
-            "supervisor": {"pid": state.supervisor.pid} if state is not None else None,
-            "since": state.since if state is not None else self._since,
-            "bundles": bundles,
-            "plain_copies_current": all(bundle["plain_copy"]["current"] for bundle in bundles),
-            "events": [
-                {
-                    "at": event.at,
-                    "kind": event.kind,
-                    "detail": event.detail,
-                    "plain_seconds": event.plain_seconds,
-                    "live_seconds": event.live_seconds,
-                }
-                for event in (state.events if state is not None else ())
-            ],
-        }
-        return json.dumps(status, indent=2).encode() + b"\n"
+        bundles = tuple(map(self._bundle, self._trust.bundles))
+        report = MountReport(
+            mode=self._mount.mode,
+            config_file=self._settings.file,
+            mounts=tuple(
+                Target(target=tree.target, store=tree.store) for tree in self._mount.trees
+            ),
+            server=ServingProcess(pid=os.getpid(), since=self._since),
+            supervisor=SupervisingProcess(pid=state.supervisor.pid) if state else None,
+            since=state.since if state else self._since,
+            bundles=bundles,
+            plain_copies_current=all(bundle.plain_copy.current for bundle in bundles),
+            events=state.events if state else (),
+        )
+        return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
     def summary(self) -> Summary:
         """Return what everybody may know: no name of a source, no reason."""
@@ -119,35 +121,39 @@ class StatusReport:
             plain_copy_current=self._plain.is_current(bundle),
         )
 
-    def _bundle(self, bundle: LiveBundle) -> dict[str, Any]:
+    def _bundle(self, bundle: LiveBundle) -> BundleReport:
         generation = bundle.generation
-        plain = self._plain.state(bundle)
-        return {
-            "bundle": printable(b"/".join(bundle.spec.bundle)),
-            "source": printable(b"/".join(bundle.spec.source)),
-            "suffixes": [printable(suffix) for suffix in bundle.spec.suffixes],
-            "readers": [reader.value for reader in bundle.spec.readers],
-            "exists": bundle.exists,
-            "generation": generation.number,
-            "certificates": generation.certificates,
-            "sources": len(bundle.catalog.names()),
-            "size": generation.size,
-            "sha256": self._digest(bundle) if bundle.exists else None,
-            "changed": generation.changed_ns / 1e9,
-            "swap": bundle.is_swapping,
-            "left_out": [
-                {"source": printable(name), "line": remark.line, "reason": printable(remark.reason)}
-                for name, remark in bundle.catalog.remarks(Severity.WARNING)
-            ],
-            "not_answering": [
+        remarks = tuple(
+            Remark(source=printable(name), line=remark.line, reason=printable(remark.reason))
+            for name, remark in bundle.catalog.remarks(Severity.WARNING)
+        )
+        return BundleReport(
+            bundle=printable(b"/".join(bundle.spec.bundle)),
+            source=printable(b"/".join(bundle.spec.source)),
+            suffixes=tuple(map(printable, bundle.spec.suffixes)),
+            readers=tuple(reader.value for reader in bundle.spec.readers),
+            exists=bundle.exists,
+            generation=generation.number,
+            certificates=generation.certificates,
+            sources=len(bundle.catalog.names()),
+            size=generation.size,
+            sha256=self._digest(bundle) if bundle.exists else None,
+            changed=generation.changed_ns / 1e9,
+            swap=bundle.is_swapping,
+            left_out=remarks,
+            left_out_count=len(remarks),
+            not_answering=(
                 *map(printable, bundle.silent_places),
-                *(["the store"] if self._requests.is_overdue(bundle) else []),
-            ],
-            "being_written": list(self._incomplete(bundle)),
-            "plain_copy": {"current": self._plain.is_current(bundle), "error": plain.error or None},
-        }
+                *(["the store"] if self._requests.is_overdue(bundle) else ()),
+            ),
+            being_written=tuple(self._incomplete(bundle)),
+            plain_copy=PlainCopy(
+                current=self._plain.is_current(bundle),
+                error=self._plain.state(bundle).error or None,
+            ),
+        )
 
-    def _incomplete(self, bundle: LiveBundle) -> Iterator[dict[str, Any]]:
+    def _incomplete(self, bundle: LiveBundle) -> Iterator[BeingWritten]:
         """Yield the sources that count as they were before somebody began to write them."""
         through_mount = {
             each.name: each
@@ -158,15 +164,15 @@ class StatusReport:
         for name in sorted(known.keys() | through_mount.keys()):
             writing = through_mount.get(name)
             since, content = known.get(name, (0.0, SourceContent()))
-            yield {
-                "source": printable(name),
-                "since": writing.since if writing else since,
-                "writers": [
-                    {"pid": one.pid, "uid": one.uid, "command": printable(one.command)}
+            yield BeingWritten(
+                source=printable(name),
+                since=writing.since if writing else since,
+                writers=tuple(
+                    Writer(pid=one.pid, uid=one.uid, command=printable(one.command))
                     for one in (writing.writers if writing else ())
-                ],
-                "certificates": [one.fingerprint.hex() for one in content.certificates],
-            }
+                ),
+                certificates=tuple(one.fingerprint.hex() for one in content.certificates),
+            )
 
     def _digest(self, bundle: LiveBundle) -> str:
         generation = bundle.generation
