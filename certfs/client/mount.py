@@ -44,6 +44,7 @@ from certfs.supervisor.stand_in import is_bound
 
 _LEAST_FILES: Final = 128
 _LEAST_SIZE: Final = 1 << 20
+_INNER: Final = "store"
 _BY_ITSELF: Final = (
     "name the directory itself: another user could exchange the link for one to anywhere"
 )
@@ -196,6 +197,7 @@ def _prepare(request: MountRequest, *, foreground: bool) -> tuple[MountSpec, int
     mount = MountSpec(
         mode=request.mode,
         trees=trees,
+        inner=_INNER if request.mode == "standalone" and os.geteuid() == 0 else "",
         runtime=directory,
         config_file=request.config_file,
         config_optional=request.config_optional,

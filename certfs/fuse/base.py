@@ -35,6 +35,7 @@ from certfs.fuse.nodes import Find, Node, OwnDirectory, OwnNodes
 from certfs.fuse.patience import Patience
 from certfs.fuse.requests import Requests, current_user, waiting_for_store
 from certfs.fuse.synthetic import (
+    HIDDEN_STATUS_DIRECTORY_NUMBER,
     STATUS_DIRECTORY,
     STATUS_DIRECTORY_NUMBER,
     STATUS_FILE,
@@ -152,7 +153,7 @@ class FilesystemBase(pyfuse3.Operations):
         self.beside_store: dict[tuple[int, bytes], Find] = {}
         """Nodes of our own that have a name in a directory of the store, by that, and are not listed."""
         self.store_roots = [
-            inodes.add_root(os.dup(fd), None if name else ROOT)
+            inodes.add_root(os.dup(fd), None if name or roots.inner else ROOT)
             for name, fd in roots.directories.items()
         ]
         self.details_owner = (os.geteuid(), os.getegid())
@@ -161,15 +162,17 @@ class FilesystemBase(pyfuse3.Operations):
 
     def _add_own_nodes(self, trees: tuple[bytes, ...]) -> None:
         """Register what is not the store's: the only place that says what there is."""
-        own = OwnDirectory(STATUS_DIRECTORY_NUMBER, self.started_ns)
-        own.add(STATUS_FILE, self.status_content)
-        own.add(SUMMARY_FILE, self._summary)
-        self.own.add(own)
+        own = self._status_directory(STATUS_DIRECTORY_NUMBER)
         if b"" in trees:
-            self.beside_store[ROOT, STATUS_DIRECTORY] = _always(own)
-            store = os.stat(self.store_roots[0].fd)
-            self.details_owner = (store.st_uid, store.st_gid)
-            return
+            (store,) = self.store_roots
+            self.beside_store[store.number, STATUS_DIRECTORY] = _always(own)
+            status = os.stat(store.fd)
+            self.details_owner = (status.st_uid, status.st_gid)
+            if not self.roots.inner:
+                return
+            trees = (self.roots.inner,)
+            # The kernel has a directory in one place only.
+            own = self._status_directory(HIDDEN_STATUS_DIRECTORY_NUMBER)
         # It is mounted out of sight and shown in parts: there is no other way into them through it than through the
         # directories above each part (promise I19).
         root = OwnDirectory(ROOT, self.started_ns, mode=0o700)
@@ -177,6 +180,13 @@ class FilesystemBase(pyfuse3.Operations):
             root.add(name, _always(tree))
         root.add(STATUS_DIRECTORY, _always(own), listed=False)
         self.own.add(root)
+
+    def _status_directory(self, number: int) -> OwnDirectory:
+        directory = OwnDirectory(number, self.started_ns)
+        directory.add(STATUS_FILE, self.status_content)
+        directory.add(SUMMARY_FILE, self._summary)
+        self.own.add(directory)
+        return directory
 
     def init(self) -> None:
         """Take note that the kernel and the session have agreed: from now on requests are answered."""

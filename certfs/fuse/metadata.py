@@ -15,7 +15,7 @@ from certfs.fuse.base import FilesystemBase, error
 from certfs.fuse.caller import as_spender
 from certfs.fuse.guard import guarded
 from certfs.fuse.handles import FileHandle
-from certfs.fuse.inodes import ROOT, Inode
+from certfs.fuse.inodes import Inode
 from certfs.fuse.setid import (
     change_owner,
     drop_set_id,
@@ -37,10 +37,9 @@ class MetadataOperations(FilesystemBase):
         node = self.inodes[inode]
         return self._shown(node, self.entry_to_keep(node, await self.status(node)))
 
-    @staticmethod
-    def _shown(node: Inode, entry: pyfuse3.EntryAttributes) -> pyfuse3.EntryAttributes:
-        if node.number == ROOT:
-            # The root's number is FUSE's, but what is shown is the store's.
+    def _shown(self, node: Inode, entry: pyfuse3.EntryAttributes) -> pyfuse3.EntryAttributes:
+        if node in self.store_roots:
+            # A root's number may be FUSE's or ours, but what is shown is the store's.
             entry.st_ino = node.id.inode
         return entry
 

@@ -8,14 +8,16 @@ other way round.
 
 FIRST = 1 << 52
 END = 1 << 53
+FIXED = range(FIRST, FIRST + 2)
+"""Those of directories that are there for good."""
 
 
 class Numbers:
     """The numbers of the range that are in use, whoever has them."""
 
     def __init__(self) -> None:
-        self._taken = {FIRST}
-        self._next = FIRST
+        self._taken = set(FIXED)
+        self._next = FIXED[-1]
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -23,7 +25,7 @@ class Numbers:
     def own(self) -> int:
         """Return a number of our own that nobody has, and none of the last ones."""
         while True:
-            self._next = self._next + 1 if self._next + 1 < END else FIRST + 1
+            self._next = self._next + 1 if self._next + 1 < END else FIXED.stop
             if self._next not in self._taken:
                 self._taken.add(self._next)
                 return self._next

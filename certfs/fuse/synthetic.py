@@ -24,7 +24,7 @@ STATUS_FILE = b"status.json"
 SUMMARY_FILE = b"summary.json"
 """For everybody."""
 DETAILS_MODE = 0o400
-STATUS_DIRECTORY_NUMBER = numbers.FIRST
+STATUS_DIRECTORY_NUMBER, HIDDEN_STATUS_DIRECTORY_NUMBER = numbers.FIXED
 
 _RECENT_NS = 50_000_000
 """How old a status may be that a user other than root is given: rendering it costs all others time."""

@@ -57,6 +57,8 @@ class MountSpec:
     mode: Mode
     trees: tuple[Tree, ...]
     """Standalone: one, with an empty name."""
+    inner: str = ""
+    """Standalone, root: the tree's name in the closed root of the hidden mount; empty where it is the root itself."""
     runtime: str
     """The instance's directory (`certfs.protocol.state_file`)."""
     config_file: str | None = None
@@ -72,6 +74,11 @@ class MountSpec:
         """Return the descriptors of all directories."""
         fds = (fd for tree in self.trees for fd in (tree.fd, tree.beneath_fd))
         return tuple(fd for fd in fds if fd is not None)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody but root gets further than the root of the FUSE mount, which is shown in parts (I19)."""
+        return self.mode == "dom0" or bool(self.inner)
 
     @property
     def source(self) -> str:

@@ -25,7 +25,7 @@ from certfs.safe_open import private, read_own, refusal
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
 """Environment variable that names another runtime directory, for containers that have no writable /run."""
 HOST_INSTANCE: Final = "dom0"
-HOST_MODE: Final = 0o711
+PASSABLE: Final = 0o711
 REMEMBERED_EVENTS: Final = 50
 STATE_BYTES: Final = 4 << 20
 """More than any state file has: events have short texts, and paths 4 KiB."""
@@ -78,30 +78,33 @@ def instances() -> tuple[str, ...]:
 def make_instance(mode: Mode, mountpoint: str) -> str:
     """Make an instance's directory and return it. PrivilegeError if somebody else owns the place.
 
-    The host's may be passed through by everybody, for its summary and so that statfs(2) of its hidden mount answers
-    everybody (df, lsof); what else is in it has the mode 0600 or 0700. All others are for their user alone: below them
-    a store would be reached without the directories above it (promise I19).
+    Root's may be passed through by everybody, for the host's summary and so that statfs(2) of a hidden mount answers
+    everybody (df, lsof); what else is in them has the mode 0600 or 0700. A hidden mount has a root that lets nobody
+    else in: below it a store would be reached without the directories above it (promise I19).
     """
     directory = f"{runtime_directory()}/{instance_name(mode, mountpoint)}"
     for path in (os.path.dirname(directory), directory):
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
         check_own(path)
-        if mode == "dom0" and os.geteuid() == 0:
-            os.chmod(path, HOST_MODE)
+        if os.geteuid() == 0:
+            os.chmod(path, PASSABLE)
     return directory
 
 
-def remake_directory(directory: str) -> None:
-    """Make the directory of an instance that runs, if somebody has removed it; OSError if another user was faster."""
+def remake_directory(directory: str, *, passable: bool) -> None:
+    """Make the directory of an instance that runs, if somebody has removed it; OSError if another user was faster.
+
+    ``passable`` if its hidden mounts are closed.
+    """
     for path in (os.path.dirname(directory), directory):
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
         reason = refusal(path)
         if reason:
             raise PermissionError(errno.EPERM, reason, path)
-        if os.geteuid() == 0 and os.path.basename(directory) == HOST_INSTANCE:
-            os.chmod(path, HOST_MODE)
+        if passable:
+            os.chmod(path, PASSABLE)
 
 
 def check_own(path: str) -> None:

@@ -76,7 +76,10 @@ class Server:
         self._watch_problem = ""
         self._served = trio.Event()
         config = settings.config
-        roots = Roots({os.fsencode(tree.name): tree.fd for tree in self._mount.trees})
+        roots = Roots(
+            {os.fsencode(tree.name): tree.fd for tree in self._mount.trees},
+            inner=os.fsencode(self._mount.inner),
+        )
         self.trust = Trust(
             roots,
             config.bundles,
@@ -174,7 +177,8 @@ class Server:
             ) from None
         self.operations.pending_requests.descriptor = fd
         self.trust.walker.device = mounted.device
-        self.announcing.mountpoint, self.announcing.device = mounted.mountpoint, mounted.device
+        self.announcing.mountpoint = os.path.join(mounted.mountpoint, self._mount.inner)
+        self.announcing.device = mounted.device
 
     async def run(self) -> None:
         """Serve until the session ends or somebody says so."""

@@ -309,7 +309,7 @@ class Trust:
         device = self.walker.device
 
         def find() -> dict[tuple[bytes, ...], int]:
-            return find_covers(device, paths)
+            return find_covers(device, paths, self._roots.components)
 
         with suppress(TimeoutError, OSError):
             covers = await self._looking_at_mounts.run(find)

@@ -5,7 +5,7 @@ process serves: only a thread may do that, while the event loop answers.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from certfs import procfs
 from certfs.store.backing import unpin
@@ -13,10 +13,13 @@ from certfs.store.backing import unpin
 Path = tuple[bytes, ...]
 
 
-def find_covers(device: str | None, wanted: Iterable[Path]) -> dict[Path, int]:
+def find_covers(
+    device: str | None, wanted: Iterable[Path], components: Callable[[bytes], Path]
+) -> dict[Path, int]:
     """Return a descriptor, the caller's to close, of each directory of ``wanted`` that is mounted over our mount.
 
-    ``device`` is our mount's. Blocks for as long as our own answers take. Paths are from the root of the mount.
+    ``device`` is our mount's. Blocks for as long as our own answers take. Paths are from the root of the mount;
+    ``components`` makes one of what mountinfo shows.
     """
     paths = set(wanted)
     found: dict[Path, int] = {}
@@ -26,7 +29,7 @@ def find_covers(device: str | None, wanted: Iterable[Path]) -> dict[Path, int]:
         below = ours.get(entry.parent_id)
         if below is None or entry.device == device:
             continue
-        path = _components(below.root + "/" + entry.point.removeprefix(below.point))
+        path = components(os.fsencode(f"{below.root}/{entry.point.removeprefix(below.point)}"))
         if path in paths:
             _take(found, path, entry)
     return found
@@ -42,7 +45,3 @@ def _take(found: dict[Path, int], path: Path, entry: procfs.Entry) -> None:
     if path in found:
         os.close(found[path])
     found[path] = descriptor
-
-
-def _components(path: str) -> Path:
-    return tuple(os.fsencode(part) for part in path.split("/") if part)

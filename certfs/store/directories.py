@@ -23,9 +23,14 @@ Path = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """The directories of the store by their name in the root of the mount; the name is empty for the root itself."""
+    """The directories of the store by their name in the root of the mount; the name is empty for the root itself.
+
+    In root's hidden mount a store that is shown as a whole is ``inner`` of a root that nobody else may enter; it is
+    bound from there, and paths begin in it all the same.
+    """
 
     directories: dict[bytes, int]
+    inner: bytes = b""
 
     def locate(self, path: tuple[bytes, ...]) -> tuple[int, tuple[bytes, ...]]:
         """Return the descriptor that a path from the root of the mount starts at, and the rest of the path."""
@@ -42,8 +47,13 @@ class Roots:
 
     def inside(self, path: bytes) -> tuple[int, list[bytes]]:
         """Do as ``locate`` for a path as mountinfo shows it."""
-        start, rest = self.locate(tuple(part for part in path.split(b"/") if part))
+        start, rest = self.locate(self.components(path))
         return start, list(rest)
+
+    def components(self, path: bytes) -> tuple[bytes, ...]:
+        """Return the path from the root of the mount that mountinfo shows as ``path``."""
+        parts = tuple(part for part in path.split(b"/") if part)
+        return parts[1:] if self.inner and parts[:1] == (self.inner,) else parts
 
 
 class Found(NamedTuple):

@@ -47,7 +47,7 @@ class Mounter(Protocol):
 
 def targets_of(mount: MountSpec) -> tuple[View, ...]:
     """Return the views that a mount consists of."""
-    return tuple(View(f"/{tree.name}", tree.target) for tree in mount.trees)
+    return tuple(View(f"/{tree.name or mount.inner}", tree.target) for tree in mount.trees)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ class RootMounter:
         while True:
             path = f"{self.spec.runtime}{HIDDEN}{number}"
             try:
-                state_file.remake_directory(self.spec.runtime)  # it may have been removed
+                state_file.remake_directory(
+                    self.spec.runtime, passable=self.spec.is_closed
+                )  # it may have been removed
                 os.mkdir(path, 0o700)
             except FileExistsError:
                 number += 1

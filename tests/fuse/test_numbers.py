@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from certfs.fuse.inodes import ROOT, InodeTable
-from certfs.fuse.numbers import END, FIRST, Numbers
+from certfs.fuse.numbers import END, FIRST, FIXED, Numbers
 from certfs.fuse.synthetic import SyntheticFiles
 from tests.support.mounts import need_program
 
@@ -70,11 +70,11 @@ def test_a_number_that_the_store_uses_is_not_given_to_ours(tmp_path: Path) -> No
     table = InodeTable(limit=10, numbers=numbers)
     root = table.add_root(os.open(tmp_path, os.O_PATH), ROOT)
     files = SyntheticFiles(lambda: b"status", numbers=numbers)
-    theirs = table.remember(root, b"x", status_with(tmp_path, FIRST + 1))
-    assert theirs.number == FIRST + 1
-    assert files.of_status().number == FIRST + 2
+    theirs = table.remember(root, b"x", status_with(tmp_path, FIXED.stop))
+    assert theirs.number == FIXED.stop
+    assert files.of_status().number == FIXED.stop + 1
     table.forget(theirs.number, 1)
-    assert numbers.claim(FIRST + 1)
+    assert numbers.claim(FIXED.stop)
     table.close()
 
 

@@ -46,8 +46,16 @@ class Mounted:
 
     def source(self) -> str:
         """Return what the mount table names as the source."""
-        command = ("findmnt", "--noheadings", "--output=SOURCE", "--types=fuse.certfs", self.point)
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        command = (
+            "findmnt",
+            "--noheadings",
+            "--nofsroot",
+            "--output=SOURCE",
+            "--types=fuse.certfs",
+        )
+        return subprocess.run(
+            (*command, self.point), check=True, capture_output=True, text=True
+        ).stdout.strip()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from certfs.cli.json_forms import FORMS
 from tests.support import pki
-from tests.support.host import Host, kill
+from tests.support.host import Host, host, kill
 from tests.support.mounts import CertfsMount, need_root, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
@@ -105,6 +105,37 @@ def test_details_are_for_root_and_the_hidden_mount_is_no_way_in(dom0: Host) -> N
         public = 0o644 if name == "summary.json" else 0o700
         if not name.startswith("mount-"):
             assert path.stat().st_mode & 0o777 & ~public == 0, name
+
+
+@pytest.mark.parametrize("options", [(), ("--allow-other",)])
+def test_df_of_an_ordinary_user_passes_a_standalone_mount_of_root_s(
+    options: tuple[str, ...],
+) -> None:
+    """`df` answers an ordinary user for each mount, and none is a way around a closed directory above another (I19)."""
+    with host() as made:
+        closed = made.inside("/etc/closed")
+        (closed / "view").mkdir(parents=True)
+        closed.chmod(0o700)
+        store = made.inside("/etc/plain")
+        (store / "trusted").mkdir(parents=True)
+        made.certfs("mount", "--store", "/etc/plain", "/etc/closed/view", *options)
+        hidden, shown = made.certfs_mounts()
+        assert shown == "/etc/closed/view"
+        for _ in range(2):
+            assert as_nobody(made, "stat", "-f", hidden).returncode == 0
+            said = as_nobody(made, "df")
+            assert said.returncode == 0, said.stderr
+            for place in (
+                hidden,
+                f"{hidden}/store",
+                f"{hidden}/store/trusted",
+                f"{hidden}/.certfs",
+            ):
+                assert as_nobody(made, "ls", place).returncode != 0, place
+            made.certfs("restart", "/etc/closed/view")
+            hidden, _ = sorted(made.certfs_mounts(), reverse=True)
+        assert made.inside("/etc/closed/view").stat().st_ino == store.stat().st_ino
+        made.certfs("unmount", "/etc/closed/view")
 
 
 def test_details_of_a_mount_are_for_root_and_its_owner(certfs_mount: CertfsMount) -> None:
