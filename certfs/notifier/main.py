@@ -497,8 +497,12 @@ def systemd_here() -> Systemd:
 
 def main() -> None:
     """Run as a process of its own."""
-    # The supervisor is urgent; what tells readers, and what is started to tell them, is not.
+    # The supervisor is urgent and spared by the OOM killer; what is started to tell readers is an ordinary process.
     os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), 0))
+    os.umask(0o022)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+b", buffering=0) as adjustment:
+        if int(adjustment.read()) < 0:
+            adjustment.write(b"0")
     spec = NotifierSpec.receive(int(sys.argv[1]))
     Notifier(spec, systemd_here()).run()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ systemd_unit = "reader.service"
 delay = 0.05
 min_interval = 0.1
 [[notify]]
-command = ["/run/hook"]
+command = ["/run/hook", "$HOME"]
 user = "nobody"
 delay = 0.05
 min_interval = 0.1
@@ -160,21 +161,59 @@ def has_notifier(machine: Machine) -> bool:
     return found != ""
 
 
+TOLD = r"""#!/bin/sh
+{
+    id -un
+    grep -o 'certfs[^/]*[.]service' /proc/self/cgroup
+    grep -E '^(Umask|NoNewPrivs|CapBnd)' /proc/self/status
+    echo "$(nice) $(cat /proc/self/oom_score_adj) $1 $CERTFS_CERTIFICATES $LANG"
+} >>/run/told/calls
+"""
+
+
 def test_readers_are_told_from_within_the_service(machine: Machine) -> None:
-    """The unit's hardening keeps it neither from having a unit reloaded nor from changing the user (I21)."""
+    """The unit's hardening keeps it neither from having a unit reloaded nor from changing the user (I21).
+
+    Without a message bus a command is its child and inherits the hardening; with one it is a unit of its own.
+    """
     (machine.directory / "units" / "reader.service").write_text(RELOADED)
     (machine.directory / "etc" / "certfs.toml").write_text(NOTIFY)
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", "reader.service")
     machine.run("mkdir", "-m", "0777", "/run/told")
-    hook = "#!/bin/sh\nid -un >>/run/told/calls\n"
-    machine.run("sh", "-c", 'printf %s "$1" >/run/hook; chmod 0755 /run/hook', "sh", hook)
+    machine.run("sh", "-c", 'printf %s "$1" >/run/hook; chmod 0755 /run/hook', "sh", TOLD)
     machine.run("systemctl", "reload", "certfs")
     wait_until(lambda: has_notifier(machine), seconds=60, what="the notifier")
     machine.inside("/etc/stunnel/certs-pool/two.pem").write_bytes(pki.issue("two").pem)
     wait_until(machine.inside("/run/reloads").exists, seconds=60, what="the reload")
-    wait_until(machine.inside("/run/told/calls").exists, seconds=60, what="the call")
-    assert machine.run("cat", "/run/told/calls").splitlines() == ["nobody"]
+    user, unit, umask, bounding, privileges, last = told(machine)
+    assert (user, unit, umask, privileges) == (
+        "nobody",
+        "certfs.service",
+        "Umask:\t0022",
+        "NoNewPrivs:\t1",
+    )
+    assert last == "0 0 $HOME 2 C.UTF-8"
+
+    for name in ("dbus.service", "dbus.socket"):
+        shutil.copy(f"/lib/systemd/system/{name}", machine.directory / "units" / name)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "dbus.service")
+    machine.run("rm", "/run/told/calls")
+    machine.run("systemctl", "reload", "certfs")
+    machine.inside("/etc/stunnel/certs-pool/three.pem").write_bytes(pki.issue("three").pem)
+    user, unit, umask, unbounded, privileges, last = told(machine)
+    assert (user, umask, privileges) == ("nobody", "Umask:\t0022", "NoNewPrivs:\t0")
+    assert unit.startswith("certfs-notify-")
+    assert unbounded != bounding
+    assert last == "0 0 $HOME 3 C.UTF-8"
+
+
+def told(machine: Machine) -> list[str]:
+    """Return what the hook has noted of its only call."""
+    calls = machine.inside("/run/told/calls")
+    wait_until(lambda: calls.exists() and "UTF-8" in calls.read_text(), seconds=60, what="the call")
+    return calls.read_text().splitlines()
 
 
 WATCHING = """
