@@ -99,6 +99,24 @@ class Watch {
 }
 """
 
+# incrond has its tables in a directory, and runs what they say with the machine's /bin/sh; it says nothing itself.
+_INCRON = """
+set -e
+own=$(mktemp -d "$1/incron.XXXXXX")
+mkdir "$own/system" "$own/user"
+cat >"$own/conf" <<-END
+	system_table_dir = $own/system
+	user_table_dir = $own/user
+	lockfile_dir = $own
+	END
+printf '#!/bin/sh\\nif [ "$1" = "%s" ]; then echo change >>"%s"; fi\\n' "$3" "$own/said" >"$own/note"
+chmod +x "$own/note"
+echo "$2 IN_MOVED_TO,IN_CLOSE_WRITE,IN_DELETE $own/note \\$#" >"$own/system/table"
+touch "$own/said"
+incrond --foreground --config="$own/conf" &
+exec tail --follow=name "$own/said"
+"""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -148,6 +166,9 @@ DEBIAN_AND_PYPI = (
 """What the suite runs."""
 
 OTHERS = (
+    Kind(
+        "incron", ("sh", "-c", _INCRON, "sh", "{work}", "{directory}", "{name}"), says_ready=False
+    ),
     Kind("fs.watch", ("node", "-e", _NODE, "{directory}", "{file}")),
     Kind("chokidar 3", ("node", "-e", _CHOKIDAR, "chokidar3", "{directory}", "{file}")),
     Kind("chokidar 4", ("node", "-e", _CHOKIDAR, "chokidar4", "{directory}", "{file}")),
@@ -158,7 +179,7 @@ OTHERS = (
         {"Watch.java": _JAVA},
     ),
 )
-"""What the nightly run adds: node with chokidar3 and chokidar4 in NODE_PATH, go, a JDK."""
+"""What the nightly run adds: incron, node with chokidar3 and chokidar4 in NODE_PATH, go, a JDK."""
 
 
 class Watcher:
