@@ -4,7 +4,7 @@ from certfs.linux import mount_table
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.owned_mounts import devices_of
 from certfs.supervisor.janitor import leave_behind
-from certfs.supervisor.stand_in import remove_from
+from certfs.supervisor.stand_in import remove
 
 
 def end_leftovers(directory: str) -> tuple[OSError, ...]:
@@ -32,7 +32,7 @@ def end_leftovers(directory: str) -> tuple[OSError, ...]:
         if process:
             process.ends_within(timeouts.CLEANUP)
     if state and not errors:
-        remove_from(state.stores, state.targets)
+        remove(state.stores, state.targets)
     if not errors:
         state_file.clear_instance(directory)
     return errors

@@ -48,7 +48,7 @@ def find(mountpoint: str | None) -> str:
         where = canonical(mountpoint)
         directory = f"{base}/{state_file.instance_name('standalone', where)}"
         if not os.path.isdir(directory):
-            directory = _dom0_with(base, where) or directory
+            directory = _mounted_at(where) or directory
     for path in (base, directory):
         state_file.check_own(path)
     if state_file.read_state(directory) is None and not devices_of(directory, None):
@@ -69,9 +69,13 @@ def _not_found(where: str) -> NotMountedError:
     )
 
 
-def _dom0_with(base: str, target: str) -> str | None:
-    state = state_file.read_state(f"{base}/dom0")
-    return f"{base}/dom0" if state and target in state.targets else None
+def _mounted_at(target: str) -> str | None:
+    """Return the instance that has this among its places now: the host's, or one whose place was renamed."""
+    for directory in state_file.instances():
+        state = state_file.read_state(directory)
+        if state and target in state.targets:
+            return directory
+    return None
 
 
 def every() -> tuple[str, ...]:

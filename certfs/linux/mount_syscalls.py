@@ -7,11 +7,13 @@ so.
 """
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from certfs.procfs import mount_of
 from certfs.safe_open import open_mountpoint
 
 MNT_DETACH: Final = 2
@@ -39,10 +41,20 @@ _AT_FDCWD: Final = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def umount(path: str) -> None:
-    """Detach the topmost mount at ``path`` lazily: what is open stays usable, the name is free at once (umount2(2))."""
-    with _reached(path) as point:
-        _check(_libc.umount2(point.encode(), MNT_DETACH), path)
+def umount(path: str, device: str) -> None:
+    """Detach the topmost mount at ``path`` lazily: what is open stays usable, the name is free at once (umount2(2)).
+
+    OSError: EINVAL if that is none of ``device`` (``major:minor``): whoever owns a directory on the way can rename it,
+    and have the path lead to the mount of somebody else.
+    """
+    fd = open_mountpoint(path)
+    try:
+        top = mount_of(fd)
+        if top is None or top.device != device:
+            raise OSError(errno.EINVAL, "another mount is there", path)
+        _check(_libc.umount2(f"/proc/self/fd/{fd}".encode(), MNT_DETACH), path)
+    finally:
+        os.close(fd)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:

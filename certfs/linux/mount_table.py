@@ -20,7 +20,7 @@ _ROUNDS: Final = 64
 """Bound on repeated detaching: each round takes one layer off every place."""
 _FUSERMOUNT_SECONDS: Final = 5.0
 
-Unmount = Callable[[str], None]
+Unmount = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,13 @@ def detach(devices: Collection[str], unmount: Unmount) -> Detachment:
         entries = mounts()
         tops = [entry for entry in outermost(entries, devices) if _key(entry) in ours]
         # The youngest first: binds, which people see, before the hidden mount that they are made of.
-        points = [entry.point for entry in reversed(tops) if entry.point not in errors]
-        if not points:
+        places = {entry.point: entry.device for entry in reversed(tops)}
+        places = {point: device for point, device in places.items() if point not in errors}
+        if not places:
             break
-        for point in dict.fromkeys(points):
+        for point, device in places.items():
             try:
-                unmount(point)
+                unmount(point, device)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     errors[point] = error
@@ -78,8 +79,8 @@ def outermost(entries: Sequence[Entry], devices: Collection[str]) -> Iterator[En
             yield entry
 
 
-def fusermount(point: str) -> None:
-    """Detach the FUSE mount at ``point`` lazily as an ordinary user; OSError if fusermount3 does not do it.
+def fusermount(point: str, device: str) -> None:
+    """Detach the FUSE mount of ``device`` at ``point`` lazily; OSError if fusermount3, for an ordinary user, does not.
 
     What fusermount3 has to say goes to standard error. A mount that somebody else has detached meanwhile is detached.
     """
@@ -87,7 +88,7 @@ def fusermount(point: str) -> None:
     status = wait(pid, _FUSERMOUNT_SECONDS)
     if status is None:
         raise OSError(errno.ETIMEDOUT, "fusermount3 does not return", point)
-    if status != 0 and any(entry.point == point and is_ours(entry) for entry in mounts()):
+    if status != 0 and any(entry.point == point and entry.device == device for entry in mounts()):
         raise OSError(errno.EPERM, "fusermount3 did not unmount it", point)
 
 

@@ -27,6 +27,7 @@ from certfs.protocol.state_file import (
 )
 from certfs.supervisor.machine import Strikes
 from certfs.supervisor.server_process import ServerProcess
+from certfs.supervisor.view import Memory
 
 MOST_LINGERING: Final = 8
 """So many replaced servers may serve what is still open; beyond, the oldest is ended (I18)."""
@@ -117,7 +118,7 @@ class History:
         *,
         strikes: Strikes,
         janitor: ProcessId | None,
-        devices: tuple[str, ...],
+        memory: Memory,
     ) -> None:
         """Replace the state file."""
         mount = self._spec.mount
@@ -126,7 +127,7 @@ class History:
         state = State(
             mode=mount.mode,
             phase=phase,
-            targets=tuple(tree.target for tree in mount.trees),
+            targets=tuple(target.point for target in memory.targets),
             stores=tuple(tree.store for tree in mount.trees),
             config_file=mount.config_in_use,
             since=self._since,
@@ -137,7 +138,7 @@ class History:
             lingering=self._lingering,
             mountpoint=server.mountpoint if server else None,
             device=server.device if server else None,
-            devices=devices,
+            devices=memory.devices,
             allow_other=mount.allow_other,
             log=mount.log,
             deaths=strikes.deaths,

@@ -17,7 +17,7 @@ from certfs.linux import fuse_device, mount_syscalls, mount_table
 from certfs.linux.processes import in_child
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.specs import MountSpec
-from certfs.supervisor.view import HIDDEN, Attach, View
+from certfs.supervisor.view import HIDDEN, Attach, Detach, View
 
 _CANNOT: Final = frozenset((errno.ENOSYS, errno.EINVAL, errno.EPERM))
 """What kernels without a mount system call, or without one of its flags, answer (seccomp filters too)."""
@@ -40,8 +40,8 @@ class Mounter(Protocol):
         """
         ...
 
-    def detach(self, point: str) -> None:
-        """Take the mount on top of ``point`` away."""
+    def detach(self, step: Detach) -> None:
+        """Take a mount on top of a place away; OSError: EINVAL if another one is on top by now."""
         ...
 
 
@@ -90,10 +90,10 @@ class RootMounter:
         """Bind the directory over its target, in a child process because the new server has to answer."""
         return in_child(lambda: self._bind(step, mountpoint), timeouts.ATTACH)
 
-    def detach(self, point: str) -> None:
+    def detach(self, step: Detach) -> None:
         """Detach lazily; a hidden directory that is free then goes as well."""
-        mount_syscalls.umount(point)
-        discard(self.spec, point)
+        mount_syscalls.umount(step.point, step.device)
+        discard(self.spec, step.point)
 
     def _bind(self, step: Attach, mountpoint: str) -> None:
         # The hidden mount came into a directory that may be shared; its binds shall be no peers of it, or a mount made
@@ -102,12 +102,12 @@ class RootMounter:
         source, point = mountpoint + step.view.root.rstrip("/"), step.view.point
         if step.over is None:
             self._attach(source, point)
-        elif not (self.beneath and self._slide_under(source, point)):
+        elif not (self.beneath and self._slide_under(source, point, step.over)):
             # What comes into view for an instant is plain: the store itself.
-            mount_syscalls.umount(point)
+            mount_syscalls.umount(point, step.over)
             self._attach(source, point)
 
-    def _slide_under(self, source: str, point: str) -> bool:
+    def _slide_under(self, source: str, point: str, over: str) -> bool:
         try:
             tree = mount_syscalls.clone_tree(source)
             try:
@@ -118,7 +118,7 @@ class RootMounter:
             if error.errno in _CANNOT:
                 return False
             raise
-        mount_syscalls.umount(point)
+        mount_syscalls.umount(point, over)
         return True
 
     def _attach(self, source: str, point: str) -> None:
@@ -149,9 +149,9 @@ class UserMounter:
         del step, mountpoint
         return None
 
-    def detach(self, point: str) -> None:
+    def detach(self, step: Detach) -> None:
         """Detach with fusermount3."""
-        mount_table.fusermount(point)
+        mount_table.fusermount(step.point, step.device)
 
 
 def mounter_for(spec: MountSpec) -> Mounter:

@@ -18,6 +18,7 @@ from certfs.linux import mount_syscalls
 from certfs.linux.processes import in_child
 from certfs.protocol import timeouts
 from certfs.protocol.specs import MountSpec, Tree
+from certfs.safe_open import open_mountpoint
 
 _MOST_NAMES: Final = 1000
 _OWN: Final = ".certfs"
@@ -39,13 +40,8 @@ def refresh(mount: MountSpec) -> None:
             in_child(lambda: _link(tree.store, tree.fd, tree.beneath_fd), timeouts.STORE)  # noqa: B023
 
 
-def remove(mount: MountSpec) -> None:
-    """Undo `put`, after certfs's own mount has gone."""
-    remove_from([tree.store for tree in mount.trees], [tree.target for tree in mount.trees])
-
-
-def remove_from(stores: Sequence[str], targets: Sequence[str]) -> None:
-    """Undo `put` at ``targets``, whoever did it."""
+def remove(stores: Sequence[str], targets: Sequence[str]) -> None:
+    """Undo `put` at ``targets``, whoever did it, after certfs's own mount has gone."""
     for store, target in zip(stores, targets, strict=True):
         if store != target:
             in_child(lambda: _remove(store, target), timeouts.STORE)  # noqa: B023  called at once
@@ -77,11 +73,11 @@ def _put(tree: Tree) -> None:
 
 
 def _remove(store: str, target: str) -> None:
-    if is_bound(store, target):
-        mount_syscalls.umount(target)
+    top = procfs.top_at(procfs.mounts(), target)
+    if top is not None and is_bound(store, target):
+        mount_syscalls.umount(target, top.device)
     if procfs.top_at(procfs.mounts(), target) is None:
-        fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        _unlink(store, fd)
+        _unlink(store, open_mountpoint(target))
 
 
 def _link(store: str, store_fd: int, beneath_fd: int | None) -> None:

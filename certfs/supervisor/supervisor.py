@@ -318,9 +318,10 @@ class Supervisor:
             return
         errors = self._take_steps(server)
         table = procfs.mounts()
+        self._memory = view.refresh(self._memory, table)
         if self._was_unmounted(server, table):
             return
-        self._memory = view.settle(view.refresh(self._memory, table), table, live)
+        self._memory = view.settle(self._memory, table, live)
         if self._state.showing and live is not None:
             self._shown(table, live, errors)
         self._waits = bool(view.covered(self._memory, table))
@@ -364,7 +365,7 @@ class Supervisor:
             place = server.mountpoint if server else None
             return self._mounter.attach(step, place) if place else None
         try:
-            self._mounter.detach(step.point)
+            self._mounter.detach(step)
         except OSError as error:
             return error
         return None
@@ -402,7 +403,7 @@ class Supervisor:
         events, self._events = self._events, deque()
         for event in events:
             self._happened(event)
-        if self._memory.devices != before.devices:
+        if (self._memory.devices, self._memory.targets) != (before.devices, before.targets):
             self._save()
 
     # --- requests and signals
@@ -446,7 +447,8 @@ class Supervisor:
             self._janitor.finish(self._memory.devices)
         else:
             self._janitor.dismiss()
-        stand_in.remove(self._mount)
+        stores = [tree.store for tree in self._mount.trees]
+        stand_in.remove(stores, [target.point for target in self._memory.targets])
         clear_instance(self._mount.runtime)
         self._history.log("info", "ended")
         self._loop.clear()
@@ -480,7 +482,11 @@ class Supervisor:
         devices = set(devices_of(self._mount.runtime, before))
         if server.device:
             devices.add(server.device)
-        self._memory = replace(self._memory, devices=tuple(devices))
+        targets = self._memory.targets
+        if before:  # a directory above one may have been renamed
+            points = zip(targets, before.targets, strict=True)
+            targets = tuple(view.View(target.root, point) for target, point in points)
+        self._memory = replace(self._memory, devices=tuple(devices), targets=targets)
         strikes = Strikes(before.deaths, before.defects) if before else Strikes()
         self._state = replace(self._state, strikes=strikes)
         shown = before and before.phase == "serving" and before.server == server.process
@@ -533,7 +539,7 @@ class Supervisor:
             serving[0] if serving else None,
             strikes=self._state.strikes,
             janitor=self._janitor.process,
-            devices=self._memory.devices,
+            memory=self._memory,
         )
 
 

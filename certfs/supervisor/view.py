@@ -10,7 +10,8 @@ is still missing; nothing has to be remembered of what was tried. Three rules:
 
 The table says nothing of the past, so a little is remembered (`Memory`): at which places something of ours was seen.
 A place that has lost it, without a step of ours, was unmounted by somebody: that is the wish to end the mount
-(`unmounted`), or to have a bind mount no more.
+(`unmounted`), or to have a bind mount no more. A mount that is there at another path has moved, because a directory
+above it was renamed; whoever owns that may not be who made the mount, so this ends nothing, and the place moves along.
 """
 
 from collections.abc import Collection, Sequence
@@ -45,9 +46,10 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """Detach the mount on top of a place."""
+    """Detach the mount on top of a place, which is one of ``device``."""
 
     point: str
+    device: str
 
 
 Step = Attach | Detach
@@ -67,6 +69,8 @@ class Memory:
     """The device that was to be seen at the last look."""
     binds: tuple[View, ...] = ()
     """Bind mounts that others made of ours; they come back with ours."""
+    seen: tuple[tuple[int, str], ...] = ()
+    """The mount on top at each target at the last look: its number, unique while it is mounted, and its device."""
     held: frozenset[str] = frozenset()
     """Places at which something of ours was at the last look, or was put by a step since."""
 
@@ -79,10 +83,25 @@ class Memory:
 def refresh(memory: Memory, table: Table) -> Memory:
     """Return what is known without the numbers that are no longer in the table.
 
-    They are forgotten at once: the kernel gives them to the next mount, whoever's.
+    They are forgotten at once: the kernel gives them to the next mount, whoever's. Places are those of now.
     """
     there = {entry.device for entry in table if is_ours(entry)}
-    return replace(memory, devices=tuple(each for each in memory.devices if each in there))
+    memory = replace(memory, devices=tuple(each for each in memory.devices if each in there))
+    points = {(entry.mount_id, entry.device): entry.point for entry in table}
+    moved = {
+        target.point: points[mount]
+        for target, mount in zip(memory.targets, memory.seen, strict=False)
+        if mount in points and points[mount] != target.point
+    }
+    if not moved:
+        return memory
+    return replace(
+        memory,
+        targets=tuple(
+            View(each.root, moved.get(each.point, each.point)) for each in memory.targets
+        ),
+        held=frozenset(moved.get(point, point) for point in memory.held),
+    )
 
 
 def remember_binds(memory: Memory, table: Table) -> Memory:
@@ -104,7 +123,9 @@ def remember_binds(memory: Memory, table: Table) -> Memory:
 def settle(memory: Memory, table: Table, live: str | None) -> Memory:
     """Return what is known after the steps of ours, with ``live`` in view."""
     held = frozenset(entry.point for entry in table if _is_ours(memory, entry))
-    return replace(memory, held=held, live=live)
+    tops = (top_at(table, view.point) for view in memory.targets)
+    seen = tuple((top.mount_id, top.device) if top else (0, "") for top in tops)
+    return replace(memory, held=held, live=live, seen=seen)
 
 
 def taken(memory: Memory, table: Table, step: Step, *, failed: bool = False) -> Memory:
@@ -165,8 +186,8 @@ def steps(
                 return (step,)
     dead = set(memory.devices) - set(alive)
     # The youngest first: binds, which people see, before the hidden mount that they are made of.
-    points = [entry.point for entry in outermost(table, dead)]
-    detaching = (Detach(point) for point in dict.fromkeys(reversed(points)))
+    tops = {entry.point: entry.device for entry in reversed([*outermost(table, dead)])}
+    detaching = (Detach(point, device) for point, device in tops.items())
     return tuple(step for step in detaching if step not in failed)
 
 
@@ -177,7 +198,7 @@ def _towards(memory: Memory, table: Table, view: View, live: str) -> Step | None
     here = _ours_at(memory, table, view.point)
     if top is not None and top.device in here:
         if live in here:
-            return Detach(view.point)
+            return Detach(view.point, top.device)
         return Attach(view, top.device) if memory.can_attach else None
     if here or view.point in memory.held or not memory.can_attach:
         return None

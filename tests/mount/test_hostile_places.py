@@ -82,23 +82,45 @@ def turn(home: Path) -> None:
     os.chown(home / "place", USER, USER, follow_symlinks=False)
 
 
-def test_a_mount_that_is_moved_comes_back_nowhere_else(home: Path) -> None:
-    """A directory above the mountpoint is exchanged for a link: nothing is ever mounted behind that."""
-    assert certfs(home, "mount", "--store", home / "store", home / "place" / "ssl").returncode == 0
+def test_a_mount_that_is_moved_goes_on_and_comes_back_nowhere_else(home: Path) -> None:
+    """A directory above the mountpoint is exchanged for a link: the mount goes on where it is now (I14)."""
+    place = home / "place" / "ssl"
+    assert certfs(home, "mount", "--store", home / "store", place).returncode == 0
     (state,) = (home.parent / "run").glob("*/state.json")
     server = json.loads(state.read_text())["server"]["pid"]
     turn(home)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(server, signal.SIGKILL)
+    bundle = home / "moved" / "ssl" / "stunnel" / "xapi-stunnel-ca-bundle.pem"
+    assert b"BEGIN" in bundle.read_bytes()
+    os.kill(server, signal.SIGKILL)
+
+    def is_served_again() -> bool:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = json.loads(state.read_text())
+            again = known["phase"] == "serving" and known["server"]["pid"] != server
+            return again and str(bundle.parents[1]) in mounts.mountpoints() and bundle.exists()
+        return False
+
+    mounts.wait_until(is_served_again, what="the mount where it was moved to")
     victim = home.parent / "victim" / "ssl"
-    (log,) = (home.parent / "run").glob("*/log")
-    # By then the supervisor has seen that its mount is gone, or has tried to put the next one in its place.
-    mounts.wait_until(
-        lambda: not state.exists() or log.read_text().count("cannot bring") > 1,
-        what="what the supervisor makes of it",
-    )
     assert str(victim) not in mounts.mountpoints()
     assert os.listdir(victim) == ["precious"]
+    moved = home / "moved" / "ssl"
+    for command in ("status", "restart", "unmount"):
+        done = certfs(home, command, moved)
+        assert done.returncode == 0, done.stderr
+    assert not [point for point in mounts.mountpoints() if point.startswith(f"{home.parent}/")]
+
+
+def test_a_mount_of_others_is_not_taken_away(home: Path) -> None:
+    """What has come to the path of a mount of ours meanwhile is left alone (EINVAL)."""
+    point = str(home / "place" / "ssl")
+    mount_syscalls.bind(str(home / "store"), point)
+    try:
+        with pytest.raises(OSError, match="another mount is there"):
+            mount_syscalls.umount(point, "0:0")
+        assert point in mounts.mountpoints()
+    finally:
+        mounts.force_unmount(point)
 
 
 def attach(source: Path, point: str, *, beneath: bool = False) -> None:
@@ -115,7 +137,7 @@ CALLS: dict[str, Callable[[Path, str], None]] = {
     "beneath": partial(attach, beneath=True),
     "bind": lambda source, point: mount_syscalls.bind(str(source), point),
     "bind_tree": lambda source, point: mount_syscalls.bind_tree(str(source), point),
-    "umount": lambda _source, point: mount_syscalls.umount(point),
+    "umount": lambda _source, point: mount_syscalls.umount(point, "0:0"),
 }
 
 
@@ -130,5 +152,5 @@ def test_no_mount_is_made_or_taken_away_behind_a_link(home: Path, call: str) -> 
             CALLS[call](home / "store", point)
         assert mounts.mountpoints().count(str(victim)) == 1
     finally:
-        mount_syscalls.umount(str(victim))
+        mounts.force_unmount(str(victim))
     assert str(victim) not in mounts.mountpoints()

@@ -59,7 +59,7 @@ def private_filesystem() -> Iterator[Path]:
     try:
         yield place
     finally:
-        mount_syscalls.umount(str(place))
+        mounts.force_unmount(str(place))
         os.close(device)
         place.rmdir()
 

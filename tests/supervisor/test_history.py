@@ -10,6 +10,7 @@ from certfs.protocol.specs import MountSpec, SupervisorSpec
 from certfs.protocol.state_file import read_state
 from certfs.supervisor.history import History
 from certfs.supervisor.machine import Strikes
+from certfs.supervisor.view import Memory
 
 
 def test_a_state_that_could_not_be_written_is_written_later(
@@ -19,7 +20,8 @@ def test_a_state_that_could_not_be_written_is_written_later(
     runtime = tmp_path / "missing"
     mount = MountSpec(mode="standalone", trees=(), runtime=str(runtime))
     history = History(SupervisorSpec(mount=mount))
-    history.save("plain", None, strikes=Strikes(), janitor=None, devices=("0:40",))
+    memory = Memory(runtime=str(runtime), targets=(), can_attach=True, devices=("0:40",))
+    history.save("plain", None, strikes=Strikes(), janitor=None, memory=memory)
     for _ in range(3):
         history.save_again()
     assert read_state(str(runtime)) is None

@@ -65,7 +65,7 @@ for number in range(50):
         reader = threading.Thread(target=read)
         reader.start()
     else:
-        mount_syscalls.umount(old)
+        mount_syscalls.umount(old, previous)
     old, previous = place, device
     at = [entry for entry in procfs.mounts() if entry.point == target]
     assert len(at) == 1, at

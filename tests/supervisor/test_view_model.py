@@ -128,10 +128,11 @@ class World(RuleBasedStateMachine):
                 self.interfere()
         else:
             raise AssertionError("the view does not come to rest")
+        self.memory = view.refresh(self.memory, table)
         if live and view.unmounted(self.memory, table):
             self.events.append(machine.Unmounted())
             return
-        self.memory = view.settle(view.refresh(self.memory, table), table, live)
+        self.memory = view.settle(self.memory, table, live)
         if self.state.showing and live:
             shown = view.shows(self.memory, table, live)
             assert self.state.next is not None
@@ -210,6 +211,19 @@ class World(RuleBasedStateMachine):
         if top and top.kind == FILESYSTEM_TYPE and not self.one_place:
             self.kernel.mount(top.device, "/a/sub", ELSEWHERE)
             self.table_changed()
+
+    @rule(number=st.integers(0, 1))
+    def move(self, number: int) -> None:
+        """A directory above a target is renamed, and with it what is mounted there, or renamed back."""
+        here, there = POINTS[number], f"/moved{POINTS[number]}"
+        points = {here: there, there: here}
+        ends = not self.running or self.meanwhile is not None
+        self.kernel.entries[:] = [
+            replace(entry, point=points.get(entry.point, entry.point))
+            for entry in self.kernel.entries
+        ]
+        self.table_changed()
+        assert self.running or ends
 
     @precondition(lambda self: self.running)
     @rule(rarely=st.integers(0, 9))
