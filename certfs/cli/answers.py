@@ -7,21 +7,22 @@ commands do.
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec
 
 import click
-from cryptography import x509
 
 from certfs.cli.json_forms import Certificate as CertificateForm
 from certfs.cli.places import host_paths
 from certfs.core.text import printable
 from certfs.errors import StoreError
-from certfs.identity.describe import Description, describe, with_colons
+from certfs.identity.describe import Description, with_colons
 from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
 from certfs.identity.validate import Document, iso
 
 P = ParamSpec("P")
+_UNKNOWN = "unknown: it cannot be read"
 Decorator = Callable[[Callable[P, None]], Callable[P, None]]
 
 
@@ -81,15 +82,14 @@ def json_option(function: Callable[P, None]) -> Callable[P, None]:
     )
 
 
-def certificate_form(certificate: x509.Certificate) -> CertificateForm:
+def certificate_form(said: Description) -> CertificateForm:
     """Return what a program is told of a certificate."""
-    said = describe(certificate)
     return CertificateForm(
         subject=said.subject,
         issuer=said.issuer,
         serial_number=said.serial_number,
-        not_before=iso(said.not_before),
-        not_after=iso(said.not_after),
+        not_before=iso(said.not_before) if said.not_before else None,
+        not_after=iso(said.not_after) if said.not_after else None,
         key=said.key,
         signature=said.signature,
         names=said.names,
@@ -99,12 +99,16 @@ def certificate_form(certificate: x509.Certificate) -> CertificateForm:
     )
 
 
-def certificate_lines(certificate: x509.Certificate) -> str:
+def moment_text(moment: datetime | None) -> str:
+    """Return a date of a certificate for people."""
+    return _UNKNOWN if moment is None else iso(moment)
+
+
+def certificate_lines(said: Description) -> str:
     """Return what people want to see of a certificate that was just installed or removed."""
-    said = describe(certificate)
     return (
         f"  subject   {said.subject}\n"
-        f"  valid     {iso(said.not_before)} to {iso(said.not_after)}\n"
+        f"  valid     {moment_text(said.not_before)} to {moment_text(said.not_after)}\n"
         f"  SHA-256   {said.sha256}"
     )
 
@@ -115,12 +119,12 @@ def description_lines(said: Description) -> str:
         ("subject", said.subject),
         ("issuer", said.issuer),
         ("serial number", said.serial_number),
-        ("valid from", iso(said.not_before)),
-        ("valid until", iso(said.not_after)),
-        ("key", said.key),
-        ("signature", said.signature),
-        ("names", ", ".join(said.names) or "none"),
-        ("CA", "yes" if said.is_ca else "no"),
+        ("valid from", moment_text(said.not_before)),
+        ("valid until", moment_text(said.not_after)),
+        ("key", said.key or _UNKNOWN),
+        ("signature", said.signature or _UNKNOWN),
+        ("names", _UNKNOWN if said.names is None else ", ".join(said.names) or "none"),
+        ("CA", {True: "yes", False: "no", None: _UNKNOWN}[said.is_ca]),
         ("SHA-256", said.sha256),
         ("", with_colons(said.sha256)),
         ("SHA-1", said.sha1),

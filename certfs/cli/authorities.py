@@ -15,6 +15,7 @@ from certfs.cli.answers import (
     description_lines,
     dry_run_option,
     json_option,
+    moment_text,
     read_document,
     say,
     store_option,
@@ -29,6 +30,7 @@ from certfs.cli.json_forms import (
     answer,
     file_form,
 )
+from certfs.core.certificate import Severity, parse_source
 from certfs.identity.authorities import (
     AuthorityChange,
     Purpose,
@@ -37,13 +39,13 @@ from certfs.identity.authorities import (
     library,
     uninstall_authority,
 )
-from certfs.identity.describe import describe, fingerprint, name_text
+from certfs.identity.describe import Description, describe, describe_loaded
 from certfs.identity.errors import CertificateCorruptError
 from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.listing import Installed, installed, installed_by_purpose
 from certfs.identity.paths import DOM0, HostPaths
 from certfs.identity.trusted import Trusted
-from certfs.identity.validate import iso
+from certfs.identity.validate import Document
 
 P = ParamSpec("P")
 
@@ -168,9 +170,8 @@ def pool_certificate_list(*, paths: HostPaths, as_json: bool) -> None:
         purpose = f", for {file.purpose}" if file.purpose else ""
         say(f"{file.path}  ({file.kind}{purpose})")
         for certificate in file.certificates:
-            until = iso(certificate.not_valid_after_utc)
-            say(f"  {name_text(certificate.subject)}, until {until}")
-            say(f"  {fingerprint(certificate)}")
+            say(f"  {certificate.title}, until {moment_text(certificate.not_after)}")
+            say(f"  {certificate.sha256}")
         if file.defect:
             say(f"  {file.defect}")
 
@@ -184,32 +185,41 @@ def pool_certificate_list(*, paths: HostPaths, as_json: bool) -> None:
 def certificate_show(*, file: Path, as_json: bool) -> None:
     """Show every certificate in FILE in full, and no key that is in it."""
     document = read_document(file)
-    certificates = parse_certificates(document.data)
-    if isinstance(certificates, HostPemDefect) or not certificates:
-        reason = certificates.reason if isinstance(certificates, HostPemDefect) else "nothing in it"
-        raise CertificateCorruptError(
-            f"{document.path} cannot be shown: {reason}", advice=advice_for(document)
-        )
+    certificates = _all_in(document)
     if as_json:
         path = "-" if str(file) == "-" else file_form(os.path.abspath(file))
         answer(Shown(path=path, certificates=tuple(map(certificate_form, certificates))))
         return
-    say("\n\n".join(description_lines(describe(one)) for one in certificates))
+    say("\n\n".join(map(description_lines, certificates)))
+
+
+def _all_in(document: Document) -> tuple[Description, ...]:
+    """Return what can be said of the certificates of a file, also of those that only OpenSSL loads."""
+    strict = parse_certificates(document.data)
+    if strict and not isinstance(strict, HostPemDefect):
+        return tuple(map(describe_loaded, strict))
+    content = parse_source(document.data)
+    if content.certificates and all(one.severity < Severity.DEFECT for one in content.remarks):
+        return tuple(describe(certificate.der) for certificate in content.certificates)
+    reason = strict.reason if isinstance(strict, HostPemDefect) else "nothing in it"
+    raise CertificateCorruptError(
+        f"{document.path} cannot be shown: {reason}", advice=advice_for(document)
+    )
 
 
 def _not_trusted(change: AuthorityChange) -> tuple[str, ...]:
     """Return a warning if no bundle has what was just installed."""
     trusted = {found.sha256 for found in change.trusted if found.is_same}
-    missing = [one for one in change.certificates if fingerprint(one) not in trusted]
+    missing = [one for one in change.certificates if one.sha256 not in trusted]
     return tuple(
-        f"{name_text(one.subject)} is in no bundle: {change.path.parent} is not the source of one that is made here"
+        f"{one.title} is in no bundle: {change.path.parent} is not the source of one that is made here"
         for one in missing
     )
 
 
 def _still_trusted(change: AuthorityChange) -> tuple[str, ...]:
     """Return a sentence for each bundle through which what was just removed is trusted."""
-    names = {fingerprint(one): name_text(one.subject) for one in change.certificates}
+    names = {one.sha256: one.title for one in change.certificates}
     return tuple(
         f"{names.get(found.sha256, found.sha256)} is still trusted: {found.bundle} has "
         f"{'it' if found.is_same else 'another certificate with its name and key'}{_through(found)}"
@@ -247,7 +257,7 @@ def _conclusion(change: AuthorityChange, said: str, *, dry_run: bool) -> str:
     if dry_run or not change.certificates:
         return ""
     held = {found.sha256 for found in change.trusted}
-    fingerprints = {fingerprint(one) for one in change.certificates}
+    fingerprints = {one.sha256 for one in change.certificates}
     if said == "removed":
         return "" if held else "; not trusted any more"
     return "; trusted" if fingerprints <= held else ""

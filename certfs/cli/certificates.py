@@ -22,10 +22,11 @@ from certfs.cli.answers import (
     warn,
 )
 from certfs.cli.json_forms import Refreshed, Replaced, ServerCertificate, answer, file_form
+from certfs.core.pem import render
 from certfs.errors import CertfsError, PrivilegeError
 from certfs.identity import refresh, replace
+from certfs.identity.describe import describe_loaded
 from certfs.identity.errors import CertificateLibraryCorruptError
-from certfs.identity.hostpem import public_pem
 from certfs.identity.listing import Access, Kind, installed, need_host_uuid
 from certfs.identity.paths import HostPaths
 from certfs.identity.refresh import RefreshReport, Stage
@@ -61,7 +62,7 @@ def host_get_server_certificate(*, pool: bool, paths: HostPaths, as_json: bool) 
             f"{file.path} {file.defect}", advice="certfs repair mends what it can"
         )
     leaf = file.certificates[0]
-    pem = public_pem(leaf).decode("ascii")
+    pem = render(leaf.der).decode("ascii")
     if as_json:
         answer(
             ServerCertificate(
@@ -210,14 +211,14 @@ def _tell_replacement(done: Replacement, *, dry_run: bool, as_json: bool) -> Non
             Replaced(
                 path=file_form(done.path),
                 changed=not dry_run,
-                certificate=certificate_form(done.certificate),
+                certificate=certificate_form(describe_loaded(done.certificate)),
                 warnings=done.warnings,
                 next="" if dry_run else RELOAD_HINT,
             )
         )
         return
     said = "would be replaced by" if dry_run else "replaced by"
-    say(f"{done.path}: {said}\n{certificate_lines(done.certificate)}")
+    say(f"{done.path}: {said}\n{certificate_lines(describe_loaded(done.certificate))}")
     warn(*(f"warning: {warning}" for warning in done.warnings))
     if not dry_run:
         warn(RELOAD_HINT)
@@ -226,8 +227,8 @@ def _tell_replacement(done: Replacement, *, dry_run: bool, as_json: bool) -> Non
 def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json: bool) -> None:
     said, following = _refresh_sentences(report, finish=finish, dry_run=dry_run)
     warnings = report.warnings
+    newest = describe_loaded(report.certificate) if report.certificate is not None else None
     if as_json:
-        newest = report.certificate
         answer(
             Refreshed(
                 stage=report.stage.value,
@@ -239,8 +240,8 @@ def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json
         )
         return
     say(said)
-    if report.certificate is not None:
-        say(certificate_lines(report.certificate))
+    if newest is not None:
+        say(certificate_lines(newest))
     warn(*(f"warning: {warning}" for warning in warnings))
     if following:
         warn(following)

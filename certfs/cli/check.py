@@ -33,7 +33,6 @@ from certfs.errors import NotMountedError
 from certfs.identity.finding import Finding
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
-from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.paths import DOM0
 from certfs.identity.validate import iso
 from certfs.protocol import state_file
@@ -192,8 +191,7 @@ def _judge_bundle(
 ) -> Iterator[_Judgement]:
     """Yield what is wrong with one bundle.
 
-    The validity of what ``is_installed`` on a host is judged with the host's own files, but for the certificates that
-    only the bundle can read.
+    The validity of what ``is_installed`` on a host is judged with the host's own files, unless it cannot be read.
     """
     for item in items:
         source = _absolute(place, item.source)
@@ -208,7 +206,7 @@ def _judge_bundle(
             )
         elif item.certificate is not None and item.included:
             yield from _judge_readers(item.certificate, item, source)
-            if not is_installed or _is_unusual(item.certificate):
+            if not is_installed or _has_unknown_validity(item):
                 yield from _judge_validity(item, source, now, place.config.check)
     yield from _judge_all_expired(place, items, now)
     sources = [item for item in items if item.is_source]
@@ -222,8 +220,9 @@ def _judge_bundle(
         )
 
 
-def _is_unusual(certificate: Certificate) -> bool:
-    return isinstance(parse_certificates(certificate.pem), HostPemDefect)
+def _has_unknown_validity(item: Item) -> bool:
+    details = item.details
+    return details is not None and None in {details.not_before, details.not_after}
 
 
 def _judge_readers(certificate: Certificate, item: Item, source: str) -> Iterator[_Judgement]:

@@ -12,6 +12,7 @@ import click
 
 from certfs.cli.answers import certificate_lines, say
 from certfs.identity.boot import NO_GROUP, Presented, generate_if_missing
+from certfs.identity.describe import describe_loaded
 from certfs.identity.paths import file_errors
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,10}")
@@ -44,7 +45,11 @@ def gencert(*, path: Path, group_and_name: tuple[str, ...]) -> None:
         say(f"{path} is there: nothing to do")
         return
     made = generate_if_missing(path, _presented(name), group=_group(group))
-    say(f"{path}: generated\n{certificate_lines(made)}" if made else f"{path} is there")
+    say(
+        f"{path}: generated\n{certificate_lines(describe_loaded(made))}"
+        if made
+        else f"{path} is there"
+    )
 
 
 def _group_and_name(words: tuple[str, ...]) -> tuple[str, str]:

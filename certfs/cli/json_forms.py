@@ -62,17 +62,20 @@ class Error(Form, frozen=True):
 
 
 class Certificate(Form, frozen=True):
-    """What can be said of one certificate; names are RFC 4514, ``names`` the alternative ones by their type."""
+    """What can be said of one certificate; names are RFC 4514, ``names`` the alternative ones by their type.
+
+    OpenSSL loads certificates in which a part is broken; what cannot be read of one is null.
+    """
 
     subject: str
     issuer: str
     serial_number: SerialNumber
-    not_before: Time
-    not_after: Time
-    key: str
-    signature: str
-    names: tuple[str, ...]
-    is_ca: bool
+    not_before: Time | None
+    not_after: Time | None
+    key: str | None
+    signature: str | None
+    names: tuple[str, ...] | None
+    is_ca: bool | None
     sha256: Sha256
     sha1: Sha1
 

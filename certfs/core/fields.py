@@ -17,10 +17,13 @@ from certfs.core.der import (
     read_first,
 )
 
+_BOOLEAN = 0x01
 _VERSION = 0xA0
 _EXTENSIONS = 0xA3
 _UTC_TIME = 0x17
 _FEWEST_FIELDS = 6
+SUBJECT_ALTERNATIVE_NAME = bytes.fromhex("551d11")
+BASIC_CONSTRAINTS = bytes.fromhex("551d13")
 _LONGEST_VERSION = 4
 _UTC_TIME_FORM = re.compile(rb"(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)?(?:Z|([+-])(\d\d)(\d\d))")
 _GENERALIZED_TIME_FORM = re.compile(
@@ -72,6 +75,31 @@ def read_fields(der: bytes) -> Fields:
         extensions,
         outer_signature,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """An extension (RFC 5280, 4.2): the content of its identifier, and of its value."""
+
+    identifier: bytes
+    is_critical: bool
+    value: bytes
+
+
+def read_extensions(der: bytes, fields: Fields) -> tuple[Extension, ...]:
+    """Return the extensions of a certificate as they are listed; DerError where they cannot be parsed."""
+    if fields.extensions is None:
+        return ()
+    (listed,) = read_first(der, fields.extensions, 1)
+    return tuple(_read_extension(der, element) for element in read_elements(der, listed))
+
+
+def _read_extension(der: bytes, element: Element) -> Extension:
+    identifier, *rest = read_elements(der, element)
+    if not rest:
+        raise DerError("extension has no value")
+    is_critical = rest[0].tag == _BOOLEAN and any(content_of(der, rest[0]))
+    return Extension(content_of(der, identifier), is_critical, content_of(der, rest[-1]))
 
 
 def read_dates(der: bytes, fields: Fields) -> tuple[datetime | None, datetime | None]:

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import (
 )
 
 from certfs.core.der import DerError, encode_element, read_element, read_elements
-from certfs.core.name import canonical_subject
+from certfs.core.fields import read_fields
+from certfs.core.name import canonical_name
 from certfs.core.pem import PemBlock, decode_body, find_blocks, render
 
 _LABELS = frozenset(("CERTIFICATE", "X509 CERTIFICATE"))
@@ -89,5 +90,6 @@ def subject_hash(der: bytes) -> str:
     SHA-1 of the canonical subject without its outer header, of which OpenSSL takes four bytes, least significant first
     (X509_NAME_hash_ex in crypto/x509/x509_cmp.c).
     """
-    digest = hashlib.sha1(canonical_subject(der), usedforsecurity=False).digest()
+    subject = canonical_name(der, read_fields(der).subject)
+    digest = hashlib.sha1(subject, usedforsecurity=False).digest()
     return digest[3::-1].hex()

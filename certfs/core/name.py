@@ -21,7 +21,6 @@ from certfs.core.der import (
     read_element,
     read_elements,
 )
-from certfs.core.fields import read_fields
 from certfs.core.rendering import LONGEST_ESCAPED, LONGEST_LOGGED, Rendering
 from certfs.core.text import printable
 
@@ -128,14 +127,11 @@ def longest_responder(der: bytes) -> int:
     return longest
 
 
-def canonical_subject(der: bytes) -> bytes:
-    """Return the subject of the certificate ``der`` in OpenSSL's canonical encoding, without the outer header.
-
-    DerError where it has none.
-    """
+def canonical_name(der: bytes, name: Element) -> bytes:
+    """Return a Name in OpenSSL's canonical encoding, without the outer header; DerError where it is none."""
     return b"".join(
         encode_element(SET, b"".join(sorted(_canonical_attributes(der, relative))))
-        for relative in read_elements(der, read_fields(der).subject)
+        for relative in read_elements(der, name)
     )
 
 

@@ -22,12 +22,17 @@ from certfs.core.der import (
     read_first,
     walk,
 )
-from certfs.core.fields import Fields, read_dates, read_fields
+from certfs.core.fields import (
+    SUBJECT_ALTERNATIVE_NAME,
+    Extension,
+    Fields,
+    read_dates,
+    read_extensions,
+    read_fields,
+)
 
-_BOOLEAN = 0x01
 _INTEGER = 0x02
 _VERSION_WITH_EXTENSIONS = 3
-_SUBJECT_ALTERNATIVE_NAME = bytes.fromhex("551d11")
 # Extensions that Java parses: where they are critical and broken, it refuses the certificate.
 _KNOWN_TO_JAVA = frozenset(
     bytes.fromhex(f"551d{last}")
@@ -77,13 +82,6 @@ class Refusal:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Extension:
-    identifier: bytes
-    is_critical: bool
-    value: bytes
-
-
 class _Subject:
     """A certificate as the rules look at it; nothing of it is read twice."""
 
@@ -92,20 +90,8 @@ class _Subject:
         self.fields: Fields = read_fields(der)
 
     @cached_property
-    def extensions(self) -> tuple[_Extension, ...]:
-        if self.fields.extensions is None:
-            return ()
-        (listed,) = read_first(self.der, self.fields.extensions, 1)
-        return tuple(map(self._extension, read_elements(self.der, listed)))
-
-    def _extension(self, element: Element) -> _Extension:
-        identifier, *rest = read_elements(self.der, element)
-        if not rest:
-            raise DerError("extension has no value")
-        is_critical = rest[0].tag == _BOOLEAN and any(content_of(self.der, rest[0]))
-        return _Extension(
-            content_of(self.der, identifier), is_critical, content_of(self.der, rest[-1])
-        )
+    def extensions(self) -> tuple[Extension, ...]:
+        return read_extensions(self.der, self.fields)
 
     @cached_property
     def key(self) -> tuple[bytes, bytes, bytes]:
@@ -166,7 +152,7 @@ def _two_algorithms(subject: _Subject) -> str:
 
 def _broken_alternative_name(subject: _Subject) -> str:
     for extension in subject.extensions:
-        if extension.identifier == _SUBJECT_ALTERNATIVE_NAME and not _is_well_formed(
+        if extension.identifier == SUBJECT_ALTERNATIVE_NAME and not _is_well_formed(
             extension.value
         ):
             return "its subjectAltName is broken"

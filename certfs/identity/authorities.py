@@ -10,20 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography import x509
-
 from certfs.core.certificate import Severity, parse_source
 from certfs.errors import StoreError
 from certfs.identity.bundles import update_bundles_of
 from certfs.identity.certificate_library import Library
-from certfs.identity.describe import is_authority, name_text
+from certfs.identity.describe import Description, describe
 from certfs.identity.errors import (
     CertificateAlreadyExistsError,
     CertificateCorruptError,
     CertificateDoesNotExistError,
     CertificateNameInvalidError,
 )
-from certfs.identity.hostpem import showable
 from certfs.identity.paths import SOURCE_DIRECTORY_MODE, HostPaths, file_errors
 from certfs.identity.trusted import Trusted, trusted_through
 from certfs.identity.validate import ANOTHER_NAME, Document, iso, validate_name
@@ -47,7 +44,7 @@ class AuthorityChange:
     """
 
     path: Path
-    certificates: tuple[x509.Certificate, ...]
+    certificates: tuple[Description, ...]
     changed: bool
     warnings: tuple[str, ...] = ()
     trusted: tuple[Trusted, ...] = ()
@@ -101,7 +98,7 @@ def install_authority(
             f"{document.path} holds no certificate", advice=advice_for(document)
         )
     data = b"".join(certificate.pem for certificate in content.certificates)
-    certificates = showable(content)[0]
+    certificates = tuple(describe(certificate.der) for certificate in content.certificates)
     if purpose is not None:
         _need_trusted_certs(paths, dry_run=dry_run)
     place.add(name, data, dry_run=dry_run)
@@ -131,7 +128,7 @@ def uninstall_authority(
     if data is None:
         return AuthorityChange(path, (), changed=False)
     content = parse_source(data)
-    certificates = showable(content)[0]
+    certificates = tuple(describe(certificate.der) for certificate in content.certificates)
     if dry_run:
         return AuthorityChange(path, certificates, changed=True)
     update_bundles_of(paths, place.directory)
@@ -154,18 +151,19 @@ def _need_trusted_certs(paths: HostPaths, *, dry_run: bool) -> None:
         directory.mkdir(SOURCE_DIRECTORY_MODE, exist_ok=True)
 
 
-def _doubts(certificates: Iterable[x509.Certificate], *, pinned: bool) -> Iterable[str]:
+def _doubts(certificates: Iterable[Description], *, pinned: bool) -> Iterable[str]:
     """Yield what the platform accepts and an admin may not have meant."""
     now = datetime.now(UTC)
     for certificate in certificates:
-        subject = name_text(certificate.subject)
-        end, begin = certificate.not_valid_after_utc, certificate.not_valid_before_utc
-        if end < now:
-            yield f"{subject} expired at {iso(end)}: nothing is accepted because of it"
+        title, end, begin = certificate.title, certificate.not_after, certificate.not_before
+        if end is None or begin is None:
+            yield f"{title} has a validity that cannot be read"
+        elif end < now:
+            yield f"{title} expired at {iso(end)}: nothing is accepted because of it"
         elif begin > now:
-            yield f"{subject} is not valid before {iso(begin)}, and it is {iso(now)}"
-        if not pinned and not is_authority(certificate):
-            yield f"{subject} is not a CA: it vouches for no other certificate"
+            yield f"{title} is not valid before {iso(begin)}, and it is {iso(now)}"
+        if not pinned and certificate.vouches is False:
+            yield f"{title} is not a CA: it vouches for no other certificate"
 
 
 _ADVICE = (

@@ -4,15 +4,12 @@ A sync copies the coordinator's certificates over those of every host. Owns what
 judgement of facts), what it covers in which release, and following its task to the end.
 """
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
-
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from certfs.errors import CertfsError, DeadlineError
 from certfs.identity.listing import Installed, Kind
@@ -117,10 +114,7 @@ def facts(uuid: str, files: Iterator[Installed]) -> Here:
     own = None
     certs_pool = {}
     for file in files:
-        prints = [
-            hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
-            for certificate in file.certificates
-        ]
+        prints = [certificate.sha256 for certificate in file.certificates]
         if file.kind is Kind.HOST_INTERNAL and prints:
             own = prints[0]
         elif file.kind is Kind.POOL:

@@ -4,70 +4,80 @@ Owns what is said of a certificate, and the one form of each thing in every text
 lower-case hexadecimal, serial numbers as openssl prints them. Must not know how it is laid out on a screen.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
-from certfs.core.text import printable
-from certfs.identity.validate import signature_name
-
-_NO_EXTENSION = (
-    x509.ExtensionNotFound,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    ValueError,
-)
-"""What is raised where an extension is missing, or one of all that there are cannot be parsed."""
-_ATTRIBUTES = {NameOID.SERIAL_NUMBER: "serialNumber", NameOID.EMAIL_ADDRESS: "emailAddress"}
+from certfs.core import details
+from certfs.core.der import DerError, Element, content_of, read_element, read_first
+from certfs.core.fields import read_dates, read_fields
+from certfs.core.name import dotted
+from certfs.core.name import name_text as name_text_in
+from certfs.identity.validate import algorithm_name
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What can be said of one certificate; times are in UTC, ``key`` is kind and size."""
+    """What can be said of one certificate; times are in UTC, ``key`` is kind and size. None is what cannot be read.
+
+    ``vouches`` if OpenSSL lets it vouch for other certificates, which a CA may, and a self-issued one of version 1.
+    """
 
     subject: str
     issuer: str
     serial_number: str
-    not_before: datetime
-    not_after: datetime
-    key: str
-    signature: str
-    names: tuple[str, ...]
-    is_ca: bool
+    not_before: datetime | None
+    not_after: datetime | None
+    key: str | None
+    signature: str | None
+    names: tuple[str, ...] | None
+    is_ca: bool | None
+    vouches: bool | None
     sha256: str
     sha1: str
+    der: bytes = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """Its subject, or that it has none."""
+        return self.subject or "a certificate without a subject"
 
 
-def describe(certificate: x509.Certificate) -> Description:
-    """Describe a certificate; extensions that cannot be parsed are left out."""
+def describe(der: bytes) -> Description:
+    """Describe a certificate that OpenSSL loads, or one of `certfs.identity.hostpem`."""
+    fields = read_fields(der)
+    not_before, not_after = read_dates(der, fields)
     return Description(
-        subject=name_text(certificate.subject),
-        issuer=name_text(certificate.issuer),
-        serial_number=_serial_number(certificate.serial_number),
-        not_before=certificate.not_valid_before_utc,
-        not_after=certificate.not_valid_after_utc,
-        key=_key(certificate),
-        signature=signature_name(certificate),
-        names=_names(certificate),
-        is_ca=_is_ca(certificate),
-        sha256=fingerprint(certificate),
-        sha1=certificate.fingerprint(hashes.SHA1()).hex(),  # noqa: S303 - the platform shows it too
+        subject=name_text_in(der, fields.subject),
+        issuer=name_text_in(der, fields.issuer),
+        serial_number=_serial_number(content_of(der, fields.serial_number)),
+        not_before=not_before,
+        not_after=not_after,
+        key=_key(der, fields.public_key),
+        signature=_algorithm(der, fields.outer_signature),
+        names=details.alternative_names(der, fields),
+        is_ca=details.is_ca(der, fields),
+        vouches=details.is_authority(der, fields),
+        sha256=hashlib.sha256(der).hexdigest(),
+        sha1=hashlib.sha1(der, usedforsecurity=False).hexdigest(),
+        der=der,
     )
+
+
+def describe_loaded(certificate: x509.Certificate) -> Description:
+    """Describe a certificate that was parsed strictly."""
+    return describe(certificate.public_bytes(Encoding.DER))
 
 
 def name_text(name: x509.Name) -> str:
     """Return a distinguished name as RFC 4514 writes it."""
-    return printable(name.rfc4514_string(_ATTRIBUTES))
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate in bare lower-case hexadecimal."""
-    return certificate.fingerprint(hashes.SHA256()).hex()
+    der = name.public_bytes()
+    return name_text_in(der, read_element(der, 0, len(der)))
 
 
 def with_colons(digest: str) -> str:
@@ -75,17 +85,18 @@ def with_colons(digest: str) -> str:
     return bytes.fromhex(digest).hex(":").upper()
 
 
-def _serial_number(number: int) -> str:
+def _serial_number(octets: bytes) -> str:
     """Return a serial number as openssl prints it: pairs of upper-case digits, also the first."""
+    number = int.from_bytes(octets, signed=True)
     digits = f"{abs(number):X}"
     return ("-" if number < 0 else "") + "0" * (len(digits) % 2) + digits
 
 
-def _key(certificate: x509.Certificate) -> str:
+def _key(der: bytes, public_key: Element) -> str | None:
     try:
-        key = certificate.public_key()
-    except (UnsupportedAlgorithm, ValueError):
-        return certificate.public_key_algorithm_oid.dotted_string
+        key = load_der_public_key(der[public_key.start : public_key.end])
+    except (UnsupportedAlgorithm, ValueError, TypeError):
+        return _algorithm(der, public_key, depth=2)
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA {key.key_size}"
     if isinstance(key, ec.EllipticCurvePublicKey):
@@ -93,31 +104,11 @@ def _key(certificate: x509.Certificate) -> str:
     return type(key).__name__.removesuffix("PublicKey").lstrip("_")
 
 
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+def _algorithm(der: bytes, element: Element, *, depth: int = 1) -> str | None:
+    """Return the name of the algorithm whose identifier is the first thing in an element, so many levels down."""
     try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except _NO_EXTENSION:
-        return ()
-    names = extension.value
-    found = (
-        *(f"DNS:{name}" for name in names.get_values_for_type(x509.DNSName)),
-        *(f"IP:{address}" for address in names.get_values_for_type(x509.IPAddress)),
-        *(f"email:{name}" for name in names.get_values_for_type(x509.RFC822Name)),
-        *(f"URI:{name}" for name in names.get_values_for_type(x509.UniformResourceIdentifier)),
-    )
-    return tuple(printable(name) for name in found)
-
-
-def is_authority(certificate: x509.Certificate) -> bool:
-    """Tell whether OpenSSL lets a certificate vouch for others: a CA, or a self-issued one of version 1."""
-    if certificate.version is x509.Version.v1:
-        return certificate.subject == certificate.issuer
-    return _is_ca(certificate)
-
-
-def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except _NO_EXTENSION:
-        return False
-    return extension.value.ca
+        for _ in range(depth):
+            (element,) = read_first(der, element, 1)
+        return algorithm_name(dotted(content_of(der, element)))
+    except DerError:
+        return None

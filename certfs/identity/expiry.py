@@ -8,8 +8,7 @@ time is an argument.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cryptography import x509
-
+from certfs.identity.describe import Description
 from certfs.identity.listing import Kind
 from certfs.identity.validate import iso
 
@@ -37,15 +36,19 @@ class Alert:
     """The validity has not begun: the clock was wrong when the certificate was made, or is now."""
 
 
-def alert(certificate: x509.Certificate, kind: Kind, *, now: datetime) -> Alert | None:
-    """Return the alert that a certificate is due for, None if its validity gives no reason."""
-    end = certificate.not_valid_after_utc
+def alert(certificate: Description, kind: Kind, *, now: datetime) -> Alert | None:
+    """Return the alert that a certificate is due for, None if its validity gives no reason.
+
+    A date that cannot be read is a finding of the bundle that the certificate is in.
+    """
+    end, begin = certificate.not_after, certificate.not_before
     subject = _SUBJECTS[kind]
+    if end is None or begin is None:
+        return None
     if now > end:
         return Alert(f"{subject}_EXPIRED", f"expired at {iso(end)}", is_critical=True)
-    if now < certificate.not_valid_before_utc:
-        begin = iso(certificate.not_valid_before_utc)
-        what = f"is not valid before {begin}, and it is {iso(now)}"
+    if now < begin:
+        what = f"is not valid before {iso(begin)}, and it is {iso(now)}"
         return Alert(f"{subject}_NOT_VALID_YET", what, is_critical=True, is_early=True)
     for days in _THRESHOLDS:
         if end - now < timedelta(days=days):

@@ -18,7 +18,6 @@ from certfs.core.text import printable
 from certfs.identity.backup import find_backup
 from certfs.identity.bundles import bundle_places, is_stale
 from certfs.identity.crls import judge_crls
-from certfs.identity.describe import name_text
 from certfs.identity.expiry import Alert, alert
 from certfs.identity.finding import Finding, Severity
 from certfs.identity.leftovers import find_leftovers
@@ -328,7 +327,7 @@ def _validity(host: _Host) -> Iterator[Finding]:
             due = alert(certificate, file.kind, now=host.now)
             if due is not None:
                 severity = Severity.CRITICAL if due.is_critical else Severity.WARNING
-                what = f"{due.what} ({name_text(certificate.subject)})"
+                what = f"{due.what} ({certificate.title})"
                 yield Finding(severity, due.name, file.path, what, _renewal(host, file, due))
 
 

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.utils import CryptographyDeprecationWarning
 
-from certfs.core.certificate import CERTIFICATE_LABELS, SourceContent
-from certfs.core.details import describe as core_describe
+from certfs.core.certificate import CERTIFICATE_LABELS
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render
 
 PRIVATE_KEY_SUFFIX = "PRIVATE KEY"
@@ -124,22 +123,6 @@ def parse_certificates(data: bytes) -> tuple[x509.Certificate, ...] | HostPemDef
                 return certificate
             found.append(certificate)
     return tuple(found)
-
-
-def showable(content: SourceContent) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:
-    """Return the certificates of a source that can be described in full, and the subjects of those that cannot.
-
-    OpenSSL loads, and a bundle holds, what the library that describes certificates refuses to parse.
-    """
-    shown: list[x509.Certificate] = []
-    hidden: list[str] = []
-    for certificate in content.certificates:
-        found = parse_certificates(certificate.pem)
-        if isinstance(found, HostPemDefect):
-            hidden.append(core_describe(certificate).subject or "a certificate without a subject")
-        else:
-            shown += found
-    return tuple(shown), tuple(hidden)
 
 
 def read_certificate(data: bytes, block: PemBlock) -> x509.Certificate | HostPemDefect:

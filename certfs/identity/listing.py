@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from cryptography import x509
-
 from certfs.core.bundle import is_editors_lock, is_source_name
 from certfs.core.certificate import Severity, parse_source
 from certfs.errors import StoreError
+from certfs.identity.describe import Description, describe, describe_loaded
 from certfs.identity.ensure import HOST_UUID, STATE, common_name, parse_uuid
-from certfs.identity.hostpem import HostPemDefect, parse_host_pem, showable
+from certfs.identity.hostpem import HostPemDefect, parse_host_pem
 from certfs.identity.paths import POOL_PEM, SERVER_PEM, HostPaths, file_errors, read_file
 from certfs.identity.subject import read_inventory
 
@@ -55,7 +54,7 @@ class Installed:
 
     kind: Kind
     path: Path
-    certificates: tuple[x509.Certificate, ...]
+    certificates: tuple[Description, ...]
     defect: str = ""
     access: Access = Access.READ
     purpose: str = ""
@@ -129,7 +128,7 @@ def _host_file(kind: Kind, path: Path) -> Installed:
     if isinstance(pem, HostPemDefect):
         line = f" (line {pem.line})" if pem.line else ""
         return Installed(kind, path, (), f"{pem.reason}{line}")
-    return Installed(kind, path, pem.certificates)
+    return Installed(kind, path, tuple(map(describe_loaded, pem.certificates)))
 
 
 def _unread(kind: Kind, path: Path, error: OSError) -> Installed:
@@ -158,6 +157,5 @@ def _sources(kind: Kind, directory: Path) -> Iterator[Installed]:
             continue
         content = parse_source(data)
         defects = [remark.reason for remark in content.remarks if remark.severity > Severity.NOTE]
-        certificates, hidden = showable(content)
-        defects += [f"holds {subject}, which only certfs list can show" for subject in hidden]
+        certificates = tuple(describe(certificate.der) for certificate in content.certificates)
         yield Installed(kind, path, certificates, defects[0] if defects else "")

@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 from cryptography.hazmat.primitives.serialization import load_der_private_key
-from cryptography.x509.oid import SignatureAlgorithmOID
+from cryptography.x509.oid import ObjectIdentifier, SignatureAlgorithmOID
 
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks
 from certfs.identity.errors import (
@@ -111,7 +111,7 @@ def validate_server_certificate(
         )
     if not has_supported_signature(certificate):
         raise ServerCertificateSignatureError(
-            f"{path} is signed with {signature_name(certificate)}",
+            f"{path} is signed with {algorithm_name(certificate.signature_algorithm_oid.dotted_string)}",
             advice="have it signed anew with SHA-256 or SHA-512",
         )
     return certificate
@@ -155,10 +155,13 @@ def has_supported_signature(certificate: x509.Certificate) -> bool:
     return isinstance(_signature_hash(certificate), SHA256 | SHA512)
 
 
-def signature_name(certificate: x509.Certificate) -> str:
-    """Return the name of a certificate's signature algorithm, or its number if it has no name."""
-    oid = certificate.signature_algorithm_oid
-    return oid._name if oid._name != "Unknown OID" else oid.dotted_string  # noqa: SLF001 - no public one
+def algorithm_name(number: str) -> str:
+    """Return the name of an algorithm by its object identifier in digits; these if it has no name."""
+    try:
+        name = ObjectIdentifier(number)._name  # noqa: SLF001 - no public one
+    except ValueError:
+        return number
+    return number if name == "Unknown OID" else name
 
 
 def iso(moment: datetime) -> str:

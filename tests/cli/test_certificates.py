@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 from certfs.core.pem import render
 from certfs.identity.errors import CertificateError
 from certfs.identity.paths import HostPaths
-from tests.support import pki_raw
+from tests.support import pki_deviations, pki_raw
 from tests.support.identity import UUID, run_certfs
 from tests.support.mounts import certfs_program, need_root
 from tests.support.openssl import OpenSsl, Pair
@@ -406,18 +407,79 @@ def test_certificate_is_shown_in_full(openssl: OpenSsl, server: Pair) -> None:
     assert all(value in text for value in (one["subject"], one["sha1"], *both))
 
 
-def test_a_certificate_is_shown_whose_extensions_cannot_be_read(tmp_path: Path) -> None:
-    """A name of a kind that the parser lacks, and an extension that is there twice, cost the names only (I16)."""
-    subject = pki_raw.name(pki_raw.attribute(b"odd"))
-    names = pki_raw.sequence(
-        pki_raw.element(0x06, bytes.fromhex("551d11")),
-        pki_raw.element(0x04, b"\x30\x04\xa3\x02\xa0\x00"),
+@pytest.mark.parametrize("kind", pki_deviations.every())
+def test_what_only_openssl_loads_is_shown_as_openssl_shows_it(
+    tmp_path: Path, openssl: OpenSsl, kind: str
+) -> None:
+    """I9: of a certificate that strict parsers refuse, everything is shown that can be read, the rest as unknown."""
+    der = pki_deviations.every()[kind]
+    file = tmp_path / "odd.pem"
+    file.write_bytes(render(der))
+    (one,) = _json(run_certfs("certificate-show", file, "--json"))["certificates"]
+    assert one["sha256"] == hashlib.sha256(der).hexdigest()
+    assert (
+        openssl.text(file, "-serial").replace("\\\n", "").strip()
+        == f"serial={one['serial_number']}"
     )
-    for extensions in ([names], [names, names]):
+    with_dates = kind != "dates that are none"
+    assert (one["not_before"] is not None) == (one["not_after"] is not None) == with_dates
+    text = run_certfs("certificate-show", file)
+    assert text.returncode == 0
+    assert ("unknown: it" in text.stdout) == (None in one.values())
+
+
+def test_a_certificate_is_shown_whose_extensions_cannot_be_read(tmp_path: Path) -> None:
+    """A name of a kind that is not shown costs nothing; an extension that is there twice or broken is unknown."""
+    subject = pki_raw.name(pki_raw.attribute(b"odd"))
+
+    def extension(last: str, value: bytes) -> bytes:
+        identifier = pki_raw.element(0x06, bytes.fromhex(f"551d{last}"))
+        return pki_raw.sequence(identifier, pki_raw.element(0x04, value))
+
+    other, host = b"\xa3\x02\xa0\x00", b"\x82\x01h"
+    names = extension("11", pki_raw.sequence(other, host, b"\x87\x04\x7f\x00\x00\x01"))
+    is_ca = extension("13", pki_raw.sequence(b"\x01\x01\xff"))
+    cases: list[tuple[list[bytes], list[str] | None, bool | None]] = [
+        ([names, is_ca], ["DNS:h", "IP:127.0.0.1"], True),
+        ([is_ca, is_ca], [], None),
+        ([names, names], None, False),
+        ([extension("11", b"\x30\x05\x82")], None, False),
+        ([extension("11", pki_raw.sequence(b"\x87\x03abc")), extension("13", b"\x04")], None, None),
+    ]
+    for extensions, expected, authority in cases:
         file = tmp_path / "odd.pem"
         file.write_bytes(render(pki_raw.certificate(subject, extensions=extensions)))
         (one,) = _json(run_certfs("certificate-show", file, "--json"))["certificates"]
-        assert (one["subject"], one["names"], one["is_ca"]) == ("CN=odd", [], False)
+        assert (one["subject"], one["names"], one["is_ca"]) == ("CN=odd", expected, authority)
+
+
+def test_what_only_openssl_loads_is_installed_and_listed(on_host: Run, tmp_path: Path) -> None:
+    """Every command names a certificate that strict parsers refuse like any other (I9)."""
+    der = pki_deviations.every()["Latin-1 in a T61String"]
+    (tmp_path / "odd.pem").write_bytes(render(der))
+    sha256 = hashlib.sha256(der).hexdigest()
+    installed = _json(on_host("pool-install-ca-certificate", tmp_path / "odd.pem", "--json"))
+    listed = _json(on_host("pool-certificate-list", "--json"))["certificates"]
+    (found,) = [file for file in listed if file["name"] == "odd.pem"]
+    removed = _json(on_host("pool-uninstall-ca-certificate", "odd.pem", "--json"))
+    for certificates in (installed["certificates"], found["certificates"], removed["certificates"]):
+        assert [(one["subject"], one["sha256"]) for one in certificates] == [
+            ("CN=F\u00fcr uns", sha256)
+        ]
+    assert found["defect"] == ""
+
+
+def test_attributes_of_a_name_are_written_as_words(tmp_path: Path) -> None:
+    """An attribute without a short name in RFC 4514 is shown by openssl's name for it, and not by a number."""
+    words = {"serialNumber": "550405", "organizationIdentifier": "550461", "title": "55040c"}
+    attributes = [
+        pki_raw.attribute(b"x", identifier=pki_raw.element(0x06, bytes.fromhex(number)))
+        for number in words.values()
+    ]
+    file = tmp_path / "words.pem"
+    file.write_bytes(render(pki_raw.certificate(pki_raw.name(*attributes))))
+    (one,) = _json(run_certfs("certificate-show", file, "--json"))["certificates"]
+    assert one["subject"] == ",".join(f"{word}=x" for word in reversed(words))
 
 
 def test_key_is_not_shown(server: Pair, tmp_path: Path) -> None:
