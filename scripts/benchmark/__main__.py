@@ -20,6 +20,7 @@ from scripts.benchmark.lifetime import measure_idleness, measure_memory, measure
 from scripts.benchmark.passthrough import measure_passthrough
 from scripts.benchmark.pathunit import measure_path_units, path_units
 from scripts.benchmark.requests import measure_requests
+from scripts.benchmark.telling import measure_announcing
 from scripts.benchmark.timing import place
 
 
@@ -160,6 +161,10 @@ GROUPS = {
             made, results, effort.seconds, effort.regeneration_rounds
         ),
         _up_to(1000),
+    ),
+    "announced": Group(
+        lambda made, results, effort: measure_announcing(made, results, effort.mount_rounds),
+        _up_to(64),
     ),
     "growth": Group(
         lambda made, results, effort: measure_growth(made, results, effort.seconds),

@@ -90,10 +90,10 @@ class Ground:
         runtime = str(self.store.root.parent / "run")
         return {**os.environ, _MARK: self.mark, "CERTFS_RUNTIME_DIR": runtime}
 
-    def mount(self) -> float:
+    def mount(self, *options: str | Path) -> float:
         """Mount with certfs; return how many seconds the command took."""
         started = time.perf_counter()
-        self._run("mount", "--store", self.store.root, self.certfs.root)
+        self._run("mount", *options, "--store", self.store.root, self.certfs.root)
         return time.perf_counter() - started
 
     def unmount(self) -> None:
@@ -213,10 +213,23 @@ class Grounds:
 
     def make(self, count: int) -> Ground:
         """Make a store of ``count`` certificates; nothing is mounted yet."""
-        base = self.base / str(count)
+        ground = self._grounds[count] = self._made(self.base / str(count), count)
+        return ground
+
+    @contextlib.contextmanager
+    def another(self, count: int) -> Iterator[Ground]:
+        """Make a further store of ``count`` certificates for a while."""
+        base = self.base / f"another-{count}"
+        ground = self._made(base, count)
+        try:
+            yield ground
+        finally:
+            ground.discard()
+            shutil.rmtree(base)
+
+    def _made(self, base: Path, count: int) -> Ground:
         trees = {name: Tree(base / name) for name in ("store", "certfs", "bindfs", "plain")}
         ground = Ground(count=count, mark=secrets.token_hex(8), **trees)
-        self._grounds[count] = ground
         for name in ("certfs", "bindfs", "plain"):
             trees[name].root.mkdir(parents=True)
         self.template.write(ground.store.sources, count)

@@ -1,6 +1,7 @@
 """The rows about what an admin would build today: a systemd path unit that runs the regeneration after each change.
 
-Owns booting a systemd with such units, and the time from the end of the copy until the right bundle is there.
+Owns booting a systemd with such units, and the time from the end of the copy until the right bundle is there, which is
+the earliest moment at which such a unit could tell a reader.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from scripts.benchmark.bundles import REGENERATION, Live, read_whole
 from scripts.benchmark.figures import Results
 from scripts.benchmark.grounds import Grounds
 from scripts.benchmark.pem import Pem
+from scripts.benchmark.telling import Told
 from scripts.benchmark.timing import Operation, Plan, alternate
 from tests.support import machine
 
@@ -80,8 +82,12 @@ def measure_path_units(grounds: Grounds, results: Results, seconds: float, round
         }
         plan = Plan(seconds, rounds=rounds, batch=4, slow="path unit", warm=False)
         medians = alternate(subjects, plan)
-        ratio = medians["path unit"] / medians["certfs"]
-        results.add(f"path-unit-{count}", ratio, **medians)
+        results.add(f"path-unit-{count}", medians["path unit"] / medians["certfs"], **medians)
+        # By itself: a second server that has just been at work slows the first one down.
+        with grounds.another(count) as ground:
+            told = alternate({"told": Told(ground, pems).change}, Plan(seconds / 2))["told"]
+        unit = medians["path unit"]
+        results.add(f"told-{count}", unit / told, told=told, **{"path unit": unit})
         if followed.missed:
             results.note(f"path-unit-{count}", f"the path unit missed {followed.missed} changes")
 
