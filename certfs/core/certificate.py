@@ -6,7 +6,8 @@ A private key's content never leaves this module: a remark names its label and l
 
 import enum
 import hashlib
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import NewType
 
@@ -52,6 +53,10 @@ _MOST_VERIFIABLE = 256
 """Certificates of one source whose signature may be verified to put them in order; 0.5 ms each at most."""
 UNKNOWN_TIME = -(1 << 62)
 """The notBefore of a certificate whose date cannot be read."""
+_OTHER_FORM = re.compile(
+    rb"(?P<der>0\x82..0\x82..\xa0\x03\x02\x01)|B\0E\0G\0I\0N\0 \0C\0E\0R\0T", re.DOTALL
+)
+"""A certificate as DER, or a BEGIN in UTF-16 of either order of bytes."""
 _BEGIN_LINE = b"-----BEGIN CERTIFICATE-----\n"
 _END_LINE = b"-----END CERTIFICATE-----\n"
 
@@ -140,6 +145,7 @@ def parse_source(data: bytes, readers: Collection[Reader] = ()) -> SourceContent
             certificates.append(certificate)
     if not certificates and not remarks:
         remarks.append(Remark(Severity.DEFECT, 0, _no_block_reason(data)))
+    remarks += _remarks_on_other_forms(data) if certificates else ()
     return SourceContent(tuple(certificates), _bounded(remarks))
 
 
@@ -171,6 +177,15 @@ def _remark_on_other_block(block: PemBlock) -> Remark:
     return Remark(
         Severity.DEFECT, block.line, f"{shown_label(block.label)} is not a known kind of block"
     )
+
+
+def _remarks_on_other_forms(data: bytes) -> Iterator[Remark]:
+    """Yield a remark on the first thing in ``data`` that is no PEM but a certificate all the same."""
+    found = _OTHER_FORM.search(data)
+    if found is not None:
+        form = "DER" if found["der"] else "UTF-16"
+        reason = f"{form} beside PEM: put it in a file of its own, as PEM text in ASCII or UTF-8"
+        yield Remark(Severity.DEFECT, data.count(b"\n", 0, found.start()) + 1, reason)
 
 
 def _no_block_reason(data: bytes) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from itertools import chain
 
 _LINE = re.compile(
-    rb"(?:\A|(?<=[\r\n]))[ \t]*(?:(?P<base64>[A-Za-z0-9+/]{16,}={0,2})"
+    rb"(?:\A|(?<=[\r\n]))[ \t]*(?:(?:<[^<>\r\n]{1,80}>)?"  # XML, as in SAML's metadata
+    rb"(?P<base64>[A-Za-z0-9+/]{16,}(?:[ \t]+[A-Za-z0-9+/]{16,})*(?:[ \t]+[A-Za-z0-9+/]{1,15})?={0,2})"
+    rb"(?:<[^<>\r\n]{1,80}>)?"
     rb"|(?P<marker>[^\w\r\n]{0,20}(?:begin|end)[ \t_-]{1,3}(?:x509 |trusted )?certificate[^\w\r\n]{0,20}))"
     rb"[ \t\v\f\0\x80-\xff]*(?=[\r\n]|\Z)",
     re.IGNORECASE,

@@ -22,6 +22,11 @@ def _between(begin: str, end: str) -> bytes:
         pytest.param(_BODY, id="bare base64"),
         pytest.param(_BODY.replace(b"\n", b"") + b"\n", id="bare base64 in one line"),
         pytest.param(_BODY.replace(b"\n", b"\r\n"), id="bare base64 with CRLF"),
+        pytest.param(_BODY.strip().replace(b"\n", b" ") + b"\n", id="bare base64 with blanks"),
+        pytest.param(
+            b"<ds:X509Certificate>" + _BODY.replace(b"\n", b"") + b"</ds:X509Certificate>\n",
+            id="XML",
+        ),
         pytest.param(
             _between("----BEGIN CERTIFICATE----", "----END CERTIFICATE----"), id="four hyphens"
         ),
@@ -61,6 +66,23 @@ def test_a_certificate_without_its_markers_has_a_reason(text: bytes, where: str)
     (remark,) = content.remarks
     assert remark.severity is Severity.DEFECT
     assert remark.line == before.count(b"\n") + 1
+
+
+@pytest.mark.parametrize(
+    "form, other",
+    [
+        ("DER", _ONE.der),
+        ("UTF-16", _ONE.pem.decode().encode("utf-16")),
+        ("UTF-16", _ONE.pem.decode().encode("utf-16-be")),
+    ],
+)
+def test_another_form_behind_pem_has_a_reason(form: str, other: bytes) -> None:
+    """I9: what `cat` put behind a good block is named, although it is no text."""
+    content = parse_source(_TWO.pem + other)
+    assert len(content.certificates) == 1
+    (remark,) = content.remarks
+    assert (remark.severity, remark.line) == (Severity.DEFECT, _TWO.pem.count(b"\n") + 1)
+    assert form in remark.reason
 
 
 @pytest.mark.parametrize("marker", ["-- BEGIN CERTIFICATE --", "\u2014END CERTIFICATE\u2014"])
