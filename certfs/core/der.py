@@ -15,7 +15,7 @@ OBJECT_IDENTIFIER = 0x06
 SEQUENCE = 0x30
 SET = 0x31
 
-_CONSTRUCTED = 0x20
+CONSTRUCTED = 0x20
 _HIGH_TAG = 0x1F
 _MORE = 0x80
 _INDEFINITE = 0x80
@@ -77,7 +77,7 @@ def walk(data: bytes, outermost: Element) -> Iterator[Element]:
     while open_elements:
         element, depth = open_elements.pop()
         yield element
-        if element.tag & _CONSTRUCTED:
+        if element.tag & CONSTRUCTED:
             if depth == _MOST_NESTED:
                 raise DerError("elements are nested too deeply")
             open_elements.extend((inner, depth + 1) for inner in read_elements(data, element))
@@ -85,7 +85,7 @@ def walk(data: bytes, outermost: Element) -> Iterator[Element]:
 
 def content_of(data: bytes, element: Element) -> bytes:
     """Return the content of a string, put together if it is in several pieces (X.690, 8.7.3 and 8.21)."""
-    if not element.tag & _CONSTRUCTED:
+    if not element.tag & CONSTRUCTED:
         return data[element.content : element.content_end]
     pieces = []
     # Depth first, in the order of the text. The depth is bounded by that of what OpenSSL loads.
@@ -94,7 +94,7 @@ def content_of(data: bytes, element: Element) -> bytes:
         piece = next(open_elements[-1], None)
         if piece is None:
             open_elements.pop()
-        elif piece.tag & _CONSTRUCTED:
+        elif piece.tag & CONSTRUCTED:
             if len(open_elements) > _MOST_NESTED:
                 raise DerError("string is nested too deeply")
             open_elements.append(read_elements(data, piece))
@@ -122,7 +122,7 @@ def _read_header(data: bytes, start: int, limit: int) -> tuple[int, int, int | N
     if length < _LONG_FORM:
         return tag, position, length
     if length == _INDEFINITE:
-        if not tag & _CONSTRUCTED:
+        if not tag & CONSTRUCTED:
             raise DerError("length of an element is left open")
         return tag, position, None
     content = position + length - _LONG_FORM

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
 from certfs.core.der import (
+    CONSTRUCTED,
     DerError,
     Element,
     content_of,
@@ -79,11 +80,12 @@ def read_fields(der: bytes) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """An extension (RFC 5280, 4.2): the content of its identifier, and of its value."""
+    """An extension (RFC 5280, 4.2): the content of its identifier, and of its value, which may be ``in_pieces``."""
 
     identifier: bytes
     is_critical: bool
     value: bytes
+    in_pieces: bool
 
 
 def read_extensions(der: bytes, fields: Fields) -> tuple[Extension, ...]:
@@ -99,7 +101,9 @@ def _read_extension(der: bytes, element: Element) -> Extension:
     if not rest:
         raise DerError("extension has no value")
     is_critical = rest[0].tag == _BOOLEAN and any(content_of(der, rest[0]))
-    return Extension(content_of(der, identifier), is_critical, content_of(der, rest[-1]))
+    value = rest[-1]
+    in_pieces = bool(value.tag & CONSTRUCTED)
+    return Extension(content_of(der, identifier), is_critical, content_of(der, value), in_pieces)
 
 
 def read_dates(der: bytes, fields: Fields) -> tuple[datetime | None, datetime | None]:

@@ -13,6 +13,8 @@ from functools import cached_property
 
 from certfs.core.der import (
     BIT_STRING,
+    CONSTRUCTED,
+    NULL,
     OBJECT_IDENTIFIER,
     DerError,
     Element,
@@ -58,7 +60,6 @@ _RSA_BITS = range(512, 16_385)
 _LARGE_RSA_BITS = 3072
 _LARGE_RSA_EXPONENT_BITS = 64
 _MOST_LENGTH_OCTETS = 4
-_CONSTRUCTED = 0x20
 
 
 class Reader(enum.StrEnum):
@@ -93,6 +94,12 @@ class _Subject:
     def extensions(self) -> tuple[Extension, ...]:
         return read_extensions(self.der, self.fields)
 
+    def algorithm(self, element: Element) -> tuple[bytes, bytes]:
+        """The identifier of an algorithm, and its parameters; NULL is the same as none."""
+        identifier, *parameters = read_elements(self.der, element)
+        given = b"".join(self.der[one.start : one.end] for one in parameters if one.tag != NULL)
+        return content_of(self.der, identifier), given
+
     @cached_property
     def key(self) -> tuple[bytes, bytes, bytes]:
         """The algorithm of the public key, the identifier among its parameters (or nothing), and the key itself."""
@@ -102,7 +109,7 @@ class _Subject:
         return (
             content_of(self.der, identifier),
             content_of(self.der, parameters[0]) if named else b"",
-            content_of(self.der, bits)[1:] if bits.tag & ~_CONSTRUCTED == BIT_STRING else b"",
+            content_of(self.der, bits)[1:] if bits.tag & ~CONSTRUCTED == BIT_STRING else b"",
         )
 
 
@@ -145,8 +152,9 @@ def _unreadable_date(subject: _Subject) -> str:
 
 
 def _two_algorithms(subject: _Subject) -> str:
-    der, fields = subject.der, subject.fields
-    inner, outer = (der[one.start : one.end] for one in (fields.signature, fields.outer_signature))
+    inner, outer = (
+        subject.algorithm(one) for one in (subject.fields.signature, subject.fields.outer_signature)
+    )
     return "it names two different signature algorithms" if inner != outer else ""
 
 
@@ -208,6 +216,24 @@ def _date_with_an_offset(subject: _Subject) -> str:
     return "a date in it is not in UTC" if has_zone else ""
 
 
+def _negative_version(subject: _Subject) -> str:
+    return "its version is negative" if subject.fields.version < 1 else ""
+
+
+def _string_in_pieces(subject: _Subject) -> str:
+    der, fields = subject.der, subject.fields
+    *_, signature = read_first(der, read_element(der, 0, len(der)), 3)
+    *_, key = read_first(der, fields.public_key, 2)
+    strings = (*read_first(der, fields.validity, 2), key, signature)
+    in_pieces = any(one.tag & CONSTRUCTED for one in strings)
+    return "a date, its key or its signature is in pieces" if in_pieces else ""
+
+
+def _extension_in_pieces(subject: _Subject) -> str:
+    in_pieces = any(extension.in_pieces for extension in subject.extensions)
+    return "an extension of it is in pieces" if in_pieces else ""
+
+
 def _open_length(subject: _Subject) -> str:
     for element in _elements(subject.der):
         if element.content_end != element.end:
@@ -244,9 +270,17 @@ _ALL: tuple[Callable[[_Subject], str], ...] = (
     _doubled_extension,
     _unreadable_date,
     _two_algorithms,
+    _string_in_pieces,
 )
 _RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
-    Reader.GNUTLS: (*_ALL, _date_with_an_offset, _broken_alternative_name, _open_length),
+    Reader.GNUTLS: (
+        *_ALL,
+        _negative_version,
+        _date_with_an_offset,
+        _broken_alternative_name,
+        _extension_in_pieces,
+        _open_length,
+    ),
     Reader.JAVA: (
         *_ALL,
         _empty_issuer,

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from certfs.core.certificate import Severity, parse_source
+from certfs.core.der import read_element, read_elements
 from certfs.core.pem import render
 from certfs.core.readers import Reader, refusals
 from tests.support import libcrypto, mounts, pki, pki_deviations, pki_raw
@@ -28,9 +29,31 @@ def _point(form: serialization.PublicFormat) -> bytes:
     return pki.ec_key().public_key().public_bytes(serialization.Encoding.X962, form)
 
 
+_COMPRESSED = _point(serialization.PublicFormat.CompressedPoint)
+_UNCOMPRESSED = _point(serialization.PublicFormat.UncompressedPoint)
+
+
 def _elliptic(point: bytes, curve: str = "06082a8648ce3d030107") -> bytes:
     algorithm = sequence(bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex(curve))
     return certificate(_NAME, key=sequence(algorithm, element(0x03, b"\0", point)))
+
+
+def _pieces(tag: int, *contents: bytes) -> bytes:
+    """Encode a string in pieces, which BER allows (X.690, 8.7.3)."""
+    return element(tag, *(element(tag & 0x1F, content) for content in contents))
+
+
+def _signed(signature: bytes) -> bytes:
+    """Give a certificate with another encoding of a signature in its place."""
+    der = certificate(_NAME)
+    signed, algorithm, _ = read_elements(der, read_element(der, 0, len(der)))
+    return sequence(der[signed.start : algorithm.end], signature)
+
+
+def _elliptic_pieces() -> bytes:
+    algorithm = sequence(bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06082a8648ce3d030107"))
+    key = _pieces(0x23, b"\0" + _UNCOMPRESSED[:30], b"\0" + _UNCOMPRESSED[30:])
+    return certificate(_NAME, key=sequence(algorithm, key))
 
 
 def _rsa(*numbers: bytes) -> bytes:
@@ -45,8 +68,6 @@ def _extended(
     return certificate(_NAME, version=version, extensions=[extension])
 
 
-_COMPRESSED = _point(serialization.PublicFormat.CompressedPoint)
-_UNCOMPRESSED = _point(serialization.PublicFormat.UncompressedPoint)
 _ODD = pki_deviations.every()
 _REFUSED = {
     "version 1 with extensions": (_ODD["version 1 with extensions"], _BOTH),
@@ -61,6 +82,25 @@ _REFUSED = {
     "dates with an offset": (_ODD["dates with an offset"], frozenset({_GNUTLS})),
     "length left open": (_ODD["length left open"], frozenset({_GNUTLS})),
     "name in pieces": (_ODD["name in pieces"], frozenset({_GNUTLS})),
+    "signature in pieces": (_signed(_pieces(0x23, b"\0", b"\0x")), _BOTH),
+    "key in pieces": (_elliptic_pieces(), _BOTH),
+    "date in pieces": (
+        certificate(
+            _NAME,
+            dates=sequence(element(0x17, b"240101000000Z"), _pieces(0x37, b"440101", b"000000Z")),
+        ),
+        _BOTH,
+    ),
+    "extension in pieces": (
+        certificate(
+            _NAME, extensions=[sequence(_CONSTRAINTS, _pieces(0x24, b"\x30\x03", b"\x01\x01\xff"))]
+        ),
+        frozenset({_GNUTLS}),
+    ),
+    "negative version": (
+        certificate(_NAME, version=b"\xa0\x03\x02\x01\x82"),
+        frozenset({_GNUTLS}),
+    ),
     "broken critical extension": (_extended(_CONSTRAINTS, b"\x30"), frozenset({_JAVA})),
     "compressed key": (_elliptic(_COMPRESSED), frozenset({_JAVA})),
     "short key": (_elliptic(_UNCOMPRESSED[:-3]), frozenset({_JAVA})),
@@ -85,6 +125,9 @@ _ACCEPTED = {
     "version 2": certificate(_NAME, version=b"\xa0\x03\x02\x01\x01"),
     "name in closed pieces": certificate(
         name(sequence(pki_raw.COMMON_NAME, b"\x2c\x06\x0c\x01a\x0c\x01b"))
+    ),
+    "padded length in one algorithm": certificate(
+        _NAME, outer_algorithm=b"\x30\x82\x00\x0a" + pki_raw.SHA256_ECDSA[2:]
     ),
     "brainpool": _elliptic(_UNCOMPRESSED, "06092b2403030208010107"),
     "secp256k1": _elliptic(_UNCOMPRESSED, "06052b8104000a"),
