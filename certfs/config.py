@@ -237,6 +237,11 @@ def _checked(path: str, file: _File, *, host: bool) -> Config:
     bundles = _host_bundles(path, file, trees) if host else _standalone_bundles(path, file)
     for index, notify in enumerate(file.notify):
         _check_notify(f"{path}: notify[{index}]", notify, bundles)
+        if any(_same_reader(notify, other) for other in file.notify[:index]):
+            raise ConfigError(
+                f"{path}: notify[{index}]: is told of the same already",
+                advice="remove one of the two",
+            )
     return Config(
         bundles=bundles,
         host_uuid=file.host_uuid,
@@ -384,7 +389,8 @@ def _copies(path: str, tables: list[_BundleTable]) -> tuple[tuple[str, str], ...
         if not table.copy:
             continue
         where = f"{path}: bundle[{index}].copy: {table.copy!r}"
-        if not table.copy.startswith("/") or os.path.normpath(table.copy) != table.copy:
+        is_plain = os.path.normpath(table.copy) == table.copy and "\0" not in table.copy
+        if not table.copy.startswith("/") or not is_plain or table.copy.endswith("/"):
             raise ConfigError(
                 f"{where} is no plain, absolute path", advice="such as /etc/ssl/pool.pem"
             )
@@ -410,6 +416,11 @@ def _check_notify(where: str, table: NotifyTable, bundles: tuple[BundleSpec, ...
         )
     (way,) = given
     defaults = NotifyTable()
+    if table.on != "bundle" and table.bundles:
+        raise ConfigError(
+            f"{where}.bundles: goes with on = 'bundle'",
+            advice="remove it: there is one certificate",
+        )
     for key, of in (
         ("action", "systemd_unit"),
         ("signal", "pid_file"),
@@ -419,6 +430,23 @@ def _check_notify(where: str, table: NotifyTable, bundles: tuple[BundleSpec, ...
         if of != way and getattr(table, key) != getattr(defaults, key):
             raise ConfigError(
                 f"{where}.{key}: goes with {of}", advice=f"remove it: the reader is a {way}"
+            )
+    _check_way(where, way, table)
+    names = [os.fsdecode(b"/".join(spec.bundle)) for spec in bundles]
+    for pattern in table.bundles:
+        if not any(fnmatchcase(name, pattern) or fnmatchcase(pattern, name) for name in names):
+            raise ConfigError(
+                f"{where}.bundles: {pattern!r} is none of the bundles",
+                advice=f"there are: {', '.join(names)}",
+            )
+
+
+def _check_way(where: str, way: str, table: NotifyTable) -> None:
+    """Check what belongs to the way in which a reader is named."""
+    for key in ("systemd_unit", "pid_file", "process", "command", "user"):
+        if any("\0" in word for word in getattr(table, key)):
+            raise ConfigError(
+                f"{where}.{key}: contains a NUL", advice="no program can be given one"
             )
     if way == "systemd_unit" and not _UNIT.fullmatch(table.systemd_unit):
         raise ConfigError(
@@ -440,13 +468,12 @@ def _check_notify(where: str, table: NotifyTable, bundles: tuple[BundleSpec, ...
             f"{where}.command: {table.command[0]!r} is no absolute path",
             advice="no shell and no PATH are used: give the whole path and each argument by itself",
         )
-    names = [os.fsdecode(b"/".join(spec.bundle)) for spec in bundles]
-    for pattern in table.bundles:
-        if not any(fnmatchcase(name, pattern) or fnmatchcase(pattern, name) for name in names):
-            raise ConfigError(
-                f"{where}.bundles: {pattern!r} is none of the bundles",
-                advice=f"there are: {', '.join(names)}",
-            )
+
+
+def _same_reader(one: NotifyTable, other: NotifyTable) -> bool:
+    """Tell whether two tables differ in nothing but times."""
+    times = {"delay": 0, "max_delay": 0, "min_interval": 0, "timeout": 1}
+    return msgspec.structs.replace(one, **times) == msgspec.structs.replace(other, **times)
 
 
 def _check_together(path: str, bundles: Mapping[str, BundleSpec]) -> None:

@@ -401,6 +401,16 @@ def test_a_reader_has_its_defaults(load: Loader) -> None:
             'command = ["/x"]\nbundles = ["ca.pem"]',
             "notify[0].bundles: 'ca.pem' is none of the bundles",
         ),
+        ('command = ["/x", "a\\u0000"]', "notify[0].command: contains a NUL"),
+        ('pid_file = "/x\\u0000"\nprocess = "x"', "notify[0].pid_file: contains a NUL"),
+        (
+            'command = ["/x"]\non = "host-certificate"\nbundles = ["*"]',
+            "notify[0].bundles: goes with on",
+        ),
+        (
+            'command = ["/x"]\n[[notify]]\ncommand = ["/x"]\ndelay = 1',
+            "notify[1]: is told of the same already",
+        ),
         ('command = ["/x"]\ntimeout = 0', "notify[0].timeout: expected `float` > 0"),
         ('command = ["/x"]\nunit = "x"', "unknown key notify[0].unit (allowed here: on, bundles"),
     ],
