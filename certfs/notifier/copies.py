@@ -6,6 +6,7 @@ file to watch, and to hand to containers, on a host whose store is covered by th
 
 import os
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
@@ -17,12 +18,13 @@ _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def keep(path: str, data: bytes | None) -> bool:
+def keep(path: str, data: bytes | None, *, store: Collection[int] = ()) -> bool:
     """Make the file at ``path`` hold ``data``, or not exist where there is none; whether anything had to be changed.
 
+    ``store`` are open directories, in which it must not lie: in one of sources it would keep its certificates for ever.
     Raises `RefusedError` for a place that is not to be written to, OSError for one that cannot be.
     """
-    directory = _open(os.path.dirname(path))
+    directory = _open(os.path.dirname(path), store)
     name = os.path.basename(path)
     try:
         if data is None:
@@ -38,7 +40,7 @@ def keep(path: str, data: bytes | None) -> bool:
     return True
 
 
-def _open(path: str) -> int:
+def _open(path: str, store: Collection[int]) -> int:
     """Open a directory component by component; each must be out of the reach of others."""
     fd = os.open("/", _DIRECTORY)
     walked = ""
@@ -55,11 +57,17 @@ def _open(path: str) -> int:
             os.close(fd)
             fd = child
             _check(fd, walked)
+            _check_outside(fd, walked, store)
         _check_place(fd, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _check_outside(fd: int, shown: str, store: Collection[int]) -> None:
+    if any(os.path.samestat(os.fstat(fd), os.fstat(tree)) for tree in store):
+        raise RefusedError(f"{shown} is the store of this mount: name a place outside")
 
 
 def _check_place(fd: int, shown: str) -> None:

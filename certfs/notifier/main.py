@@ -278,7 +278,9 @@ class Notifier:
         self._save(order)
         try:
             if order.spec.copy:
-                copies.keep(order.spec.copy, self._files.data(order.entry.bundle))
+                data = self._files.data(order.entry.bundle)
+                store = [tree.fd for tree in self._spec.trees]
+                copies.keep(order.spec.copy, data, store=store)
                 self._finish(order, "", quietly=True)
                 return
             run = run_of(

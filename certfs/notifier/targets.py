@@ -78,7 +78,14 @@ def run_of(
     if spec.systemd_unit:
         if not systemd.version:
             raise RefusedError("systemd does not run here")
-        words = ("systemctl", *systemd.options, "--no-ask-password", spec.action, spec.systemd_unit)
+        words = (
+            "systemctl",
+            *systemd.options,
+            "--no-ask-password",
+            spec.action,
+            "--",
+            spec.systemd_unit,
+        )
         return Run(words, _environment())
     if spec.pid_file:
         pid = _process_of(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,15 @@ def test_what_a_kill_left_is_no_obstacle(place: Path) -> None:
     (place / ".ca.pem.certfs-new").write_bytes(b"half")
     keep(str(place / "ca.pem"), b"one")
     assert [path.name for path in place.iterdir()] == ["ca.pem"]
+
+
+def test_a_place_in_the_store_is_refused(place: Path) -> None:
+    """In a directory of sources the copy would be one, and no certificate would ever leave the bundle."""
+    (place / "trusted").mkdir()
+    store = os.open(place, os.O_PATH)
+    try:
+        with pytest.raises(RefusedError, match=f"{place} is the store"):
+            keep(str(place / "trusted" / "all.pem"), b"one", store=[store])
+    finally:
+        os.close(store)
+    assert list((place / "trusted").iterdir()) == []

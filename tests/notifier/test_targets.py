@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from certfs.notifier.targets import NotRunning, RefusedError, Systemd, check_command, run_of
+from certfs.procfs import command_of
 from certfs.protocol.notify_spec import NotifySpec
-from tests.support.mounts import need_root
+from tests.support.mounts import need_root, wait_until
 
 SYSTEMD = Systemd(252, has_bus=True)
 
@@ -94,6 +95,7 @@ def test_what_is_no_number_of_a_process_is_refused(tmp_path: Path, content: str)
 def test_the_first_line_of_a_pid_file_is_the_number(tmp_path: Path) -> None:
     """Some programs write more into it (postmaster.pid, sendmail.pid), and some pad it (Postfix)."""
     sleeper = subprocess.Popen(["sleep", "300"])
+    wait_until(lambda: command_of(sleeper.pid) == b"sleep", what="the name of a program")
     pid_file = tmp_path / "pid"
     pid_file.write_text(f"   {sleeper.pid}\n{'/var/lib ' * 1000}\n", encoding="ascii")
     spec = NotifySpec(pid_file=str(pid_file), process="sleep", signal="TERM")
