@@ -235,10 +235,14 @@ def _extension_in_pieces(subject: _Subject) -> str:
 
 
 def _open_length(subject: _Subject) -> str:
-    for element in _elements(subject.der):
-        if element.content_end != element.end:
-            return "a length in it is left open"
-    return ""
+    is_open = any(one.content_end != one.end for one in _elements(subject.der))
+    return "a length in it is left open" if is_open else ""
+
+
+def _open_length_in_key(subject: _Subject) -> str:
+    elements = walk(subject.der, subject.fields.public_key)
+    is_open = any(one.content_end != one.end for one in elements)
+    return "a length in its key is left open" if is_open else ""
 
 
 def _wide_length(subject: _Subject) -> str:
@@ -286,6 +290,7 @@ _RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
         _empty_issuer,
         _elliptic_key,
         _rsa_key,
+        _open_length_in_key,
         _broken_critical_extension,
         _wide_length,
     ),
