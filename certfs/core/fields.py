@@ -20,7 +20,7 @@ from certfs.core.der import (
 
 _BOOLEAN = 0x01
 _VERSION = 0xA0
-_EXTENSIONS = 0xA3
+EXTENSIONS = 0xA3
 _UTC_TIME = 0x17
 _FEWEST_FIELDS = 6
 SUBJECT_ALTERNATIVE_NAME = bytes.fromhex("551d11")
@@ -64,7 +64,7 @@ def read_fields(der: bytes) -> Fields:
     if len(fields) < _FEWEST_FIELDS:
         raise DerError("certificate lacks fields")
     serial_number, signature, issuer, validity, subject, public_key, *optional = fields
-    extensions = next((field for field in optional if field.tag == _EXTENSIONS), None)
+    extensions = next((field for field in optional if field.tag == EXTENSIONS), None)
     return Fields(
         version,
         serial_number,

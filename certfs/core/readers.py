@@ -25,6 +25,7 @@ from certfs.core.der import (
     walk,
 )
 from certfs.core.fields import (
+    EXTENSIONS,
     SUBJECT_ALTERNATIVE_NAME,
     Extension,
     Fields,
@@ -235,14 +236,24 @@ def _extension_in_pieces(subject: _Subject) -> str:
 
 
 def _open_length(subject: _Subject) -> str:
-    is_open = any(one.content_end != one.end for one in _elements(subject.der))
+    is_open = any(map(_is_open, _elements(subject.der)))
     return "a length in it is left open" if is_open else ""
 
 
-def _open_length_in_key(subject: _Subject) -> str:
-    elements = walk(subject.der, subject.fields.public_key)
-    is_open = any(one.content_end != one.end for one in elements)
-    return "a length in its key is left open" if is_open else ""
+def _open_length_of_a_field(subject: _Subject) -> str:
+    """Java reads a field again by itself; it closes open lengths where they begin further out, and in an extension."""
+    der = subject.der
+    outermost = read_element(der, 0, len(der))
+    signed = read_first(der, outermost, 1)[0]
+    key = subject.fields.public_key
+    fields = [one for one in read_elements(der, signed) if one.tag != EXTENSIONS]
+    is_open = any(_is_open(one) for one in (*fields, read_first(der, key, 1)[0]))
+    closes = _is_open(outermost) or _is_open(signed)
+    return "the length of a field is left open" if is_open and not closes else ""
+
+
+def _is_open(element: Element) -> bool:
+    return element.content_end != element.end
 
 
 def _wide_length(subject: _Subject) -> str:
@@ -290,7 +301,7 @@ _RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
         _empty_issuer,
         _elliptic_key,
         _rsa_key,
-        _open_length_in_key,
+        _open_length_of_a_field,
         _broken_critical_extension,
         _wide_length,
     ),

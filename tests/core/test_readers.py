@@ -101,6 +101,10 @@ _REFUSED = {
         certificate(_NAME, key=b"\x30\x80" + pki_raw.ec_key()[2:] + b"\0\0"),
         _BOTH,
     ),
+    "length of a name left open": (
+        certificate(_NAME, issuer=b"\x30\x80" + _NAME[2:] + b"\0\0"),
+        _BOTH,
+    ),
     "negative version": (
         certificate(_NAME, version=b"\xa0\x03\x02\x01\x82"),
         frozenset({_GNUTLS}),
