@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support import mounts, pki
-from tests.support.mounts import mounted
+from tests.support.mounts import mounted, wait_until
 from tests.support.tree import Tree
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
@@ -78,5 +81,29 @@ def test_a_container_with_the_directory_follows_the_bundle(tmp_path: Path) -> No
             assert container.count(bundle) == 2
             (mount.tree.certs / "first.pem").unlink()
             assert container.count(bundle) == 1
+        finally:
+            container.close()
+
+
+def test_a_container_with_the_directory_of_a_copy_follows_it_after_a_crash(tmp_path: Path) -> None:
+    """A plain file does not depend on the server; the plain copy in the store stands for any further one (I12)."""
+    mounts.need_root()
+
+    def fill(tree: Tree) -> None:
+        (tree.certs / "first.pem").write_bytes(FIRST.pem)
+
+    target = tmp_path / "in-container"
+    target.mkdir()
+    with mounted(prepare=fill) as mount:
+        mount.expected_log += ["was killed"]
+        container = Container(mount.tree.store / "stunnel", target)
+        try:
+            bundle = target / mount.tree.user_bundle.name
+            wait_until(lambda: container.count(bundle) == 1, seconds=60, what="the copy")
+            (state,) = mount.tree.root.with_name("run").glob("at-*/state.json")
+            server = int(json.loads(state.read_bytes())["server"]["pid"])
+            os.kill(server, signal.SIGKILL)
+            (mount.tree.store / "stunnel" / "certs" / "second.pem").write_bytes(SECOND.pem)
+            wait_until(lambda: container.count(bundle) == 2, seconds=60, what="the change")
         finally:
             container.close()
