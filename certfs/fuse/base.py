@@ -148,6 +148,10 @@ class FilesystemBase(pyfuse3.Operations):
         """O_NOATIME on a mount that is not to change times of access by reading (mount(8): noatime, ro)."""
         self.on_absorbed: Callable[[LiveBundle, Actor], None] = lambda _bundle, _actor: None
         """Called when a rename onto a bundle was taken for the end of a regeneration."""
+        self.host_files: Collection[bytes] = ()
+        """Names of files that mean something to others than bundles, in whatever directory."""
+        self.on_host_file: Callable[[FileId, bytes, Actor | None], Awaitable[None]] | None = None
+        """Called when one of them was made, written, replaced or removed."""
         self.flush_plain_copies: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.own = OwnNodes(tables.synthetic)
         self.beside_store: dict[tuple[int, bytes], Find] = {}
@@ -433,8 +437,20 @@ class FilesystemBase(pyfuse3.Operations):
         parent = inode.parent
         return parent is None or self.trust.is_source(parent.id, inode.name)
 
+    def matters(self, inode: Inode) -> bool:
+        """Whether who changes the inode is to be known: it may be a source, or is a host's own file."""
+        return inode.name in self.host_files or self.may_be_source(inode)
+
+    async def tell_of_host_file(self, directory: Inode, name: bytes, actor: Actor | None) -> None:
+        """Tell of a change of a name that is one of ``host_files``."""
+        if name in self.host_files and self.on_host_file is not None:
+            with waiting_for_store():
+                await self.on_host_file(directory.id, name, actor)
+
     async def tell_of_content(self, node: Inode, actor: Actor | None, links: int) -> None:
         """Tell the bundles that a file's content changed; with several ``links`` any of its names may be a source."""
+        if node.parent is not None:
+            await self.tell_of_host_file(node.parent, node.name, actor)
         with waiting_for_store():
             if node.parent is not None and self.may_be_source(node):
                 await self.trust.changed(node.parent.id, node.name, actor)

@@ -123,7 +123,7 @@ class FileOperations(FilesystemBase):
             user=ctx.uid,
             fd=file,
             inode=node,
-            actor=self.actor(ctx) if writes and self.may_be_source(node) else None,
+            actor=self.actor(ctx) if writes and self.matters(node) else None,
             writes=writes,
             synchronous=bool(flags & (os.O_SYNC | os.O_DSYNC)),
         )

@@ -91,7 +91,7 @@ class MetadataOperations(FilesystemBase):
             self.mark_dirty(node, await self.calls.look(node.local, os.stat, fd))
         links = await self.calls.change(as_spender, ctx.uid, _truncate, fd, file, size, ctx)
         # Who did it is read from /proc: not for files that mean nothing to a bundle.
-        if not node.writers and (links > 1 or self.may_be_source(node)):
+        if not node.writers and (links > 1 or self.matters(node)):
             await self.tell_of_content(node, self.actor(ctx), links)
 
     @guarded

@@ -79,6 +79,8 @@ class NameOperations(FilesystemBase):
 
     async def _tell(self, parent: Inode, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Tell the bundles of a name that changed."""
+        if name in self.host_files:
+            await self.tell_of_host_file(parent, name, self.actor(ctx))
         if self.trust.has_role(parent.id, name):
             with waiting_for_store():
                 await self.trust.changed(parent.id, name, self.actor(ctx))
@@ -263,6 +265,8 @@ class NameOperations(FilesystemBase):
             # At once: between the two steps the certificate would be missing.
             with waiting_for_store():
                 await trust.replaced(old_parent.id, (name_old, name_new), self.actor(ctx))
+            for name in {name_old, name_new}.intersection(self.host_files):
+                await self.tell_of_host_file(old_parent, name, self.actor(ctx))
         else:
             await self._tell(new_parent, name_new, ctx)
             await self._tell(old_parent, name_old, ctx)

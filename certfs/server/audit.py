@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 from cryptography.utils import CryptographyDeprecationWarning
@@ -111,12 +111,7 @@ def report(published: Published, trust_log: TrustLog | None = None) -> None:
         *_lines("added to", published.change.added, bundle, source, by),
         *_lines("removed from", published.change.removed, bundle, source, by),
     ]
-    for line in lines:
-        log.info("%s", line)
-    if trust_log is not None and lines:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        user = published.actor.uid if published.actor is not None else None
-        trust_log.write(user, [f"{moment} INFO {line}" for line in lines])
+    _log_trust(lines, published.actor, trust_log)
     copies = [
         *_lines("one more copy in a source of", published.change.copied, bundle, source, by),
         *_lines("one copy less in a source of", published.change.uncopied, bundle, source, by),
@@ -126,6 +121,15 @@ def report(published: Published, trust_log: TrustLog | None = None) -> None:
     for name, remark in published.remarks:
         where = quoted(source + b"/" + name) + (f" line {remark.line}" if remark.line else "")
         log.log(_LEVELS[remark.severity], "%s: %s %s", where, printable(remark.reason), by)
+
+
+def _log_trust(lines: Sequence[str], actor: Actor | None, trust_log: TrustLog | None) -> None:
+    for line in lines:
+        log.info("%s", line)
+    if trust_log is not None and lines:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        user = actor.uid if actor is not None else None
+        trust_log.write(user, [f"{moment} INFO {line}" for line in lines])
 
 
 def _lines(
@@ -150,9 +154,24 @@ def _by(actor: Actor | None) -> str:
 def report_absorbed(spec: BundleSpec, actor: Actor, trust_log: TrustLog) -> None:
     """Log that a rename onto a bundle changed nothing, and who made it: somebody meant to replace what is trusted."""
     line = f"rename onto {quoted(b'/'.join(spec.bundle))} changed nothing: {_by(actor)}"
-    log.info("%s", line)
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    trust_log.write(actor.uid, [f"{moment} INFO {line}"])
+    _log_trust([line], actor, trust_log)
+
+
+def report_host_certificate(
+    path: bytes,
+    new: Certificate | None,
+    old: Certificate | None,
+    actor: Actor | None,
+    trust_log: TrustLog,
+) -> None:
+    """Log that the host shows another certificate than before, and who made it so."""
+    words = ["removed" if new is None else "installed" if old is None else "replaced"]
+    words.append(f"host certificate {quoted(path)}:")
+    if new is not None:
+        words.append(f"subject={quoted(subject_of(new))} sha256={new.fingerprint.hex()}")
+    if old is not None:
+        words.append(f"before={old.fingerprint.hex()}")
+    _log_trust([" ".join((*words, _by(actor)))], actor, trust_log)
 
 
 def report_version(config_file: str | None) -> None:

@@ -15,6 +15,7 @@ import signal
 import stat
 import sys
 from contextlib import suppress
+from functools import partial
 
 import pyfuse3
 import trio
@@ -36,8 +37,9 @@ from certfs.protocol.messages import Failure, Serve
 from certfs.protocol.specs import MountSpec, ServerSpec, receive
 from certfs.protocol.state_file import read_flags
 from certfs.safe_open import LinkRefusedError
-from certfs.server import audit
+from certfs.server import audit, host_certificates
 from certfs.server.announcing import Announcing
+from certfs.server.host_certificates import HostCertificates
 from certfs.server.plain_copies import PlainCopies
 from certfs.server.settings import Settings
 from certfs.server.status import StatusReport
@@ -112,6 +114,10 @@ class Server:
             self.operations.reading_flags = os.O_NOATIME
         self.operations.on_init = self._served.set
         self.operations.on_absorbed = self._absorbed
+        report = partial(audit.report_host_certificate, trust_log=self._trust_log)
+        self.host_certificates = HostCertificates(roots, report)
+        self.operations.host_files = host_certificates.NAMES
+        self.operations.on_host_file = self.host_certificates.changed
         self.operations.flush_plain_copies = self.plain.flush
         self.announcing = Announcing(self.operations.synthetic)
         self.operations.announcements.is_announcer = self.announcing.is_announcer
@@ -147,6 +153,7 @@ class Server:
         """Read the store."""
         audit.report_version(self._settings.file)
         self.trust.load()
+        self.host_certificates.load()
         if self.plain.active:
             self.trust.sweep()
         audit.report_start(

@@ -84,3 +84,38 @@ def test_a_command_that_reaches_for_the_mount_has_a_line(dom0: Host) -> None:
     who = rf'uid={os.getuid()} login=\w+ pid=\d+ command="\w+"'
     for what in ("detached: a command is to see the plain directories", "restart"):
         assert re.search(f"INFO /etc/.*: {what}: {who}", dom0.log()), dom0.log()
+
+
+def test_a_replaced_host_certificate_has_a_line(dom0: Host) -> None:
+    """Who changes what the host shows stands in the log, by cp, mv, rm or a command; a key never does (I20)."""
+    xensource = dom0.inside("/etc/xensource")
+    file, beside = xensource / "xapi-ssl.pem", xensource / "draft"
+    first, second, third = (pki.issue(f"host certificate {number}") for number in range(3))
+    who = rf'uid={os.getuid()} login=\w+ pid=\d+ command="[^"]+"'
+
+    def expect(what: str, name: str, new: pki.Identity | None, old: pki.Identity | None) -> None:
+        subject = new.certificate.subject.rfc4514_string() if new else ""
+        about = f' subject="{subject}" sha256={new.sha256}' if new else ""
+        before = f" before={old.sha256}" if old else ""
+        line = rf'INFO {what} host certificate "xensource/{name}":{about}{before} {who}\n'
+        wait_until(lambda: re.search(line, dom0.log()) is not None, what=line)
+        assert re.search(line, dom0.inside("/run/certfs/dom0/log.trust-0").read_text())
+
+    file.write_bytes(first.host_pem)
+    expect("installed", file.name, first, None)
+    file.write_bytes(second.host_pem)
+    expect("replaced", file.name, second, first)
+    beside.write_bytes(third.host_pem)
+    beside.rename(file)
+    expect("replaced", file.name, third, second)
+    lines = dom0.log().count("host certificate")
+    file.write_bytes(third.host_pem)
+    file.chmod(0o400)
+    dom0.certfs("reset-server-certificate")
+    wait_until(lambda: dom0.log().count("replaced host certificate") == 3, what="a line")
+    assert dom0.log().count("host certificate") == lines + 1
+    os.link(file, xensource / "xapi-pool-tls.pem")
+    wait_until(lambda: 'installed host certificate "xensource/xapi-pool' in dom0.log(), what="one")
+    file.unlink()
+    wait_until(lambda: 'removed host certificate "xensource/xapi-ssl' in dom0.log(), what="one")
+    assert "PRIVATE KEY" not in dom0.log()
