@@ -90,7 +90,7 @@ class Member:
         self._own_defect = ""
         """Why this host's own certificate is not published, as the log has it."""
         self._watcher = Watcher(store, self._wake_up)
-        self._patience = Patience()
+        self._patience = {name: Patience() for name in self._directories}
         self.report = Report()
 
     async def run(self) -> None:
@@ -150,7 +150,7 @@ class Member:
             self._view = view
             self._wake.set()
             async for change in changes:
-                view.take(change)
+                self._view = view = view.after(change)
                 self._wake.set()
 
     async def _keep_lease(self, engine: Engine) -> None:
@@ -210,11 +210,13 @@ class Member:
         revision = view.revision
         remotes, keys = self._remotes(view)
         calm = True
-        for name, directory in self._directories.items():
-            may_publish = own.publisher and name == "certs"
+        for directory in self._interrupted_first():
+            may_publish = own.publisher and directory.name == "certs"
             calm &= await self._bring_together(
-                view, directory, remotes[name], told, may_publish=may_publish
+                view, directory, remotes[directory.name], told, may_publish=may_publish
             )
+            if self._journal.intent is not None:  # it is complete before another one begins
+                return False
         calm &= await self._publish_own_entry(view)
         if calm and (keys != self._journal.keys or revision > self._journal.applied):
             self._write(
@@ -232,6 +234,14 @@ class Member:
         else:
             self._is("in sync")
         return await self._acknowledge(remotes)
+
+    def _interrupted_first(self) -> list[SourceDirectory]:
+        """Return the directories, first the one in which an application was interrupted: there is one intent."""
+        intent = self._journal.intent
+        return sorted(
+            self._directories.values(),
+            key=lambda each: intent is not None and each.name != intent.directory,
+        )
 
     def _remotes(self, view: View) -> tuple[dict[str, Remote], dict[str, tuple[str, ...]]]:
         pool, keys = view.certs_pool(self._membership.uuid, self._journal.keys)
@@ -275,23 +285,24 @@ class Member:
             accept_deletions=told.accept_deletions,
             was_held=directory.name in self._journal.held,
         )
-        apply = restored(plan, _believed(remote, base)) if told.restore else plan.apply
+        theirs = _believed(remote, base)
+        apply = restored(plan, theirs) if told.restore else plan.apply
         self._note(directory.name, plan, scan)
+        changed = {name for name in scan.unsettled if base.get(name) != theirs.get(name)}
+        missed = scan.unsettled if plan.publish else changed if apply else frozenset()
+        if self._patience[directory.name].waits(missed, scan.unsettled, trio.current_time()):
+            return False
         if plan.agreed:
             self._write(
                 self._journal.with_names(directory.name, plan.agreed).after(self.report.revision)
             )
         if apply:
             await self._apply(directory, remote, scan, apply, plan, told)
-        elif self._journal.intent is not None and self._journal.intent.directory == directory.name:
-            self._write(msgspec.structs.replace(self._journal, intent=None))
-            directory.end_swap()
-        if self._patience.waits(plan, scan.unsettled, trio.current_time()):
-            return False
+        elif self._journal.intent is not None:
+            self._end(directory, self._journal)
         if plan.publish and not told.restore:
             return await self._publish(view, directory.name, scan, plan)
-        theirs = _believed(remote, base)
-        return not any(base.get(each) != theirs.get(each) for each in scan.unsettled)
+        return not changed
 
     def _without_own(self, local: dict[bytes, Digest] | None) -> dict[bytes, Digest] | None:
         """Leave out this host's own certificates: its entry in the pool is made of its keys, not of these files."""
@@ -367,18 +378,21 @@ class Member:
         for name in apply:
             if name in here:
                 self._gone.update(_blocks(here[name].pem))
-        after = msgspec.structs.replace(
-            self._journal.with_names(directory.name, dict(apply)), intent=None
-        )
+        after = self._journal.with_names(directory.name, dict(apply))
         if swap or finish:
-            self._write(after)
-            directory.end_swap()
+            self._end(directory, after)
         else:  # written with the revision; until then the intent says the same
-            self._journal = after
+            self._journal = msgspec.structs.replace(after, intent=None)
         for name, digest in apply.items():
             LOG.info(
                 "%s/%s %s", directory.name, name.decode("ascii"), "applied" if digest else "removed"
             )
+
+    def _end(self, directory: SourceDirectory, journal: Journal) -> None:
+        """End a swap that is complete: killed before its D.bk is gone, the next process knows whose that is."""
+        self._write(msgspec.structs.replace(journal, intent=Intent(directory.name, {}, swap=True)))
+        directory.end_swap()
+        self._journal = msgspec.structs.replace(self._journal, intent=None)
 
     def _aside(self, name: str) -> int:
         path = f"{self._journal_file.path}/{ASIDE}/{name}"

@@ -13,8 +13,8 @@ changed                 changed                  the pool's wins, the local one 
 equal to the pool       equal                    agreed
 ======================  =======================  ==========================================
 
-A name that is unsettled (it is being written) is left as it is, and not published either. The others wait for
-it a while: they may have changed together.
+A name that is unsettled (it is being written) is left as it is, and not published either. Others that are to be
+published wait for it a while, and so do others that the pool has changed with it: they may have changed together.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from typing import Final
 from certfs.pool.keys import Digest
 
 PATIENCE_SECONDS: Final = 10.0
-"""How long a file that is being written holds up the publication of others."""
+"""How long a file that is being written holds up others that changed with it."""
 
 Content = Mapping[bytes, Digest]
 """The names of a directory and what each holds."""
@@ -50,7 +50,7 @@ class Plan:
 
 
 class Patience:
-    """Waiting for files that are being written, so that what changed together is published together.
+    """Waiting for files of a directory that are being written, so that what changed together goes together.
 
     One that is being written for longer does not hold up the others again until it has been closed.
     """
@@ -59,10 +59,13 @@ class Patience:
         self._since: float | None = None
         self._in_vain: AbstractSet[bytes] = frozenset()
 
-    def waits(self, plan: Plan, unsettled: AbstractSet[bytes], now: float) -> bool:
-        """Whether what `plan` publishes waits for the ``unsettled`` names; ``now`` in seconds of a monotonic clock."""
+    def waits(self, missed: AbstractSet[bytes], unsettled: AbstractSet[bytes], now: float) -> bool:
+        """Whether to wait for names that are ``missed`` in what is to happen; ``now`` in seconds, monotonic.
+
+        They are some of those that are ``unsettled``.
+        """
         self._in_vain &= unsettled
-        if not plan.publish or unsettled <= self._in_vain:
+        if missed <= self._in_vain:
             self._since = None
             return False
         if self._since is None:

@@ -1,7 +1,6 @@
 """What the pool has at one revision, made of a snapshot and the changes since.
 
-Owns the keys as they are now and what they mean: which generation counts, which values are believed. Pure, but for
-being changed by each revision.
+Owns the keys as they are then and what they mean: which generation counts, which values are believed. Pure.
 """
 
 from collections.abc import Mapping
@@ -34,15 +33,13 @@ class View:
         self._all: dict[bytes, KeyValue] = {one.key: one for one in snapshot.keys}
         self._decoded: dict[bytes, Value | None] = {}
 
-    def take(self, change: Change) -> None:
-        """Go on to the next revision."""
-        self.revision = change.revision
-        for key, found in change.keys.items():
-            self._decoded.pop(key, None)
-            if found is None:
-                self._all.pop(key, None)
-            else:
-                self._all[key] = found
+    def after(self, change: Change) -> "View":
+        """Return the next revision; this one stays, for a step that has begun with it."""
+        every = {**self._all, **change.keys}.values()
+        keys = tuple(one for one in every if one is not None)
+        view = View(self._keys, Snapshot(self.cluster, change.revision, keys))
+        view._decoded = {k: v for k, v in self._decoded.items() if k not in change.keys}
+        return view
 
     @property
     def last_change(self) -> int:

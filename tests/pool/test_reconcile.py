@@ -135,27 +135,26 @@ def test_a_file_that_is_being_written_waits() -> None:
 
 
 def test_what_changed_together_waits_for_the_file_that_is_still_open() -> None:
-    """A publication waits for a name that is being written, once, and a later one only after it was closed (I10)."""
+    """What is to happen waits for a name that is being written, once, and later only after it was closed (I10)."""
     patience = Patience()
-    plan = Plan(publish={b"a": Digest("1")})
     slow, none = frozenset({b"slow"}), frozenset[bytes]()
-    assert patience.waits(plan, slow, 0.0)
-    assert not patience.waits(plan, none, 1.0)
-    assert patience.waits(plan, slow, 2.0)
-    assert patience.waits(plan, slow, 2.0 + PATIENCE_SECONDS - 1)
-    assert not patience.waits(plan, slow, 2.0 + PATIENCE_SECONDS)
-    assert not patience.waits(plan, slow, 100.0)
-    assert patience.waits(plan, slow | {b"other"}, 101.0)
-    assert not patience.waits(plan, none, 102.0)
-    assert patience.waits(plan, slow, 103.0)
+    assert patience.waits(slow, slow, 0.0)
+    assert not patience.waits(none, none, 1.0)
+    assert patience.waits(slow, slow, 2.0)
+    assert patience.waits(slow, slow, 2.0 + PATIENCE_SECONDS - 1)
+    assert not patience.waits(slow, slow, 2.0 + PATIENCE_SECONDS)
+    assert not patience.waits(slow, slow, 100.0)
+    assert patience.waits(slow | {b"other"}, slow | {b"other"}, 101.0)
+    assert not patience.waits(none, none, 102.0)
+    assert patience.waits(slow, slow, 103.0)
 
 
-def test_nothing_to_publish_waits_for_nothing() -> None:
-    """A name that is being written takes no patience while there is nothing to publish."""
+def test_what_misses_nothing_waits_for_nothing() -> None:
+    """A name that is being written takes no patience while nothing misses it."""
     patience = Patience()
     slow = frozenset({b"slow"})
-    assert not patience.waits(Plan(), slow, 0.0)
-    assert patience.waits(Plan(publish={b"a": None}), slow, 100.0)
+    assert not patience.waits(frozenset(), slow, 0.0)
+    assert patience.waits(slow, slow, 100.0)
 
 
 @given(_CONTENT, _CONTENT, st.sets(st.sampled_from([b"1.pem", b"2.pem", b"3.pem", b"4.pem"])))
