@@ -36,7 +36,10 @@ FILES: Final = (
         "/run/certfs, $XDG_RUNTIME_DIR/certfs, /tmp/certfs-UID",
         "The runtime directory, of root or else of the user: a directory for each mount with state and log.",
     ),
-    ("/etc/systemd/system/certfs.service", "What certfs install-units writes."),
+    (
+        "/etc/systemd/system/certfs.service, certfs-pool.service",
+        "What certfs install-units writes, with --pool also the second.",
+    ),
 )
 
 ENVIRONMENT: Final = (

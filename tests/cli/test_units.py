@@ -39,14 +39,25 @@ def unit(tmp_path: Path) -> Path:
     return tmp_path / "certfs.service"
 
 
+@pytest.fixture
+def pool_unit(tmp_path: Path) -> Path:
+    """The unit of the pool's process beside that of a store."""
+    command = ["--pool", "--store", "/srv/a b", "/srv/50%"]
+    result = CliRunner().invoke(install_units, ["--directory", str(tmp_path), *command])
+    assert result.exit_code == 0, result.output
+    return tmp_path / "certfs-pool.service"
+
+
 def setting(unit: str, name: str) -> str:
     """Return the value of one setting."""
     (value,) = re.findall(rf"^{name}=(.*)$", unit, re.MULTILINE)
     return str(value)
 
 
-def test_systemd_accepts_the_unit(unit: Path) -> None:
+@pytest.mark.parametrize("which", ["unit", "pool_unit"])
+def test_systemd_accepts_the_unit(which: str, request: pytest.FixtureRequest) -> None:
     """`systemd-analyze verify` has nothing to say about the installed unit."""
+    unit: Path = request.getfixturevalue(which)
     mounts.need_program("systemd-analyze")
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)]
     result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
@@ -54,8 +65,10 @@ def test_systemd_accepts_the_unit(unit: Path) -> None:
     assert "certfs" not in result.stderr
 
 
-def test_the_unit_is_locked_up(unit: Path) -> None:
+@pytest.mark.parametrize("which", ["unit", "pool_unit"])
+def test_the_unit_is_locked_up(which: str, request: pytest.FixtureRequest) -> None:
     """The exposure that `systemd-analyze security` finds stays below its "OK" threshold."""
+    unit: Path = request.getfixturevalue(which)
     mounts.need_program("systemd-analyze")
     subprocess.run(
         [
@@ -182,6 +195,37 @@ def test_a_unit_for_a_store(tmp_path: Path) -> None:
     assert setting(text, "RequiresMountsFor") == '"/srv/a b" "/srv/50%%"'
     assert setting(text, "ExecStopPost").endswith('unmount --if-mounted --own-unit "/srv/50%%"')
     assert "Before=" not in text
+
+
+def test_a_unit_for_the_pool(pool_unit: Path) -> None:
+    """The pool's process starts after the mount, may use the network, and is always started again (I22)."""
+    text = pool_unit.read_text()
+    assert setting(text, "ExecStart").endswith('pool run --store "/srv/a b" "/srv/50%%"')
+    assert "certfs-srv-50\\x25.service" in setting(text, "After")
+    assert pool_unit.with_name("certfs-srv-50\\x25.service").exists()
+    assert setting(text, "Restart") == "always"
+    assert "AF_INET6" in setting(text, "RestrictAddressFamilies")
+    assert "AF_INET" not in setting(unit_text("/x"), "RestrictAddressFamilies")
+    assert NAMESPACING.findall(text) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_systemd_gets_what_it_knows_of_the_pool(version: int) -> None:
+    """In the pool's unit, too, no directive is newer than the systemd it is for."""
+    mount = render.Standalone(store="/s", mountpoint="/m")
+    text = render.pool_unit_text(template("pool.in"), "/x", mount, systemd=version)
+    names = {name for section in directives(text).values() for name in section}
+    for name in names - KNOWN_TO_219 - {"Wants", "StartLimitInterval"}:
+        assert render.SINCE[name] <= version, name
+
+
+def test_a_pool_needs_a_store(tmp_path: Path) -> None:
+    """Without a store, or for a user, there is no unit of the pool."""
+    store = ["--store", "/s", "/m"]
+    for arguments in (["--pool"], ["--pool", "--user", *store]):
+        result = CliRunner().invoke(install_units, ["--directory", str(tmp_path), *arguments])
+        assert result.exit_code == 2, result.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_unit_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ _MODULES: Final = "# certfs is a FUSE file system.\nfuse\n"
     "  certfs install-units\n"
     "  certfs install-units --enable                 start it at every boot\n"
     "  certfs install-units --store /srv/tls --config /srv/tls.toml /srv/tls\n"
+    "  certfs install-units --pool --store /srv/tls /srv/tls\n"
     "  certfs install-units --user --store ~/tls ~/tls\n"
     "  certfs install-units --directory ./root/etc/systemd/system --systemd 219"
 )
@@ -56,6 +57,7 @@ _MODULES: Final = "# certfs is a FUSE file system.\nfuse\n"
 @click.option("--force", is_flag=True, help="Overwrite a unit that was edited.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
 @click.option("--user", is_flag=True, help="A unit of your own, for systemctl --user.")
+@click.option("--pool", is_flag=True, help="Also the unit of certfs pool run, for that mount.")
 @click.option("--store", metavar="DIR", help="The store of a standalone mount.")
 @click.option("--config", metavar="FILE", help="Its configuration (TOML).")
 @click.argument("mountpoint", required=False)
@@ -67,6 +69,7 @@ def install_units(  # noqa: PLR0913  one for each option
     force: bool,
     dry_run: bool,
     user: bool,
+    pool: bool,
     store: str | None,
     config: str | None,
     mountpoint: str | None,
@@ -78,16 +81,29 @@ def install_units(  # noqa: PLR0913  one for each option
     mount = _standalone(store, mountpoint, config)
     if user and mount is None:
         raise click.UsageError("--user is for a store of yours: --store DIR MOUNTPOINT")
+    if pool and (user or mount is None):
+        raise click.UsageError("--pool is for a store of the host's: --store DIR MOUNTPOINT")
     if enable and directory not in {None, _DIRECTORY}:
         raise click.UsageError(
             "--enable is for units of this host; elsewhere: systemctl --root DIR enable certfs"
         )
     directory = directory or (_user_directory() if user else _DIRECTORY)
-    name = render.unit_name(mount)
-    text = render.unit_text(
-        template(), _program(), systemd=version or systemd_version(), mount=mount, user=user
-    )
-    if not _install(os.path.join(directory, name), text, force=force, dry_run=dry_run) or dry_run:
+    systemd = version or systemd_version()
+    units = {
+        render.unit_name(mount): render.unit_text(
+            template(), _program(), systemd=systemd, mount=mount, user=user
+        )
+    }
+    if pool and mount is not None:
+        units[render.POOL_UNIT] = render.pool_unit_text(
+            template("pool.in"), _program(), mount, systemd=systemd
+        )
+    there = [
+        name
+        for name, text in units.items()
+        if _install(os.path.join(directory, name), text, force=force, dry_run=dry_run)
+    ]
+    if not there or dry_run:
         return
     modules = None if user else modules_directory(directory)
     if modules:
@@ -96,17 +112,18 @@ def install_units(  # noqa: PLR0913  one for each option
     if _systemd_runs():
         _systemctl(*manager, "daemon-reload")
     if enable:
-        _systemctl(*manager, "enable", name)
+        _systemctl(*manager, "enable", *there)
     else:
-        words = ("systemctl", *manager, "enable", "--now", name.removesuffix(".service"))
+        names = (name.removesuffix(".service") for name in there)
+        words = ("systemctl", *manager, "enable", "--now", *names)
         click.echo(f"start it now and at every boot with: {' '.join(words)}")
     if user:
         click.echo("to have it without being logged in: loginctl enable-linger")
 
 
-def template() -> str:
-    """Return the template of the units."""
-    return resources.files(__package__).joinpath("service.in").read_text(encoding="utf-8")
+def template(name: str = "service.in") -> str:
+    """Return the template of the units of mounts, or another one."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def unit_text(program: str) -> str:

@@ -51,6 +51,9 @@ class Standalone:
     """Further arguments of ``certfs mount``."""
 
 
+POOL_UNIT: Final = "certfs-pool.service"
+
+
 def unit_name(mount: Standalone | None) -> str:
     """Return the name of the unit's file."""
     return f"certfs-{_escaped(mount.mountpoint)}.service" if mount else "certfs.service"
@@ -83,13 +86,31 @@ def unit_text(
         "STOP": _command(program, "unmount", "--if-mounted", "--own-unit", *where),
         "WANTED_BY": "default.target" if user else "multi-user.target",
     }
-    for name in ("TITLE", "DESCRIPTION"):
-        values[name] = values[name].replace("%", "%%").replace("\n", " ")
-    left_out = {name for name, since in SINCE.items() if since > systemd} - {_LIMIT}
+    left_out: set[str] = set()
     if user:
         left_out |= _FOR_ROOT
     if mount:
         left_out |= _DOM0_ONLY
+    return _rendered(template, values, systemd, left_out)
+
+
+def pool_unit_text(template: str, program: str, mount: Standalone, *, systemd: int = NEWEST) -> str:
+    """Return the unit of the process that keeps the store of a ``mount`` and its pool together."""
+    values = {
+        "TITLE": mount.mountpoint,
+        "DESCRIPTION": f"The certificates of a pool of hosts at {mount.mountpoint}",
+        "PATHS": " ".join(map(_word, (mount.store, mount.mountpoint))),
+        "MOUNT_UNIT": unit_name(mount),
+        "START": _command(program, "pool", "run", "--store", mount.store, mount.mountpoint),
+    }
+    return _rendered(template, values, systemd, set())
+
+
+def _rendered(template: str, values: dict[str, str], systemd: int, left_out: set[str]) -> str:
+    """Return a template without what is ``left_out`` or not known to a version of systemd, with its values."""
+    for name in ("TITLE", "DESCRIPTION"):
+        values[name] = values[name].replace("%", "%%").replace("\n", " ")
+    left_out |= {name for name, since in SINCE.items() if since > systemd} - {_LIMIT}
     lines = list(_lines(template, left_out))
     if systemd < SINCE[_LIMIT]:
         lines = _old_start_limit(lines)
