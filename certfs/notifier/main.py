@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Final
@@ -41,6 +41,8 @@ _LOOK_SECONDS: Final = 0.05
 """Events are gathered for so long before the files are looked at."""
 _FIRST_LOOK_SECONDS: Final = 1.0
 """After the first look the files are looked at again: by then the server has written its plain copies."""
+_MOST_RUNS: Final = 4
+"""So many runs of one command may be under way at once, where many bundles have changed."""
 _OUTPUT_BYTES: Final = 4096
 """So much of a run's output goes into the log, from its end."""
 _LAST_SECONDS: Final = 1.0
@@ -59,10 +61,15 @@ class Order:
     progress: Progress
     process: "subprocess.Popen[bytes] | None" = None
     output: bytes = b""
-    before: dict[str, Content] = field(default_factory=dict)
-    """What the reader was told of last, as far as this process knows."""
+    before: Content | None = None
+    """What its bundle was when the reader was told last, None where this process does not know."""
     sought_again: bool = False
     timed_out: bool = False
+
+    @property
+    def path(self) -> str:
+        """Of which file a command is told."""
+        return self.entry.bundle or HOST_CERTIFICATE
 
     @property
     def due_timer(self) -> str:
@@ -106,6 +113,8 @@ class Notifier:
         self._started = False
         self._settled_at = 0.0
         """From then on the plain copies are those of the server that is there now."""
+        self._queued: dict[NotifySpec, dict[str, Order]] = {}
+        """Orders that are due and have to wait for another run of the same reader, the first one first."""
         self._found: dict[str, Content] = {}
         """What they were at the first look."""
         self._ending = False
@@ -234,7 +243,7 @@ class Notifier:
                 )
         order = Order(key, spec, entry, policy.resumed(record, content, now))
         if order.progress.told == content:
-            order.before = dict(self._files.contents)
+            order.before = self._files.contents.get(order.path)
         self._orders[key] = order
         self._memory.entries[key] = entry
         self._save(order)
@@ -269,6 +278,9 @@ class Notifier:
         if order.entry.process and order.entry.process.alive():
             self._loop.after(order.due_timer, _LOOK_SECONDS, partial(self._begin, order))
             return
+        if self._is_full(order.spec):
+            self._queued.setdefault(order.spec, {})[order.key] = order
+            return
         if order.spec.copy and time.monotonic() < self._settled_at:
             # The plain copy may be absent, or of yesterday, for a moment yet: the further copy must not follow that.
             self._loop.after(order.due_timer, _FIRST_LOOK_SECONDS, partial(self._begin, order))
@@ -300,6 +312,20 @@ class Notifier:
         except OSError as error:
             self._finish(order, f"{error.filename or order.spec.target}: {error.strerror}")
 
+    def _is_full(self, spec: NotifySpec) -> bool:
+        """Whether as many runs of one reader are under way, for as many bundles, as may be at once."""
+        running = sum(one.process is not None and one.spec is spec for one in self._orders.values())
+        return running >= _MOST_RUNS
+
+    def _plan_queued(self, spec: NotifySpec) -> None:
+        """Let the next one begin of those for which there was no room."""
+        queued = self._queued.get(spec, {})
+        while queued and not self._is_full(spec):
+            order = queued.pop(next(iter(queued)))
+            if self._orders.get(order.key) is order and order.progress.is_waiting:
+                self._plan(order)
+                return
+
     def _not_running(self, order: Order, reason: str) -> None:
         if order.sought_again:
             self._log("info", f"notify: {order.spec.target}: not running: {reason}")
@@ -323,7 +349,7 @@ class Notifier:
         )
         with suppress(ProcessLookupError):
             order.entry.process = ProcessId.of(order.process.pid)
-        self._remember()
+        self._remember(order)
         assert order.process.stdout is not None  # noqa: S101 - PIPE makes one
         output = order.process.stdout.fileno()
         os.set_blocking(output, False)
@@ -385,31 +411,26 @@ class Notifier:
             )
         else:
             entry.last_success = time.time()
-            order.before = dict(self._files.contents)
+            order.before = self._files.contents.get(order.path)
             if not quietly:
                 self._log("info", f"notify: {order.spec.target}: told")
         self._save(order)
         self._plan(order)
-        self._forget_gone()
+        self._plan_queued(order.spec)
+        if entry.bundle in self._files.gone():
+            self._forget_gone()
 
     def _about(self, order: Order) -> dict[str, str]:
         """Return what a command is told of the bundle."""
-        path = order.entry.bundle or HOST_CERTIFICATE
-        now = self._files.contents.get(path, Content())
-        before = order.before.get(path)
-        known = before is not None
+        now, before = self._files.contents.get(order.path, Content()), order.before
         return {
-            "CERTFS_BUNDLE": path,
-            "CERTFS_PATH": self._files.shown(path),
+            "CERTFS_BUNDLE": order.path,
+            "CERTFS_PATH": self._files.shown(order.path),
             "CERTFS_GENERATION": str(order.entry.runs + 1),
             "CERTFS_SHA256": now.sha256,
             "CERTFS_CERTIFICATES": str(len(now.certificates)),
-            "CERTFS_ADDED": str(len(now.certificates - before.certificates))
-            if known and before
-            else "",
-            "CERTFS_REMOVED": str(len(before.certificates - now.certificates))
-            if known and before
-            else "",
+            "CERTFS_ADDED": str(len(now.certificates - before.certificates)) if before else "",
+            "CERTFS_REMOVED": str(len(before.certificates - now.certificates)) if before else "",
         }
 
     def _save(self, order: Order) -> None:
@@ -418,11 +439,11 @@ class Notifier:
         entry.told, entry.dirty, entry.failures = record.told, record.dirty, record.failures
         entry.last_run = record.last_run
         entry.waiting = policy.due(order.progress, order.timing) is not None
-        self._remember()
+        self._remember(order)
 
-    def _remember(self) -> None:
+    def _remember(self, *changed: Order) -> None:
         try:
-            self._memory.save()
+            self._memory.save(*(order.key for order in changed))
         except OSError as error:
             # The reader is told all the same; only a crash in the middle would be forgotten.
             self._log("error", f"{self._spec.state}: {error.strerror}")

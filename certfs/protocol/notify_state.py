@@ -52,19 +52,20 @@ class Memory:
     entries: dict[str, Entry] = field(default_factory=dict)
     problem: str = ""
     """Why what was saved cannot be used; empty also where nothing was."""
+    _encoded: dict[str, str] = field(default_factory=dict)
 
-    def save(self) -> None:
-        """Write the file; OSError where that is impossible."""
+    def save(self, *changed: str) -> None:
+        """Write the file, with the entries that have ``changed``; OSError where that is impossible."""
+        for key in {*changed, *(self.entries.keys() - self._encoded.keys())}:
+            self._encoded[key] = json.dumps(asdict(self.entries[key]))
+        # Not encoded as a whole: with an order for each of 1,000 bundles that is most of what a change costs.
+        orders = ",".join(f"{json.dumps(key)}:{self._encoded[key]}" for key in self.entries)
         draft = f"{self.path}.tmp"
-        content = {
-            "format": FORMAT,
-            "orders": {key: asdict(one) for key, one in self.entries.items()},
-        }
         fd = os.open(
             draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
         with open(fd, "w", encoding="utf-8") as file:
-            json.dump(content, file)
+            file.write(f'{{"format":{FORMAT},"orders":{{{orders}}}}}')
         os.rename(draft, self.path)
 
 

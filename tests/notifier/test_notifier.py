@@ -470,3 +470,26 @@ def test_a_directory_that_cannot_be_read_keeps_no_other_bundle_from_being_told(
         scene.publish(number)
         wait_until(partial(_were_told, scene, number), seconds=60, what="a call")
     assert scene.log.read_text(encoding="utf-8").count(unreadable) == 1
+
+
+def test_many_bundles_that_change_at_once_start_few_commands_at_a_time(scene: Scene) -> None:
+    """Each is told of, and what that costs grows with their number and no faster (I18)."""
+    count = 100
+    for number in range(count):
+        (scene.store / f"ca-{number}.pem").write_bytes(CERTIFICATES[0])
+    scene.bundles = ("ca-*.pem",)
+    running = scene.root / "running"
+    running.mkdir()
+    note = f"ls {running} | wc -l >>{scene.root}/at-once"
+    hook = f"touch {running}/$$; {note}; echo $CERTFS_BUNDLE >>{scene.calls}; rm {running}/$$"
+    process = scene.start(replace(QUICK, command=scene.script(hook), timeout=60))
+    wait_until(lambda: len(scene.orders()) == count, seconds=60, what="all orders")
+    for number in range(count):
+        draft = scene.store / "draft"
+        draft.write_bytes(CERTIFICATES[1])
+        draft.rename(scene.store / f"ca-{number}.pem")
+    wait_until(lambda: len(set(scene.told())) == count, seconds=120, what="all calls")
+    assert max(map(int, (scene.root / "at-once").read_text().split())) <= 4
+    times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    seconds = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+    assert seconds < 0.04 * count
