@@ -104,8 +104,9 @@ class Config:
     ``bundles`` are paths from the root of the mount. ``host_uuid`` stands for this host in a standalone store, None to
     keep one in the store. ``makes_identity`` if a standalone store without host certificates gets them.
     ``source_size_limit`` is in bytes, ``swap_timeout`` in seconds (I10). ``dom0_trees`` are the directories that are
-    presented over themselves. ``notify`` are the readers that are told of changes, ``check`` how validity is judged,
-    ``copies`` the further plain copies: a bundle, and the absolute path of the copy.
+    presented over themselves, ``dom0_later`` those that join them when they come. ``notify`` are the readers that are
+    told of changes, ``check`` how validity is judged, ``copies`` the further plain copies: a bundle, and the absolute
+    path of the copy.
     """
 
     bundles: tuple[BundleSpec, ...]
@@ -114,6 +115,7 @@ class Config:
     source_size_limit: int
     swap_timeout: float
     dom0_trees: tuple[str, ...]
+    dom0_later: tuple[str, ...] = ()
     notify: tuple[NotifyTable, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     check: CheckTable = _CHECK
@@ -249,6 +251,9 @@ def _checked(path: str, file: _File, *, host: bool) -> Config:
         source_size_limit=file.source_size_limit,
         swap_timeout=float(file.swap_timeout),
         dom0_trees=trees,
+        dom0_later=()
+        if file.dom0.trees is not None or TRUSTED_CERTS in trees
+        else (TRUSTED_CERTS,),
         notify=file.notify,
         copies=_copies(path, file.bundle or []),
         check=file.check,

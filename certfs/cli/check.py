@@ -118,8 +118,8 @@ def check(
             Grade.WARNING,
             "TREE_NOT_PRESENTED",
             tree,
-            "is not presented: it came after the mount, or dom0.trees has changed",
-            "certfs unmount, then certfs mount; until then certfs repair writes its bundles",
+            "is not presented: it came a moment ago, or dom0.trees has changed",
+            "if it stays so: certfs unmount, then certfs mount; until then certfs repair writes its bundles",
         )
         for tree in place.not_presented
     )

@@ -98,6 +98,7 @@ def mount(  # noqa: PLR0913  one for each option
     plan = mounting.MountRequest(
         mode="dom0" if store is None else "standalone",
         places=places,
+        later=config.dom0_later if store is None else (),
         config_file=DEFAULT_FILE if optional else config_file,
         config_optional=optional,
         allow_other=os.geteuid() == 0 if allow_other is None else allow_other,

@@ -65,6 +65,8 @@ class MountRequest:
 
     mode: Mode
     places: tuple[Place, ...]
+    later: tuple[str, ...] = ()
+    """Directories to present over themselves as soon as they exist."""
     config_file: str | None
     config_optional: bool = False
     allow_other: bool
@@ -197,6 +199,7 @@ def _prepare(request: MountRequest, *, foreground: bool) -> tuple[MountSpec, int
     mount = MountSpec(
         mode=request.mode,
         trees=trees,
+        later=request.later,
         inner=_INNER if request.mode == "standalone" and os.geteuid() == 0 else "",
         runtime=directory,
         config_file=request.config_file,

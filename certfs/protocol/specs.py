@@ -52,11 +52,13 @@ class Tree:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountSpec:
-    """What one instance of certfs serves; it stays the same over every restart."""
+    """What one instance of certfs serves; it stays the same over every restart, but for trees that come ``later``."""
 
     mode: Mode
     trees: tuple[Tree, ...]
     """Standalone: one, with an empty name."""
+    later: tuple[str, ...] = ()
+    """Paths of directories of the host that become trees as soon as they exist."""
     inner: str = ""
     """Standalone, root: the tree's name in the closed root of the hidden mount; empty where it is the root itself."""
     runtime: str

@@ -10,13 +10,14 @@ allow_other).
 import errno
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Protocol
 
+from certfs import procfs
 from certfs.linux import fuse_device, mount_syscalls, mount_table
 from certfs.linux.processes import in_child
 from certfs.protocol import state_file, timeouts
-from certfs.protocol.specs import MountSpec
+from certfs.protocol.specs import MountSpec, Tree
 from certfs.supervisor.view import HIDDEN, Attach, Detach, View
 
 _CANNOT: Final = frozenset((errno.ENOSYS, errno.EINVAL, errno.EPERM))
@@ -48,6 +49,24 @@ class Mounter(Protocol):
 def targets_of(mount: MountSpec) -> tuple[View, ...]:
     """Return the views that a mount consists of."""
     return tuple(View(f"/{tree.name or mount.inner}", tree.target) for tree in mount.trees)
+
+
+def with_arrived(mount: MountSpec) -> MountSpec:
+    """Return a mount with those of its ``later`` trees that have come; what is no directory of its own is none."""
+    trees, later = list(mount.trees), []
+    for path in mount.later:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            later.append(path)
+            continue
+        above = procfs.mount_of(fd)
+        if above is not None and above.is_certfs:  # another instance presents it
+            os.close(fd)
+            later.append(path)
+        else:
+            trees.append(Tree(name=os.path.basename(path), store=path, target=path, fd=fd))
+    return replace(mount, trees=tuple(trees), later=tuple(later))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from certfs.supervisor.event_loop import TABLE_CHANGED, EventLoop
 from certfs.supervisor.history import History
 from certfs.supervisor.janitor import Janitor
 from certfs.supervisor.machine import Action, Event, Strikes
-from certfs.supervisor.mounter import discard, mounter_for, targets_of
+from certfs.supervisor.mounter import discard, mounter_for, targets_of, with_arrived
 from certfs.supervisor.notifier_process import NotifierProcess
 from certfs.supervisor.server_process import ServerProcess
 
@@ -64,7 +64,7 @@ class Supervisor:
         self._commands = Commands(
             self._loop,
             end=self._end,
-            restart=partial(self._happened, machine.Restart()),
+            restart=self._restart,
             flush=self._flush,
             log=partial(self._history.log, "info"),
         )
@@ -196,9 +196,24 @@ class Supervisor:
         elif server.number == self._state.current:
             self._expect_beat(server)
             self._history.save_again()
+            if self._state.phase is machine.Phase.SERVING and self._take_in_trees():
+                self._happened(machine.Restart())
             if self._mount.log:
                 log_file.follow(self._mount.log)
                 log_file.bound(self._mount.log)
+
+    def _restart(self) -> None:
+        self._take_in_trees()
+        self._happened(machine.Restart())
+
+    def _take_in_trees(self) -> bool:
+        """Let servers from now on have the directories that have come since the mount; whether there are any."""
+        mount = with_arrived(self._mount)
+        came = mount.trees[len(self._mount.trees) :]
+        self._mount, self._spec = mount, replace(self._spec, mount=mount)
+        for tree in came:
+            self._history.log("info", f"{tree.target} is there now: the next server presents it")
+        return bool(came)
 
     def _mount_for(self, server: ServerProcess) -> None:
         """Mount, and hand the descriptor to the server, after everyone who cleans up has been told of the mount."""
@@ -231,6 +246,10 @@ class Supervisor:
         self._janitor.attend(server.life_fd)
         self._notifier.renew()
         self._introduce()
+        came = targets_of(self._mount)[len(self._memory.targets) :]
+        if came:
+            self._memory = replace(self._memory, targets=(*self._memory.targets, *came))
+            self._look()
         stand_in.refresh(self._mount)
         # Once more when the plain copies have been written, which may be names of their own.
         self._loop.after("links", timeouts.END, partial(stand_in.refresh, self._mount))
@@ -484,15 +503,17 @@ class Supervisor:
             devices.add(server.device)
         targets = self._memory.targets
         if before:  # a directory above one may have been renamed
-            points = zip(targets, before.targets, strict=True)
-            targets = tuple(view.View(target.root, point) for target, point in points)
+            points = zip(targets, before.targets, strict=False)  # one may have come since
+            known = tuple(view.View(target.root, point) for target, point in points)
+            targets = (*known, *targets[len(known) :])
         self._memory = replace(self._memory, devices=tuple(devices), targets=targets)
         strikes = Strikes(before.deaths, before.defects) if before else Strikes()
         self._state = replace(self._state, strikes=strikes)
         shown = before and before.phase == "serving" and before.server == server.process
         if shown or (self._mounter.one_place and server.mountpoint):
             # What was in view a moment ago, and is not there any more, somebody has unmounted.
-            self._memory = replace(self._memory, held=self._memory.points)
+            held = frozenset(before.targets) if before else self._memory.points
+            self._memory = replace(self._memory, held=held)
         self._watch(server)
         janitors = {adoption.janitor, before.janitor if before else None}
         self._happened(machine.Adopted(1, mounted=server.mountpoint is not None))

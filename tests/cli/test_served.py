@@ -173,11 +173,13 @@ def test_restart_says_that_the_presented_directories_stay(configured: Host) -> N
         assert "warning" not in configured.certfs("restart")
 
 
-def test_tree_that_comes_later_is_not_claimed_and_has_its_bundles(configured: Host) -> None:
-    """A directory that XAPI makes after the mount is not listed; the check says so, and repair writes its bundle."""
-    directory = configured.inside("/etc/trusted-certs/ca-general")
+def test_tree_that_is_not_presented_is_not_claimed_and_has_its_bundles(configured: Host) -> None:
+    """A tree that comes as a link waits for the next mount: the check says so, and repair writes its bundle."""
+    directory = configured.inside("/etc/elsewhere/ca-general")
     directory.mkdir(parents=True)
     (directory / "ca.pem").write_bytes(CA.pem)
+    link = configured.inside("/etc/trusted-certs")
+    link.symlink_to("elsewhere")
     try:
         assert all("trusted-certs" not in item["bundle"] for item in _json(configured, "list"))
         findings = _json(configured, "check", expect=2)["findings"]
@@ -187,4 +189,5 @@ def test_tree_that_comes_later_is_not_claimed_and_has_its_bundles(configured: Ho
         configured.command("repair")
         assert certificates_in(configured.inside(bundle).read_bytes()) == [CA.sha256]
     finally:
-        shutil.rmtree(configured.inside("/etc/trusted-certs"))
+        link.unlink()
+        shutil.rmtree(directory.parent)

@@ -57,6 +57,54 @@ def test_unmounting_leaves_an_ordinary_host(dom0: Host) -> None:
     wait_until(lambda: dom0.daemons() == [], what="the end of the daemon")
 
 
+def test_a_tree_that_comes_later_is_presented(dom0: Host) -> None:
+    """What XAPI makes when it first needs it has its bundles without a restart; crashes do not lose it (I14)."""
+    authority = pki.authority("by purpose")
+    trusted = dom0.inside("/etc/trusted-certs")
+    before, supervisor = dom0.server(), dom0.supervisor()
+    (trusted / "ca-general").mkdir(parents=True)
+    (trusted / "ca-general/first.pem").write_bytes(pki.authority("first").pem)
+    bundle = trusted / "ca-bundle-general.pem"
+    wait_until(lambda: "/etc/trusted-certs" in dom0.certfs_mounts(), seconds=30, what="the tree")
+    assert bundle.read_bytes().count(b"BEGIN") == 1
+    (trusted / "ca-general/second.pem").write_bytes(authority.pem)
+    assert authority.pem in bundle.read_bytes()
+    wait_until(lambda: len(dom0.state()["targets"]) == 3, what="what the supervisor says of it")
+    assert dom0.supervisor() == supervisor
+    assert "trusted-certs/ca-general/second.pem" in dom0.certfs("list")
+    assert "TREE_NOT_PRESENTED" not in dom0.command("check").stdout
+    server = dom0.server()
+    assert server != before
+    dom0.live_again(kill(dom0.server()), not_pid=server)
+    wait_until(lambda: authority.pem in bundle.read_bytes(), what="the bundle")
+    kill(dom0.supervisor())
+    wait_until(lambda: dom0.supervisor() != supervisor, what="another supervisor")
+    dom0.certfs("restart")
+    assert authority.pem in bundle.read_bytes()
+    dom0.certfs("unmount")
+    assert dom0.certfs_mounts() == []
+    assert (dom0.store.root / "trusted-certs/ca-bundle-general.pem").read_bytes().count(
+        b"BEGIN"
+    ) == 2
+
+
+@pytest.mark.parametrize("when", ["before a restart", "in a restart"])
+def test_a_restart_presents_a_tree_that_has_come(dom0: Host, when: str) -> None:
+    """Nobody has to wait for it who restarts certfs, and the restart has nothing to warn of."""
+    trusted = dom0.inside("/etc/trusted-certs")
+    if when == "before a restart":
+        trusted.mkdir()
+        assert dom0.certfs("restart") == ""
+        assert "/etc/trusted-certs" in dom0.certfs_mounts()
+        return
+    command = dom0.start(*dom0.program(), "restart")
+    trusted.mkdir()
+    said, _ = command.communicate(timeout=60)
+    assert (command.returncode, said) == (0, "")
+    wait_until(lambda: "/etc/trusted-certs" in dom0.certfs_mounts(), seconds=30, what="the tree")
+    assert dom0.presented()
+
+
 @pytest.mark.parametrize("target", ["/etc/stunnel", "/etc/xensource"])
 def test_a_plain_umount_of_one_tree_ends_everything(dom0: Host, target: str) -> None:
     """`umount` of one of the two directories is understood as the wish to end the mount (I14: no crash)."""
