@@ -219,6 +219,7 @@ def _restart(directory: str) -> None:
     context_settings={"ignore_unknown_options": True},
     epilog="\b\nExamples:\n"
     "  certfs detached -- tar --one-file-system -cf /backup/etc.tar /etc\n"
+    "  certfs detached -- tar -xf /backup/etc.tar -C /\n"
     "  certfs detached --mountpoint ~/mnt -- rsync -a --copy-unsafe-links ~/mnt/ backup/",
 )
 @click.option("--if-mounted", is_flag=True, help="Run COMMAND also if nothing is mounted.")
@@ -233,6 +234,9 @@ def detached(*, mountpoint: str | None, if_mounted: bool, command: tuple[str, ..
 
     For root the mount stays: COMMAND runs in a mount namespace of its own, in which certfs is not mounted. For other
     users it is unmounted, and mounted again when COMMAND has ended. Changes that COMMAND makes are picked up.
+
+    A backup that is restored into the live directories must leave out the bundles, which are read-only
+    there; with this command it is restored as a whole, and each bundle is made anew from its sources.
     """
     if command[0].startswith("-"):
         raise click.UsageError(f"No such option {command[0]!r}.")
