@@ -94,3 +94,21 @@ def command_line(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_pool_follows_its_hosts() -> None:
+    """What is copied in on one of three hosts is accepted on another at once, and refused when it is removed (I22)."""
+    mounts.need_root()
+    mounts.need_fuse()
+    mounts.need_program("stunnel4", "etcd", "ip")
+    root = _SCRIPT.parents[1]
+    ran = subprocess.run(
+        [sys.executable, "-m", "scripts.quickstart_pool"],
+        cwd=root, capture_output=True, text=True, timeout=150, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    verdicts = re.findall(r"host 3 -> host 1: (\w+)", ran.stdout)
+    assert verdicts == ["REFUSED", "accepted", "REFUSED"]
+    assert ran.stdout.count("in sync") == 4
