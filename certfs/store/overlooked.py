@@ -4,6 +4,7 @@ Owns the search for them, for ``certfs list`` only: nothing of it is done while 
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 
@@ -12,9 +13,17 @@ from certfs.core.certificate import parse_source
 from certfs.store.backing import O_PATH_NOFOLLOW, fd_path, status_at
 
 _SUFFIXES = (b".pem", b".crt", b".cer", b".cert", b".der", b".ca", b".p7b", b".p7c", b".p7s")
+_PUT_ASIDE = re.compile(
+    rb"#.*#|\.certfs-.*|.*\.before-certfs|.*(?:~|[._-](?:bak|backup|tmp|old|orig|new|save|saved|off|disabled|removed|rej|sw[a-p]|part|lock|rpm\w+"
+    rb"|(?:dpkg|ucf)-\w+|r?[0-9]+))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What programs and people put aside, and the files of a hash directory: nobody wants those trusted."""
 _MOST_NAMES = 10_000
 """Of a directory that are looked at."""
 _LARGEST = 1 << 20
+_MOST_BYTES = 32 << 20
+"""Of all files of a directory that are read; those with a certificate's ending first."""
 
 
 def overlooked(directory: int, spec: BundleSpec) -> Iterator[tuple[bytes, str]]:
@@ -24,6 +33,8 @@ def overlooked(directory: int, spec: BundleSpec) -> Iterator[tuple[bytes, str]]:
     except OSError:
         return
     bundle = spec.bundle[-1] if spec.bundle[:-1] == spec.source else None
+    names.sort(key=lambda name: not _has_usual_ending(name))
+    left = _MOST_BYTES
     for name in names:
         status = status_at(directory, name)
         if status is None or spec.is_source(name) or name == bundle:
@@ -32,10 +43,17 @@ def overlooked(directory: int, spec: BundleSpec) -> Iterator[tuple[bytes, str]]:
             count = _sources_inside(directory, name, spec)
             if count:
                 yield name, f"a directory: the {count} files in it that could be sources are none"
-        elif stat.S_ISREG(status.st_mode) and name.lower().endswith(_SUFFIXES):
+        elif stat.S_ISREG(status.st_mode) and not _PUT_ASIDE.fullmatch(name):
+            left -= min(status.st_size, _LARGEST)
+            if left < 0:
+                return
             reason = _judge(directory, name, status, spec)
             if reason:
                 yield name, reason
+
+
+def _has_usual_ending(name: bytes) -> bool:
+    return name.lower().endswith(_SUFFIXES)
 
 
 def _sources_inside(directory: int, name: bytes, spec: BundleSpec) -> int:
@@ -49,7 +67,7 @@ def _sources_inside(directory: int, name: bytes, spec: BundleSpec) -> int:
         return 0
     finally:
         os.close(inside)
-    return sum(map(spec.is_source, names))
+    return sum(spec.is_source(name) or _has_usual_ending(name) for name in names)
 
 
 def _judge(directory: int, name: bytes, status: os.stat_result, spec: BundleSpec) -> str:

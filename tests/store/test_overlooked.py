@@ -27,7 +27,11 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    "name", ["x.crt", "x.cer", "x.PEM", "x.Pem", "x.cert", "x.CRT", "x.new.PEM", "x.ca"]
+    "name",
+    [
+        *("x.crt", "x.cer", "x.PEM", "x.Pem", "x.cert", "x.CRT", "x.new.PEM", "x.ca"),
+        *("x.pem.txt", "x.pem ", "x.txt", "x", "x.bundle", "x.ca-bundle", "x.key", ".x", "new"),
+    ],
 )
 def test_a_certificate_under_another_ending_is_named(
     name: str, directory: int, tmp_path: Path
@@ -51,18 +55,21 @@ def test_sources_in_a_subdirectory_are_named(directory: int, tmp_path: Path) -> 
     """I9: a directory of certificates is not searched, and that is said."""
     (tmp_path / "partners").mkdir()
     (tmp_path / "empty").mkdir()
-    for number in range(3):
-        (tmp_path / "partners" / f"{number}.pem").write_bytes(_ONE.pem)
-    ((name, reason),) = overlooked(directory, _SPEC)
-    assert name == b"partners"
+    for name in ("1.pem", "2.pem", "3.crt", "readme"):
+        (tmp_path / "partners" / name).write_bytes(_ONE.pem)
+    ((found, reason),) = overlooked(directory, _SPEC)
+    assert found == b"partners"
     assert "the 3 files" in reason
 
 
 def test_nothing_is_said_of_other_files(directory: int, tmp_path: Path) -> None:
     """What a host keeps beside its certificates is no news, and nothing is opened that could block."""
     (tmp_path / "x.pem").write_bytes(_ONE.pem)
-    (tmp_path / "x.pem.bak").write_bytes(_ONE.pem)
-    (tmp_path / "x.tmp").write_bytes(_ONE.pem)
+    for name in (
+        *("x.pem.bak", "x.tmp", "x.pem~", "#x.pem#", ".x.pem.swp", "x.pem.dpkg-old", "x.rpmsave"),
+        *("x.old", "x.pem.1", "1a2b3c4d.1", "1a2b3c4d.r0", "x.disabled", "x-old"),
+    ):
+        (tmp_path / name).write_bytes(_ONE.pem)
     (tmp_path / "readme.crt").write_bytes(b"text")
     (tmp_path / "key.crt").write_bytes(pki_forms.block(b"PRIVATE KEY", b"x"))
     (tmp_path / "1a2b3c4d.0").symlink_to("x.pem")
