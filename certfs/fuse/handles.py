@@ -67,6 +67,11 @@ class _Share:
 
 USER_CONTENTS = 1 << 16
 USER_NAMES = 1 << 20
+USERS = 4
+"""So many full shares all users but root have together: one who may map user ids is thousands of them (subuid(5))."""
+
+
+_NOTHING = _Share()
 
 
 class HandleTable:
@@ -75,7 +80,7 @@ class HandleTable:
     ``limit`` is how many files and directories of the store may be open at once: each keeps up to two descriptors. A
     user other than root may have half of them, all those users together seven eighths. Content of our own keeps no
     descriptor, so bundles can always be opened: each user's 65,536 times. The names in a user's open listings are
-    2^20, unless there is but one listing.
+    2^20, unless there is but one listing. Of both, all users but root have four shares together.
     """
 
     def __init__(self, limit: int = 1 << 30) -> None:
@@ -83,6 +88,8 @@ class HandleTable:
         self._handles: dict[int, Handle] = {}
         self._shares: dict[int, _Share] = {}
         self._files = 0
+        self._others = _Share()
+        """What all users but root have."""
         self._next = 0
 
     def __len__(self) -> int:
@@ -90,14 +97,9 @@ class HandleTable:
 
     def add(self, handle: Handle) -> int:
         """Return a new number for ``handle``; ENFILE if the user's share of contents is used up."""
-        share = self._shares.setdefault(handle.user, _Share())
         if isinstance(handle, ContentHandle):
-            if handle.user != ROOT_USER and share.contents >= USER_CONTENTS:
-                raise _used_up()
-            share.contents += 1
-        else:
-            share.files += 1
-            self._files += 1
+            self._require_content(handle.user)
+        self._count(handle, 1)
         self._next += 1
         self._handles[self._next] = handle
         return self._next
@@ -111,18 +113,39 @@ class HandleTable:
         share = self._shares.get(user)
         if share is not None and share.files >= self._limit // 2:
             raise _used_up()
-        root = self._shares.get(ROOT_USER)
-        if self._files - (root.files if root else 0) >= self._limit - self._limit // 8:
+        if self._others.files >= self._limit - self._limit // 8:
             raise _used_up()
+
+    def _require_content(self, user: int) -> None:
+        share = self._shares.get(user, _NOTHING)
+        full = share.contents >= USER_CONTENTS or self._others.contents >= USERS * USER_CONTENTS
+        if user != ROOT_USER and full:
+            raise _used_up()
+
+    def _count(self, handle: Handle, change: int) -> None:
+        shares = [self._shares.setdefault(handle.user, _Share())]
+        if handle.user != ROOT_USER:
+            shares.append(self._others)
+        for share in shares:
+            if isinstance(handle, ContentHandle):
+                share.contents += change
+            else:
+                share.files += change
+            if isinstance(handle, DirectoryHandle):
+                share.names += change * _weight(handle.names)
+        if not isinstance(handle, ContentHandle):
+            self._files += change
 
     def list(self, handle: DirectoryHandle, names: list[bytes]) -> None:
         """Let an open directory have these names; ENFILE if the user's open listings have too many."""
         share = self._shares[handle.user]
-        before = len(handle.names or ())
-        others = share.names - before
-        if handle.user != ROOT_USER and others and others + len(names) > USER_NAMES:
-            raise _used_up()
-        share.names += len(names) - before
+        change = _weight(names) - _weight(handle.names)
+        if handle.user != ROOT_USER:
+            all_names = self._others.names + change
+            if share.names + change > USER_NAMES or all_names > USERS * USER_NAMES:
+                raise _used_up()
+            self._others.names = all_names
+        share.names += change
         handle.names = names
 
     def get(self, number: int, kind: type[H]) -> H:
@@ -147,14 +170,8 @@ class HandleTable:
         handle = self._handles.pop(number, None)
         if handle is None:
             return None
+        self._count(handle, -1)
         share = self._shares[handle.user]
-        if isinstance(handle, ContentHandle):
-            share.contents -= 1
-        else:
-            share.files -= 1
-            self._files -= 1
-        if isinstance(handle, DirectoryHandle):
-            share.names -= len(handle.names or ())
         if not (share.files or share.contents):
             del self._shares[handle.user]
         return handle
@@ -167,6 +184,12 @@ class HandleTable:
         self._handles.clear()
         self._shares.clear()
         self._files = 0
+        self._others = _Share()
+
+
+def _weight(names: list[bytes] | None) -> int:
+    """Return how much of a share a listing takes: no more than all of it, or nobody could list a larger directory."""
+    return min(len(names or ()), USER_NAMES)
 
 
 def _used_up() -> OSError:

@@ -30,6 +30,8 @@ _RECENT_NS = 50_000_000
 """How old a status may be that a user other than root is given: rendering it costs all others time."""
 _USER_STATUSES = 32
 """How many of them the kernel may remember for such a user."""
+_ALL_STATUSES = 256
+"""How many for all of them together."""
 
 
 class Readable(Protocol):
@@ -144,7 +146,13 @@ class SyntheticFiles:
         if last is not None and self._is_recent(last) and self._is_known_again(last):
             return last
         known = self._statuses.get(user, [])
-        return known[-1] if len(known) >= _USER_STATUSES else None
+        if len(known) >= _USER_STATUSES:
+            return known[-1]
+        others = [each for each in self._statuses if each != ROOT_USER]
+        if sum(len(self._statuses[each]) for each in others) >= _ALL_STATUSES:
+            # One who may map user ids is thousands of users (subuid(5)).
+            return self._statuses[others[-1]][-1]
+        return None
 
     def of_status(self, user: int = ROOT_USER) -> Content:
         """Return a new inode with the status as it is now."""

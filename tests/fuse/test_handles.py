@@ -116,3 +116,27 @@ def test_a_user_has_its_share_of_listed_names(monkeypatch: pytest.MonkeyPatch) -
     for handle in root:
         table.add(handle)
         table.list(handle, names)
+
+
+def test_thousands_of_users_have_four_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I18: one who may map user ids (subuid(5)) does not fill the memory with a share for each; root has the rest."""
+    monkeypatch.setattr("certfs.fuse.handles.USER_CONTENTS", 2)
+    monkeypatch.setattr("certfs.fuse.handles.USER_NAMES", 10)
+    table = HandleTable()
+    contents, listings = [], []
+    for user in range(1, 100):
+        with suppress(OSError):
+            contents += [table.add(ContentHandle(user, CONTENT)) for _ in range(2)]
+        with suppress(OSError):
+            listing = DirectoryHandle(user, DIRECTORY)
+            number = table.add(listing)
+            table.list(listing, [b"x"] * 20)
+            listings.append(number)
+    assert (len(contents), len(listings)) == (8, 4)
+    table.add(ContentHandle(0, CONTENT))
+    for number in (contents[0], listings[0]):
+        table.remove(number)
+    table.add(ContentHandle(200, CONTENT))
+    listing = DirectoryHandle(200, DIRECTORY)
+    table.add(listing)
+    table.list(listing, [b"x"] * 20)

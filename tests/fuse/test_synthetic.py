@@ -132,3 +132,15 @@ def test_looks_at_the_status_are_shared(monkeypatch: pytest.MonkeyPatch) -> None
     assert files.recent_status(2) is None
     files.forget(first.number, 1)
     assert files.recent_status(1) is None
+
+
+def test_thousands_of_users_keep_few_statuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I18: one who may map user ids (subuid(5)) has no 32 statuses for each of them."""
+    monkeypatch.setattr("certfs.fuse.synthetic._RECENT_NS", 0)
+    files = SyntheticFiles(lambda: b"status")
+    files.of_status(0)
+    for user in range(1, 1000):
+        if files.recent_status(user) is None:
+            files.of_status(user)
+    assert len(files) == 257
+    assert files.recent_status(0) is None
