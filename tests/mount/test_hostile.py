@@ -90,10 +90,15 @@ def test_no_private_key_is_ever_repeated(hostile_mount: CertfsMount, tree: Tree)
     for number, form in enumerate(with_keys):
         (tree.certs / f"{number:03}.pem").write_bytes(form.data)
     status = (tree.root / ".certfs" / "status.json").read_bytes()
+    copy = tree.store / "stunnel" / tree.user_bundle.name
+    mounts.wait_until(
+        lambda: copy.exists() and copy.read_bytes() == tree.user_bundle.read_bytes(),
+        what="the plain copy, which is written a moment later",
+    )
     said = b"\n".join(
         [
             tree.user_bundle.read_bytes(),
-            (tree.store / "stunnel" / tree.user_bundle.name).read_bytes(),
+            copy.read_bytes(),
             hostile_mount.read_log().encode(),
             listing.text_of(tree).encode(),
             repr(listing.rows_of(tree)).encode(),
