@@ -35,7 +35,7 @@ from certfs.store.plain import (
     temporary_name,
 )
 from certfs.store.source_reader import DEFAULT_SIZE_LIMIT, SourceReader, Writers
-from certfs.store.swaps import SWAP_SUFFIX, Swaps
+from certfs.store.swaps import SWAP_SUFFIX, BackupName, Swaps
 from certfs.store.undo_log import UndoLog
 from certfs.store.ways import FoundRoles, WayFinder
 
@@ -91,7 +91,8 @@ class Trust:
         self._is_local = all(map(is_local, roots.directories.values()))
         self._place_ids: dict[BundleSpec, FileId] = {}
         self.undo_log = undo_log or UndoLog(None)
-        self.swaps = Swaps(swap_timeout, self.undo_log, self._has_directory)
+        self.swaps = Swaps(swap_timeout, self.undo_log)
+        self._looking_at_swaps = PatientCall()
 
     @property
     def bundles(self) -> Iterable[LiveBundle]:
@@ -331,7 +332,7 @@ class Trust:
 
     async def _apply_events(self, events: StoreEvents) -> None:
         if events.overflow:
-            self.swaps.look_again()
+            await self._look_for_swaps()
             await self._wait_for_store()
             await self._resolve(None)
             for bundle in list(self.bundles):
@@ -348,6 +349,31 @@ class Trust:
             self.watcher.forget_ways(in_use)
             self._ways_in_use = len(in_use)
 
+    async def _look_for_swaps(self) -> None:
+        """Look which D.bk there are, in a thread: events were lost."""
+        backups = self.swaps.look_begins()
+        if self._looking_at_swaps.is_silent:
+            return  # each swap ends at its deadline
+        directories = {
+            directory: os.dup(self._roles.descriptors[directory])
+            for directory in {directory for directory, _name in backups}
+        }
+
+        def look() -> dict[BackupName, bool]:
+            try:
+                return {
+                    (directory, name): _has_directory(directories[directory], name)
+                    for directory, name in backups
+                }
+            finally:
+                for descriptor in directories.values():
+                    os.close(descriptor)
+
+        with suppress(TimeoutError):
+            found = await self._looking_at_swaps.run(look)
+            self._poll()
+            self.swaps.looked(found)
+
     async def end_swaps(self) -> None:
         """End the swaps whose D.bk was heard to be gone, and of which nobody else has said so by now."""
         async with self._applying:
@@ -357,15 +383,18 @@ class Trust:
         while removed := self.swaps.take_removed(external=external):
             for backup in removed:
                 await self._read_again(self.swaps.swapping(backup), None)
+                self._poll()
                 if not self.swaps.was_removed_again(backup):
                     self.swaps.ended(backup, None)
 
     async def swap_ends(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that ``name`` is gone: if it was a D.bk, the swap of D is over."""
         backup = (directory, name)
-        self.swaps.forget(backup)
+        if not self.swaps.forget(backup):
+            return
         if self.swaps.is_external(backup):
             await self._read_again(self.swaps.swapping(backup), actor)
+        self._poll()
         self.swaps.ended(backup, actor)
 
     async def _read_again(self, bundles: Sequence[LiveBundle], actor: Actor | None) -> None:
@@ -418,10 +447,6 @@ class Trust:
         for descriptor in self._covers.values():
             os.close(descriptor)
         self.watcher.close()
-
-    def _has_directory(self, directory: FileId, name: bytes) -> bool:
-        status = status_at(self._roles.descriptors[directory], name)
-        return status is not None and stat.S_ISDIR(status.st_mode)
 
     def _is_plain_copy(self, inode: FileId) -> bool:
         """Whether this is a file that stands where a bundle does, which a link may lead to."""
@@ -511,3 +536,8 @@ class Trust:
         self._bundles[spec] = bundle
         self.plain[bundle] = PlainCopy(bundle)
         return bundle
+
+
+def _has_directory(directory: int, name: bytes) -> bool:
+    status = status_at(directory, name)
+    return status is not None and stat.S_ISDIR(status.st_mode)

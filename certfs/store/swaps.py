@@ -71,20 +71,16 @@ class _Backup:
 
 
 class Swaps:
-    """The swaps of all bundles of a mount; each is over ``timeout`` seconds after its beginning at the latest.
+    """The swaps of all bundles of a mount; each is over ``timeout`` seconds after its beginning at the latest."""
 
-    ``is_there`` tells whether there is a directory of a name.
-    """
-
-    def __init__(
-        self, timeout: float, undo_log: UndoLog, is_there: Callable[[FileId, bytes], bool]
-    ) -> None:
+    def __init__(self, timeout: float, undo_log: UndoLog) -> None:
         self._timeout = timeout
         self._undo_log = undo_log
-        self._is_there = is_there
         self._backups: dict[BackupName, _Backup] = {}
         self._swaps: dict[LiveBundle, Swap] = {}
         self._started = trio.Event()
+        self._heard: set[BackupName] = set()
+        """Of which D.bk something was heard since `look_begins`."""
 
     def watch(
         self, bundles: Mapping[BackupName, list[LiveBundle]], there: Collection[BackupName]
@@ -126,10 +122,12 @@ class Swaps:
         for bundle in backup.bundles:
             self._hold(bundle, self._timeout)
 
-    def forget(self, name: BackupName) -> None:
-        """Take note that this is gone; if it was a D.bk, its swap ends with `ended`."""
-        if name in self._backups:
-            self._backups[name].exists = False
+    def forget(self, name: BackupName) -> bool:
+        """Take note that this is gone; return whether it was a D.bk, whose swap ends with `ended`."""
+        backup = self._backups.get(name)
+        if backup is not None:
+            backup.exists = False
+        return backup is not None
 
     def swapping(self, name: BackupName) -> list[LiveBundle]:
         """Return the bundles that are being swapped by way of this D.bk."""
@@ -141,9 +139,12 @@ class Swaps:
         return name in self._backups and self._backups[name].external
 
     def ended(self, name: BackupName, actor: Actor | None) -> None:
-        """End the swap of a D.bk that is gone, now that D is known as it is; unless the next one has begun."""
+        """End the swap of a D.bk that is gone, now that D is known as it is; unless the next one has begun.
+
+        To be called when the events of the store were heard, which tell of the next one.
+        """
         backup = self._backups.get(name)
-        if backup is None or backup.exists or self._is_there(*name):
+        if backup is None or backup.exists:
             return
         backup.external = False
         for bundle in backup.bundles:
@@ -168,6 +169,7 @@ class Swaps:
             backup = self._backups.get((directory, name))
             if backup is None:
                 continue
+            self._heard.add((directory, name))
             if what == "gone":
                 backup.exists = False
                 backup.removed = True
@@ -180,13 +182,22 @@ class Swaps:
             elif not backup.exists:
                 self._note_preexisting(backup)
 
-    def look_again(self) -> None:
-        """Do as `apply_events` where events were lost: a D.bk that is new may be in the middle of a swap."""
+    def look_begins(self) -> tuple[BackupName, ...]:
+        """Return the names to look for where events were lost; `looked` is to be told what was found."""
+        self._heard.clear()
         for backup in self._backups.values():
             backup.own_events = 0
+        return tuple(self._backups)
+
+    def looked(self, found: Mapping[BackupName, bool]) -> None:
+        """Do as `apply_events` with what is there or not: a D.bk that is new may be in the middle of a swap.
+
+        What was heard since the look began is newer.
+        """
         self.apply_events(
-            DirectoryEvent(*name, "made" if self._is_there(*name) else "gone")
-            for name in tuple(self._backups)
+            DirectoryEvent(*name, "made" if is_there else "gone")
+            for name, is_there in found.items()
+            if name not in self._heard
         )
 
     def take_removed(self, *, external: bool) -> list[BackupName]:

@@ -21,6 +21,11 @@ from certfs.store.undo_log import UndoLog
 ACTOR = Actor(uid=0, pid=1, command="test")
 
 
+def queue_length() -> int:
+    """Give how many events of inotify(7) the kernel keeps for us."""
+    return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text("ascii"))
+
+
 def nowhere(_path: bytes) -> tuple[int, list[bytes]]:
     """Stand for a mount that there is not."""
     raise AssertionError("nothing is mounted here")

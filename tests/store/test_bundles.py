@@ -12,7 +12,7 @@ import trio.testing
 
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.store.plain import temporary_name
-from tests.store.scenes import ACTOR, Store, spec, store
+from tests.store.scenes import ACTOR, Store, queue_length, spec, store
 from tests.support import pki
 
 ONE, TWO, THREE = (pki.authority(f"trust {number}") for number in range(3))
@@ -20,13 +20,6 @@ USER, POOL = "stunnel/xapi-stunnel-ca-bundle.pem", "stunnel/xapi-pool-ca-bundle.
 GENERAL = "trusted-certs/ca-bundle-general.pem"
 
 Opener = Callable[..., Store]
-
-_QUEUE = Path("/proc/sys/fs/inotify/max_queued_events")
-
-
-def queue_length() -> int:
-    """Give how many events the kernel keeps for us."""
-    return int(_QUEUE.read_text("ascii"))
 
 
 @pytest.fixture

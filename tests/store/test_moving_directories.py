@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from certfs.server.plain_copies import PlainCopies
 from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.source_reader import SourceReader
-from tests.store.scenes import Store, spec, store
+from tests.store.scenes import Store, queue_length, spec, store
 from tests.support import mounts, pki
 from tests.support.mounts import need_root
 
@@ -363,6 +364,30 @@ async def test_a_source_directory_that_hangs_costs_a_second_once(root: Path) -> 
             while OLD.pem not in found.content(BUNDLE):
                 await bundle.wait_until_current()
         assert not bundle.is_waiting
+
+
+async def test_a_backup_that_hangs_does_not_stop_the_loop(root: Path) -> None:
+    """I15, I18: where events were lost, a D.bk on a file system that does not answer is not waited for."""
+    events = queue_length()
+    if events > 1 << 16:
+        pytest.skip(f"{events} events are too many to make here")
+    beneath, certs, backup = (root / name for name in ("beneath", "certs", "certs.bk"))
+    for directory in (beneath, certs, backup):
+        directory.mkdir()
+    with disk(beneath, backup) as process, opened(root) as found:
+        process.send_signal(signal.SIGSTOP)
+        for number in range(events // 2 + 10):
+            (certs / f"noise.{number % 2}").touch()
+            (certs / f"noise.{number % 2}").unlink()
+        (certs / "a.pem").write_bytes(OLD.pem)
+        # If the loop were stopped it would stay so: the test must not.
+        going_on = threading.Timer(10, process.send_signal, (signal.SIGCONT,))
+        going_on.start()
+        began = trio.current_time()
+        await found.trust.poll_events()
+        assert trio.current_time() - began < 5
+        going_on.cancel()
+        assert found.content(BUNDLE) == OLD.pem
 
 
 async def test_readers_share_the_look_at_a_slow_target(root: Path) -> None:
