@@ -98,7 +98,14 @@ def _open_store(path: str) -> int:
 
 
 def _real_target(path: str) -> str:
-    """Do as `canonical`, but do not let another user choose by a link where root mounts. MountpointError."""
+    """Do as `canonical` for a directory that is there. MountpointError."""
+    try:
+        return _reached(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _reached(path: str) -> str:
     parent, name = os.path.split(path.rstrip("/"))
     start = parent or ("/" if path.startswith("/") else ".")
     try:
@@ -112,8 +119,6 @@ def _real_target(path: str) -> str:
             f"the mountpoint {path} is reached by a link of another user: {error.filename}",
             advice=_BY_ITSELF,
         ) from error
-    except OSError as error:
-        raise _unusable(path, error) from error
 
 
 def _path_of(fd: int) -> str:
@@ -131,12 +136,15 @@ def dom0(trees: tuple[str, ...]) -> tuple[Place, ...]:
 
 
 def canonical(path: str) -> str:
-    """Return ``path`` absolute and without symlinks, without looking at a mount that may be ours and dead."""
-    parent, name = os.path.split(os.path.abspath(path))
-    direct = os.path.join(os.path.realpath(parent), name)
-    if procfs.top_at(procfs.mounts(), direct):
-        return direct
-    return os.path.realpath(path)
+    """Return ``path`` absolute and without symlinks, without looking at a mount that may be ours and dead.
+
+    MountpointError where another user chooses by a link which one root means (`open_trusted`).
+    """
+    absolute = os.path.abspath(path)
+    try:
+        return _reached(absolute)
+    except OSError:
+        return absolute  # nothing is there, so nothing is mounted there
 
 
 def launch(request: MountRequest) -> int:

@@ -75,6 +75,19 @@ def test_a_user_s_link_is_no_way_to_a_store_or_a_mountpoint(
     assert os.listdir(home.parent / "victim" / "ssl") == ["precious"]
 
 
+@pytest.mark.parametrize("command", ["unmount", "restart", "status"])
+def test_a_user_s_link_leads_no_command_to_another_mount(home: Path, command: str) -> None:
+    """I19: root names a user's mountpoint, and the user has made it a link to another mount of root's."""
+    place = home / "place" / "ssl"
+    assert certfs(home, "mount", "--store", home / "store", place).returncode == 0
+    (home / "theirs").symlink_to(home / "place")
+    os.chown(home / "theirs", USER, USER, follow_symlinks=False)
+    done = certfs(home, command, home / "theirs" / "ssl")
+    assert done.returncode == 5, done.stdout
+    assert "theirs" in done.stderr
+    assert str(place) in mounts.mountpoints()
+
+
 def turn(home: Path) -> None:
     """Exchange the directory above the mountpoint for a link that leads elsewhere, as its owner may."""
     (home / "place").rename(home / "moved")
