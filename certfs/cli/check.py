@@ -35,6 +35,7 @@ from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
 from certfs.identity.paths import DOM0
 from certfs.identity.validate import iso
+from certfs.moment import written
 from certfs.protocol import state_file
 from certfs.protocol.notify_state import Entry
 from certfs.protocol.summary import read_hosts
@@ -263,13 +264,12 @@ def judge_incomplete(place: Place, now: datetime) -> Iterator[_Judgement]:
     for one in place.incomplete:
         if now.timestamp() - one.since < _WRITING_SECONDS:
             continue
-        since = datetime.fromtimestamp(one.since, UTC)
         by = f" by {one.writers}" if one.writers else ""
         yield _Judgement(
             Grade.WARNING,
             "BEING_WRITTEN",
             printable(one.source),
-            f"is being written since {since:%Y-%m-%dT%H:%M:%SZ}{by}: what it held before counts",
+            f"is being written since {written(one.since)}{by}: what it held before counts",
             "have the process close it or end it, or put a new file in its place with rename(2)",
         )
 

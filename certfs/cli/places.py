@@ -33,6 +33,7 @@ from certfs.errors import (
 from certfs.identity.bundles import BUNDLE_LIMIT, expand_bundles
 from certfs.identity.paths import DOM0, HostPaths, read_file
 from certfs.linux.processes import in_child
+from certfs.moment import seconds_of
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.report import MountReport
 from certfs.store.bundle import LiveBundle
@@ -272,13 +273,22 @@ def _incomplete_of(status: MountReport) -> tuple[Incomplete, ...]:
     return tuple(
         Incomplete(
             os.fsencode(f"{bundle.source}/{one.source}"),
-            one.since,
+            _moment(one.since),
             ", ".join(f"process {by.pid} ({by.command})" for by in one.writers),
             frozenset(one.certificates),
         )
         for bundle in status.bundles or ()
         for one in bundle.being_written or ()
     )
+
+
+def _moment(text: str) -> float:
+    try:
+        return seconds_of(text)
+    except ValueError:
+        raise NotMountedError(
+            f"a mount says that {text!r} is a moment", advice="it is no certfs"
+        ) from None
 
 
 def _components(path: str) -> tuple[bytes, ...]:

@@ -17,6 +17,7 @@ from certfs.client.mount import canonical
 from certfs.client.query import Answer, ask_host, ask_instance, ask_mount
 from certfs.core.text import printable
 from certfs.errors import DeadlineError, NotMountedError
+from certfs.moment import seconds_of
 from certfs.protocol import state_file
 
 _LAST_EVENTS: Final = 5
@@ -116,9 +117,9 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     good = phase == "serving"
     yield f"  state        {click.style(phase, fg='green' if good else 'red')}"
     if status["next_start"]:
-        seconds = max(0.0, status["next_start"] - time.time())
+        seconds = max(0.0, seconds_of(status["next_start"]) - time.time())
         yield f"  next start   in {seconds:.0f} s, after several crashes; certfs restart tries at once"
-    yield f"  since        {_moment(status['since'])}"
+    yield f"  since        {status['since']}"
     for name in ("server", "supervisor"):
         if status[name] and status["phase"] != "dead":
             yield f"  {name:<11}  process {status[name]['pid']}"
@@ -130,7 +131,7 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         yield from _reader_lines(reader)
     events = (status["events"] or ())[-_LAST_EVENTS:]
     for event in events:
-        yield f"  {_moment(event['at'])}  {event['kind']}: {event['detail']}{_times(event)}"
+        yield f"  {event['at']}  {event['kind']}: {event['detail']}{_times(event)}"
 
 
 def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
@@ -140,11 +141,11 @@ def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
         what = f"{bundle['certificates']} certificates from {bundle['sources']} sources"
         if bundle["sha256"] is None:  # a summary
             yield f"  {bundle['bundle']}: {what}"
-            yield f"    last change {_moment(bundle['changed'])}"
+            yield f"    last change {bundle['changed']}"
         else:
             size = f"{bundle['size']} bytes, generation {bundle['generation']}"
             yield f"  {bundle['bundle']}: {what}, {size}"
-            yield f"    sha256 {bundle['sha256']}, last change {_moment(bundle['changed'])}"
+            yield f"    sha256 {bundle['sha256']}, last change {bundle['changed']}"
     if bundle["swap"]:
         yield "    a swap of the source directory is in progress"
     if bundle["left_out"] is None and bundle["left_out_count"]:
@@ -162,7 +163,7 @@ def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
 
 def _reader_lines(reader: dict[str, Any]) -> Iterator[str]:
     about = f" ({reader['bundle']})" if reader["bundle"] else ""
-    told = "not yet" if reader["last_success"] is None else _moment(reader["last_success"])
+    told = reader["last_success"] or "not yet"
     due = ", a run is due" if reader["waiting"] and not reader["failures"] else ""
     yield f"  notify       {printable(reader['target'])}{about}: told {told}{due}"
     if reader["failures"]:
@@ -179,7 +180,3 @@ def _times(event: dict[str, Any]) -> str:
         if event[key] is not None
     ]
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

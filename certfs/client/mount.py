@@ -28,6 +28,7 @@ from certfs.errors import (
 )
 from certfs.linux import log_file, mount_table
 from certfs.linux.processes import in_child, start
+from certfs.moment import written
 from certfs.protocol import codec, specs, state_file, timeouts
 from certfs.protocol.messages import Failure
 from certfs.protocol.specs import (
@@ -304,10 +305,9 @@ def _already_running(state: state_file.State | None) -> AlreadyRunningError:
             "certfs is being started here at this moment",
             advice="wait a moment; certfs status shows it then",
         )
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.since))
     where = " and ".join(state.targets)
     return AlreadyRunningError(
-        f"certfs already serves {where}: process {state.supervisor.pid}, since {since}",
+        f"certfs already serves {where}: process {state.supervisor.pid}, since {written(state.since)}",
         advice="end it with certfs unmount, or replace its server with certfs restart",
     )
 

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from certfs import procfs
 from certfs.linux.processes import in_child, output_of_child
+from certfs.moment import written
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.checked import decoded
 from certfs.protocol.notify_spec import Wishes
@@ -24,6 +25,7 @@ from certfs.protocol.report import (
     ServingProcess,
     SupervisingProcess,
     Target,
+    reported,
 )
 from certfs.protocol.specs import notify_state_file, wishes_file
 from certfs.protocol.state_file import Phase, State
@@ -50,13 +52,13 @@ class Reader:
     waiting: bool
     runs: int
     failures: int
-    last_success: float | None
+    last_success: str | None
     last_error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status(MountReport):
-    """What ``certfs status --json`` prints; all times are seconds since the epoch.
+    """What ``certfs status --json`` prints.
 
     ``log``, ``next_start`` (of a server, after several crashes) and ``notify`` are for root and the mount's user.
     """
@@ -64,7 +66,7 @@ class Status(MountReport):
     answering: bool
     phase: Phase | Literal["dead"]
     log: str | None
-    next_start: float | None
+    next_start: str | None
     notify: tuple[Reader, ...]
 
 
@@ -101,13 +103,18 @@ class Answer:
             answering=self.report is not None,
             phase=self.phase,
             log=state.log if state else None,
-            next_start=state.next_start if state and self.phase == "plain" else None,
+            next_start=_written(state.next_start) if state and self.phase == "plain" else None,
             notify=tuple(map(_reader, self.notified)) if state else (),
         )
 
 
 def _reader(order: Entry) -> Reader:
-    return Reader(**{each.name: getattr(order, each.name) for each in fields(Reader)})
+    known = {each.name: getattr(order, each.name) for each in fields(Reader)}
+    return Reader(**{**known, "last_success": _written(order.last_success)})
+
+
+def _written(seconds: float | None) -> str | None:
+    return None if seconds is None else written(seconds)
 
 
 def _report_of_state(state: State) -> MountReport:
@@ -121,14 +128,14 @@ def _report_of_state(state: State) -> MountReport:
             Target(target=target, store=store)
             for target, store in zip(state.targets, state.stores, strict=True)
         ),
-        server=ServingProcess(pid=server.pid, since=state.server_since or state.since)
+        server=ServingProcess(pid=server.pid, since=written(state.server_since or state.since))
         if server
         else None,
         supervisor=SupervisingProcess(pid=state.supervisor.pid),
-        since=state.since,
+        since=written(state.since),
         bundles=None,
         plain_copies_current=None,
-        events=state.events,
+        events=reported(state.events),
     )
 
 

@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from typing import Final, Literal
 
+from certfs.moment import written
+
 Level = Literal["error", "warning", "info"]
 _PRIORITY: Final[dict[Level, int]] = {"error": 3, "warning": 4, "info": 6}
 
@@ -17,7 +19,7 @@ def log(level: Level, text: str, *, journal: bool) -> None:
     """Write one line; a log that cannot be written is no reason to stop."""
     start = f"<{_PRIORITY[level]}>"
     if not journal:
-        start = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {level.upper()} "
+        start = f"{written(time.time())} {level.upper()} "
     # As `certfs.core.text.printable` does: a path may hold whatever a reader of the log would act on.
     shown = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text

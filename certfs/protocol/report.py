@@ -1,14 +1,16 @@
 """How a mount is, in detail: what ``.certfs/status.json`` holds, and what ``certfs status --json`` prints of it.
 
 Owns the schema, for the server that writes it, for commands that read it, and for the JSON Schema that is made of it;
-``docs/operations.md`` says what the keys mean. A key keeps its meaning for good; new ones may come. Times are seconds
-since the epoch. Null are details that are only for root and the owner of the store, or that only a server knows.
+``docs/operations.md`` says what the keys mean. A key keeps its meaning for good; new ones may come. Times are as
+`certfs.moment` writes them. Null are details that are only for root and the owner of the store, or that only a server
+knows.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from certfs.moment import written
 from certfs.protocol.specs import Mode
-from certfs.protocol.state_file import Event
+from certfs.protocol.state_file import Event, EventKind
 
 VERSION = 1
 
@@ -26,7 +28,7 @@ class ServingProcess:
     """The process that answers the kernel."""
 
     pid: int
-    since: float
+    since: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class BeingWritten:
     """A source that counts as it was before somebody began to write it; ``certificates`` are SHA-256 fingerprints."""
 
     source: str
-    since: float
+    since: str
     writers: tuple[Writer, ...]
     certificates: tuple[str, ...]
 
@@ -86,13 +88,29 @@ class BundleReport:
     sources: int
     size: int | None = None
     sha256: str | None = None
-    changed: float
+    changed: str
     swap: bool | None = None
     left_out: tuple[Remark, ...] | None = None
     left_out_count: int
     not_answering: tuple[str, ...] | None = None
     being_written: tuple[BeingWritten, ...] | None = None
     plain_copy: PlainCopy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventReport:
+    """Something that happened to the server, as `certfs.protocol.state_file.Event` has it."""
+
+    at: str
+    kind: EventKind
+    detail: str
+    plain_seconds: float | None
+    live_seconds: float | None
+
+
+def reported(events: tuple[Event, ...]) -> tuple[EventReport, ...]:
+    """Return what a supervisor has noted, in the form of a report."""
+    return tuple(EventReport(**{**asdict(event), "at": written(event.at)}) for event in events)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +123,7 @@ class MountReport:
     mounts: tuple[Target, ...]
     server: ServingProcess | None
     supervisor: SupervisingProcess | None
-    since: float
+    since: str
     bundles: tuple[BundleReport, ...] | None
     plain_copies_current: bool | None
-    events: tuple[Event, ...] | None
+    events: tuple[EventReport, ...] | None

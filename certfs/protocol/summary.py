@@ -38,8 +38,7 @@ class BundleSummary:
     exists: bool
     certificates: int
     sources: int
-    changed: float
-    """Seconds since the epoch."""
+    changed: str
     left_out: int
     """How many remarks there are on sources that contribute nothing, or less than their writer meant."""
     plain_copy_current: bool
@@ -47,7 +46,7 @@ class BundleSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One mount, as the server in charge of it sees it; all times are seconds since the epoch."""
+    """One mount, as the server in charge of it sees it; times are as `certfs.moment` writes them."""
 
     version: int = 1
     boot: str = ""
@@ -56,9 +55,9 @@ class Summary:
     config_file: str | None
     targets: tuple[str, ...]
     """Where people see it."""
-    since: float
+    since: str
     server: ProcessId
-    server_since: float
+    server_since: str
     bundles: tuple[BundleSummary, ...]
     plain_copies_current: bool
 

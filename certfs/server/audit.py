@@ -21,6 +21,7 @@ from certfs.core.details import describe
 from certfs.core.text import printable, quoted
 from certfs.linux.log_file import follow
 from certfs.linux.trust_log import TrustLog
+from certfs.moment import written
 from certfs.store.bundle import Actor, Published
 from certfs.store.plain import aside_name
 
@@ -127,7 +128,7 @@ def _log_trust(lines: Sequence[str], actor: Actor | None, trust_log: TrustLog | 
     for line in lines:
         log.info("%s", line)
     if trust_log is not None and lines:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        moment = written(time.time())
         user = actor.uid if actor is not None else None
         trust_log.write(user, [f"{moment} INFO {line}" for line in lines])
 

@@ -14,6 +14,7 @@ from certfs.core.certificate import Severity, SourceContent
 from certfs.core.text import printable
 from certfs.fuse import base
 from certfs.linux.processes import ProcessId
+from certfs.moment import written
 from certfs.protocol.report import (
     BeingWritten,
     BundleReport,
@@ -24,6 +25,7 @@ from certfs.protocol.report import (
     SupervisingProcess,
     Target,
     Writer,
+    reported,
 )
 from certfs.protocol.specs import MountSpec
 from certfs.protocol.state_file import read_state
@@ -80,12 +82,12 @@ class StatusReport:
             mounts=tuple(
                 Target(target=tree.target, store=tree.store) for tree in self._mount.trees
             ),
-            server=ServingProcess(pid=os.getpid(), since=self._since),
+            server=ServingProcess(pid=os.getpid(), since=written(self._since)),
             supervisor=SupervisingProcess(pid=state.supervisor.pid) if state else None,
-            since=state.since if state else self._since,
+            since=written(state.since if state else self._since),
             bundles=bundles,
             plain_copies_current=all(bundle.plain_copy.current for bundle in bundles),
-            events=state.events if state else (),
+            events=reported(state.events) if state else (),
         )
         return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
@@ -96,9 +98,9 @@ class StatusReport:
             mode=self._mount.mode,
             config_file=self._settings.file,
             targets=tuple(tree.target for tree in self._mount.trees),
-            since=state.since if state is not None else self._since,
+            since=written(state.since if state is not None else self._since),
             server=ProcessId.of(os.getpid()),
-            server_since=self._since,
+            server_since=written(self._since),
             bundles=tuple(map(self._bundle_summary, self._trust.bundles)),
             plain_copies_current=all(map(self._plain.is_current, self._trust.bundles)),
         )
@@ -116,7 +118,7 @@ class StatusReport:
             exists=bundle.exists,
             certificates=bundle.generation.certificates,
             sources=len(bundle.catalog.names()),
-            changed=bundle.generation.changed_ns / 1e9,
+            changed=written(bundle.generation.changed_ns / 1e9),
             left_out=sum(1 for _ in bundle.catalog.remarks(Severity.WARNING)),
             plain_copy_current=self._plain.is_current(bundle),
         )
@@ -138,7 +140,7 @@ class StatusReport:
             sources=len(bundle.catalog.names()),
             size=generation.size,
             sha256=self._digest(bundle) if bundle.exists else None,
-            changed=generation.changed_ns / 1e9,
+            changed=written(generation.changed_ns / 1e9),
             swap=bundle.is_swapping,
             left_out=remarks,
             left_out_count=len(remarks),
@@ -166,7 +168,7 @@ class StatusReport:
             since, content = known.get(name, (0.0, SourceContent()))
             yield BeingWritten(
                 source=printable(name),
-                since=writing.since if writing else since,
+                since=written(writing.since if writing else since),
                 writers=tuple(
                     Writer(pid=one.pid, uid=one.uid, command=printable(one.command))
                     for one in (writing.writers if writing else ())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import msgspec
 import pytest
 
 from certfs.cli.json_forms import FORMS
+from certfs.moment import written
 from tests.support import pki
 from tests.support.host import Host, host, kill
 from tests.support.mounts import CertfsMount, need_root, wait_until
@@ -21,6 +24,7 @@ from tests.support.mounts import CertfsMount, need_root, wait_until
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
 
 NOBODY = 65534
+TIMES = {"since", "server_since", "changed", "at", "next_start", "last_success"}
 SUMMARY = "/run/certfs/dom0/summary.json"
 
 
@@ -51,7 +55,7 @@ def test_a_monitor_without_privilege_gets_a_true_answer(dom0: Host) -> None:
     wait_until(is_told, what="a summary of now")
     code, answer = status(dom0)
     assert (code, answer["phase"], answer["answering"]) == (0, "serving", True)
-    assert answer["since"] == pytest.approx(dom0.state()["since"])
+    assert answer["since"] == written(dom0.state()["since"])
     assert "junk" not in json.dumps(answer)
     assert as_nobody(dom0, *dom0.program(), "status", "/etc/stunnel").returncode == 0
     text = as_nobody(dom0, *dom0.program(), "status")
@@ -181,3 +185,32 @@ def test_a_host_that_is_set_up_and_not_served_is_critical(dom0: Host) -> None:
     assert "NOT_SERVING" in names()
     link.unlink()
     assert "NOT_SERVING" not in names()
+
+
+def _texts(answer: object, key: str = "") -> Iterator[tuple[str, object]]:
+    match answer:
+        case dict():
+            for name, value in answer.items():
+                yield from _texts(value, name)
+        case list():
+            for value in answer:
+                yield from _texts(value, key)
+        case _:
+            yield key, answer
+
+
+def test_a_status_has_the_one_form_of_times(dom0: Host) -> None:
+    """Times are RFC 3339 in UTC for root, for a monitor and in text, whatever the time zone."""
+    dom0.certfs("restart")
+    said = json.loads(dom0.certfs("status", "--json"))
+    _, summarised = status(dom0)
+    file = json.loads(dom0.inside("/run/certfs/dom0/summary.json").read_bytes())
+    assert said["events"]
+    for answer in (said, summarised, file):
+        times = {key: value for key, value in _texts(answer) if key in TIMES and value is not None}
+        assert {"since", "changed"} <= times.keys()
+        for value in times.values():
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", str(value)), times
+    text = dom0.run("env", "TZ=Asia/Tokyo", *dom0.program(), "status").stdout
+    assert f"since        {said['since']}" in text
+    assert f"{said['events'][-1]['at']}  restarted" in text
