@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 import zlib
 from contextlib import suppress
@@ -25,7 +26,7 @@ from certfs.safe_open import private, read_own, refusal
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
 """Environment variable that names another runtime directory, for containers that have no writable /run."""
 HOST_INSTANCE: Final = "dom0"
-PASSABLE: Final = 0o711
+_PASSABLE: Final = 0o011
 REMEMBERED_EVENTS: Final = 50
 STATE_BYTES: Final = 4 << 20
 """More than any state file has: events have short texts, and paths 4 KiB."""
@@ -76,26 +77,21 @@ def instances() -> tuple[str, ...]:
 
 
 def make_instance(mode: Mode, mountpoint: str) -> str:
-    """Make an instance's directory and return it. PrivilegeError if somebody else owns the place.
-
-    Root's may be passed through by everybody, for the host's summary and so that statfs(2) of a hidden mount answers
-    everybody (df, lsof); what else is in them has the mode 0600 or 0700. A hidden mount has a root that lets nobody
-    else in: below it a store would be reached without the directories above it (promise I19).
-    """
+    """Make an instance's directory and return it. PrivilegeError if somebody else owns the place."""
     directory = f"{runtime_directory()}/{instance_name(mode, mountpoint)}"
     for path in (os.path.dirname(directory), directory):
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
         check_own(path)
-        if os.geteuid() == 0:
-            os.chmod(path, PASSABLE)
     return directory
 
 
 def remake_directory(directory: str, *, passable: bool) -> None:
     """Make the directory of an instance that runs, if somebody has removed it; OSError if another user was faster.
 
-    ``passable`` if its hidden mounts are closed.
+    ``passable``: everybody may pass through, for the host's summary and so that statfs(2) of a hidden mount answers
+    everybody (df, lsof); what else is in it has the mode 0600 or 0700. Only where the root of hidden mounts lets nobody
+    else in: below it a store would be reached without the directories above it (promise I19).
     """
     for path in (os.path.dirname(directory), directory):
         with suppress(FileExistsError):
@@ -104,7 +100,8 @@ def remake_directory(directory: str, *, passable: bool) -> None:
         if reason:
             raise PermissionError(errno.EPERM, reason, path)
         if passable:
-            os.chmod(path, PASSABLE)
+            # What else its mode allows is for whoever made it to say (CERTFS_RUNTIME_DIR).
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | _PASSABLE)
 
 
 def check_own(path: str) -> None:

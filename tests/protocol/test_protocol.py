@@ -172,6 +172,20 @@ def test_a_runtime_directory_of_somebody_else(
         state_file.make_instance("dom0", "/etc")
 
 
+def test_a_runtime_directory_keeps_what_its_mode_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that an admin named is made passable for `df`, and not less readable than it was (I19)."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o755)
+    monkeypatch.setenv(state_file.OVERRIDE, str(tmp_path / "run"))
+    made = Path(state_file.make_instance("standalone", "/srv/tls"))
+    assert made.stat().st_mode & 0o777 == 0o700
+    state_file.remake_directory(str(made), passable=True)
+    assert made.stat().st_mode & 0o777 == 0o711
+    assert made.parent.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_control_socket_with_a_long_path(tmp_path: Path) -> None:
     """A runtime directory with a path longer than a socket address still has a control socket."""
     directory = tmp_path / ("long" * 40)
