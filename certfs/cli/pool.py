@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from certfs.cli.answers import json_option, say
+from certfs.client import instances
 from certfs.errors import AlreadyRunningError, ConfigError, from_os_error
 from certfs.identity.xapi import SOCKET as XAPI_SOCKET
 
@@ -25,6 +26,7 @@ try:
     from certfs.pool.local import ControlSocket, Request, Told
     from certfs.pool.membership import StateDirectory
     from certfs.pool.process import Member
+    from certfs.pool.store import Store
 except ModuleNotFoundError as missing:
     if missing.name != "httpx":
         raise
@@ -259,13 +261,23 @@ def sync(*, timeout: float, state: StateDirectory, as_json: bool) -> None:
         say(f"not connected: {each}", err=True)
 
 
-@pool.command("run", epilog="\b\nExample:\n  certfs pool run --store /srv/certificates /srv/tls")
-@click.option("--store", metavar="DIR", required=True, help="The store beneath the mount.")
-@click.argument("mountpoint")
+@pool.command(
+    "run",
+    epilog="\b\nExamples:\n"
+    "  certfs pool run                                     the host's own directories\n"
+    "  certfs pool run --store /srv/certificates /srv/tls",
+)
+@click.option(
+    "--store",
+    metavar="DIR",
+    help="The store of a standalone mount. Default: what is beneath the mount now.",
+)
+@click.argument("mountpoint", required=False)
 @state_option
-def run(*, store: str, mountpoint: str, state: StateDirectory) -> None:
-    """Keep a store and its pool together, in the foreground; MOUNTPOINT is where the store is presented.
+def run(*, store: str | None, mountpoint: str | None, state: StateDirectory) -> None:
+    """Keep a store and its pool together, in the foreground.
 
+    MOUNTPOINT is where the store is presented; without it the host's own /etc/xensource and /etc/stunnel are meant.
     It refuses to run where XAPI is, which distributes certificates itself.
     """
     if os.path.exists(XAPI_SOCKET):
@@ -278,12 +290,22 @@ def run(*, store: str, mountpoint: str, state: StateDirectory) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     ignore_lease_breaks()
     directory = state.open()
+    member = Member(
+        found, directory, state.path, _store(store, mountpoint), Path(mountpoint or "/etc")
+    )
+    trio.run(_serve, member, state.path)
+
+
+def _store(store: str | None, mountpoint: str | None) -> Store:
+    """Return the store: by its path, or as the supervisor of the mount has it."""
+    if store is None:
+        return Store(instances.store_of(instances.find(mountpoint)))
+    if mountpoint is None:
+        raise click.UsageError("--store DIR and MOUNTPOINT go together")
     try:
-        beneath = open_trusted(store, os.O_PATH | os.O_DIRECTORY)
+        return Store({b"": open_trusted(store, os.O_PATH | os.O_DIRECTORY)})
     except OSError as error:
         raise from_os_error(store, error) from None
-    member = Member(found, directory, state.path, beneath, Path(mountpoint))
-    trio.run(_serve, member, state.path)
 
 
 async def _serve(member: Member, path: str) -> None:

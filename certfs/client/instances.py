@@ -200,6 +200,15 @@ def ask(directory: str, verb: Verb, seconds: float) -> Reply | None:
     return None
 
 
+def store_of(directory: str) -> dict[bytes, int]:
+    """Return descriptors of the directories beneath a mount, by name; the caller closes them.
+
+    A standalone mount has one, with an empty name. CertfsError where the supervisor does not answer.
+    """
+    reply = expect(ask(directory, "store", timeouts.ANSWER))
+    return dict(zip(map(os.fsencode, reply.trees), reply.descriptors, strict=True))
+
+
 def _is_stopped(directory: str) -> bool:
     state = state_file.read_state(directory)
     return state is not None and state.supervisor.stopped()

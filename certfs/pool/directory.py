@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from certfs.core.catalog import Source
 from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Value, encode, name_defect
-from certfs.safe_open import make_beneath, open_beneath
+from certfs.pool.store import Store
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
 from certfs.store.path_walk import PathWalker
@@ -53,10 +53,10 @@ class Scan:
 
 
 class SourceDirectory:
-    """The directory ``path`` beneath ``root``, a descriptor of the store."""
+    """The directory ``path`` of the store."""
 
-    def __init__(self, root: int, path: tuple[bytes, ...]) -> None:
-        self._root = root
+    def __init__(self, store: Store, path: tuple[bytes, ...]) -> None:
+        self._store = store
         self.path = path
         self._known: dict[bytes, Source] = {}
         self._reader = SourceReader(PathWalker(_not_served), size_limit=1 << 20)
@@ -102,8 +102,8 @@ class SourceDirectory:
         ``aside`` has for names whose file is to be kept the descriptor of the directory that it is copied to first.
         ``finish_swap`` if a ``D.bk`` that is there was made by an application that was interrupted.
         """
-        os.close(make_beneath(self._root, self.path, 0o700))
-        parent = open_beneath(self._root, self.path[:-1])
+        self._store.make(self.path, 0o700)
+        parent = self._store.open(self.path[:-1])
         try:
             swap = len(names) > 1 or finish_swap
             if swap:
@@ -126,7 +126,7 @@ class SourceDirectory:
 
     def _parent(self) -> int | None:
         try:
-            return open_beneath(self._root, self.path[:-1])
+            return self._store.open(self.path[:-1])
         except FileNotFoundError:
             return None
 

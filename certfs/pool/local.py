@@ -17,7 +17,7 @@ import trio
 from certfs.errors import AlreadyRunningError, CertfsError, DeadlineError
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.keys import PoolError
-from certfs.safe_open import open_beneath
+from certfs.pool.store import Store
 from certfs.store.swaps import SWAP_SUFFIX
 
 SOCKET: Final = "control"
@@ -69,7 +69,7 @@ class Request(msgspec.Struct, frozen=True):
 class Watcher:
     """Hears of changes in the directories, and calls ``changed`` after each; use it with ``with``."""
 
-    def __init__(self, store: int, changed: Callable[[], None]) -> None:
+    def __init__(self, store: Store, changed: Callable[[], None]) -> None:
         self._store = store
         self._changed = changed
         self._swaps = 0
@@ -92,7 +92,7 @@ class Watcher:
         """Watch the directories that are there now; the same one again changes nothing (inotify(7))."""
         for path in _WATCHED:
             with suppress(OSError):
-                directory = open_beneath(self._store, path)
+                directory = self._store.open(path)
                 try:
                     self._inotify.add_watch(f"/proc/self/fd/{directory}", _MASK)
                 finally:
@@ -124,10 +124,10 @@ class Watcher:
                 self._swaps += 1
 
 
-def read_pem(store: int, name: str) -> bytes:
+def read_pem(store: Store, name: str) -> bytes:
     """Return a file of the host's own, empty where it is missing or no regular file."""
     try:
-        directory = open_beneath(store, (b"xensource",))
+        directory = store.open((b"xensource",))
     except OSError:
         return b""
     try:

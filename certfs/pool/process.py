@@ -28,6 +28,7 @@ from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Status, Value, digest_of
 from certfs.pool.local import Told, Watcher, read_pem
 from certfs.pool.membership import ASIDE, JoinFile
 from certfs.pool.reconcile import Patience, Plan, reconcile, restored
+from certfs.pool.store import Store
 from certfs.pool.view import Remote, View
 
 LOG: Final = logging.getLogger("certfs.pool")
@@ -61,10 +62,10 @@ class Report:
 
 
 class Member:
-    """This host in its pool: ``store`` is the store's descriptor, ``shown`` the directory where it is presented."""
+    """This host in its pool: its ``store``, and the directory where that is ``shown``."""
 
     def __init__(
-        self, membership: JoinFile, state: int, path: str, store: int, shown: Path
+        self, membership: JoinFile, state: int, path: str, store: Store, shown: Path
     ) -> None:
         self._membership = membership
         self._keys = membership.keys

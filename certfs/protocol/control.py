@@ -1,4 +1,4 @@
-"""The control socket: how a command tells a running supervisor to unmount, to restart, to flush.
+"""The control socket: how a command tells a running supervisor to unmount, to restart, to flush, to hand out the store.
 
 One request, one reply, each a packet (SOCK_SEQPACKET).
 """
@@ -9,15 +9,16 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from certfs.protocol import codec, timeouts
 from certfs.protocol.messages import Failure
 
-Verb = Literal["unmount", "restart", "flush"]
-VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "flush")
+Verb = Literal["unmount", "restart", "flush", "store"]
+VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "flush", "store")
 _MESSAGE_BYTES: Final = 65536
+_MOST_DESCRIPTORS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class Reply:
     """After ``unmount``: where something is mounted over certfs, which is detached when that is unmounted."""
     stale: tuple[str, ...] = ()
     """After ``unmount`` and ``flush``: which plain copies are not what was served, and why."""
+    trees: tuple[str, ...] = ()
+    """After ``store``: the names of the directories beneath the mount; one that is empty stands for the whole."""
+    descriptors: tuple[int, ...] = ()
+    """After ``store``: of these directories (O_PATH), for each process its own; who receives them closes them."""
 
 
 def listen(directory: str) -> socket.socket:
@@ -76,10 +81,12 @@ def request(
         seconds = deadline - time.monotonic()
         if seconds <= 0 or is_stopped():
             return None
-    packet = connection.recv(_MESSAGE_BYTES)
+    packet, descriptors, _, _ = socket.recv_fds(
+        connection, _MESSAGE_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+    )
     if not packet:
         raise ConnectionResetError
-    return codec.from_json(Reply, packet)
+    return replace(codec.from_json(Reply, packet), descriptors=tuple(descriptors))
 
 
 class _Nearby:

@@ -24,6 +24,7 @@ _ASKED: Final[dict[Verb, str]] = {
     "unmount": "unmount",
     "restart": "restart",
     "flush": "detached: a command is to see the plain directories",
+    "store": "store: a process is to have the directories beneath the mount",
 }
 """What the log says of a verb."""
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -60,7 +61,7 @@ class Client:
     def answer(self, reply: Reply) -> None:
         """Send the reply; a client that has gone away does not need it."""
         with suppress(OSError):
-            self._connection.send(codec.to_json(reply))
+            socket.send_fds(self._connection, [codec.to_json(reply)], reply.descriptors)
 
     def close(self) -> None:
         """Hang up."""
@@ -73,22 +74,25 @@ class Commands:
     - ``end``: end everything, and say what is still there
     - ``restart``: begin to replace the server; `restarted` is called when that is done
     - ``flush``: bring the plain copies up to date, and say how current they are
+    - ``store``: hand out the directories beneath the mount
     - ``log``: write a line to the log
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one for each request
         self,
         loop: EventLoop,
         *,
         end: Callable[[], Reply],
         restart: Callable[[], None],
         flush: Callable[[], Reply],
+        store: Callable[[], Reply],
         log: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._end = end
         self._restart = restart
         self._flush = flush
+        self._store = store
         self._log = log
         self._connected: set[Client] = set()
         self._restarting: Client | None = None
@@ -137,6 +141,8 @@ class Commands:
             client.answer(self._end())
         elif verb == "flush":
             client.answer(self._flush())
+        elif verb == "store":
+            client.answer(self._store())
         elif verb == "restart" and self._restart_began is not None:
             client.answer(Reply(_BUSY))
         elif verb == "restart":

@@ -66,6 +66,7 @@ class Supervisor:
             end=self._end,
             restart=self._restart,
             flush=self._flush,
+            store=self._store,
             log=partial(self._history.log, "info"),
         )
         self._waits = False
@@ -426,6 +427,12 @@ class Supervisor:
             self._save()
 
     # --- requests and signals
+
+    def _store(self) -> Reply:
+        trees = self._mount.trees
+        return Reply(
+            trees=tuple(tree.name for tree in trees), descriptors=tuple(tree.fd for tree in trees)
+        )
 
     def _flush(self) -> Reply:
         current = self._current

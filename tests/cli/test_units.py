@@ -219,13 +219,15 @@ def test_each_systemd_gets_what_it_knows_of_the_pool(version: int) -> None:
         assert render.SINCE[name] <= version, name
 
 
-def test_a_pool_needs_a_store(tmp_path: Path) -> None:
-    """Without a store, or for a user, there is no unit of the pool."""
-    store = ["--store", "/s", "/m"]
-    for arguments in (["--pool"], ["--pool", "--user", *store]):
-        result = CliRunner().invoke(install_units, ["--directory", str(tmp_path), *arguments])
-        assert result.exit_code == 2, result.output
-    assert list(tmp_path.iterdir()) == []
+def test_a_unit_for_the_pool_of_the_hosts_own(tmp_path: Path) -> None:
+    """Without a store the pool's process is that of the host's own directories; a user has none (I22)."""
+    result = CliRunner().invoke(install_units, ["--directory", str(tmp_path), "--pool"])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "certfs-pool.service").read_text()
+    assert setting(text, "ExecStart").endswith("certfs pool run")
+    assert "certfs.service" in setting(text, "After").split()
+    refused = ["--directory", str(tmp_path), "--pool", "--user", "--store", "/s", "/m"]
+    assert CliRunner().invoke(install_units, refused).exit_code == 2
 
 
 def test_a_unit_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

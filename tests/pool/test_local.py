@@ -11,6 +11,7 @@ import trio
 
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.local import Watcher
+from certfs.pool.store import Store
 
 _CERTS = (b"stunnel", b"certs")
 
@@ -26,7 +27,7 @@ def certs(tmp_path: Path) -> Path:
 class Interrupted(SourceDirectory):
     """A directory in which another program is at work while it is read."""
 
-    def __init__(self, root: int, work: Callable[[], None]) -> None:
+    def __init__(self, root: Store, work: Callable[[], None]) -> None:
         super().__init__(root, _CERTS)
         self._work = work
 
@@ -41,8 +42,9 @@ def scan(certs: Path, work: Callable[[], None]) -> Scan:
     """Return what the process makes of a directory in which others work meanwhile."""
     root = os.open(certs.parents[1], os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with Watcher(root, lambda: None) as watcher:
-            return trio.run(watcher.scan, Interrupted(root, work))
+        store = Store({b"": root})
+        with Watcher(store, lambda: None) as watcher:
+            return trio.run(watcher.scan, Interrupted(store, work))
     finally:
         os.close(root)
 

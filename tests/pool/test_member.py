@@ -20,6 +20,7 @@ from certfs.pool.journal import Intent, Journal, JournalFile
 from certfs.pool.keys import DirectoryHead, MemberTable
 from certfs.pool.membership import JoinFile
 from certfs.pool.process import CERTS, Member
+from certfs.pool.store import Store
 from tests.support import etcd, pki
 
 _SECONDS = 30.0
@@ -45,12 +46,12 @@ class Host:
         self.state = base / "state"
         self.certs.mkdir(parents=True)
         self.state.mkdir()
-        self.store = os.open(base / "store", os.O_PATH | os.O_DIRECTORY)
+        self.store = Store({b"": os.open(base / "store", os.O_PATH | os.O_DIRECTORY)})
         self.journal = JournalFile(os.open(self.state, os.O_RDONLY), str(self.state))
 
     def close(self) -> None:
         """Close its descriptors."""
-        os.close(self.store)
+        os.close(self.store.trees[b""])
         os.close(self.journal.directory)
 
     @asynccontextmanager

@@ -36,7 +36,7 @@ _MODULES: Final = "# certfs is a FUSE file system.\nfuse\n"
     "  certfs install-units\n"
     "  certfs install-units --enable                 start it at every boot\n"
     "  certfs install-units --store /srv/tls --config /srv/tls.toml /srv/tls\n"
-    "  certfs install-units --pool --store /srv/tls /srv/tls\n"
+    "  certfs install-units --pool --enable\n"
     "  certfs install-units --user --store ~/tls ~/tls\n"
     "  certfs install-units --directory ./root/etc/systemd/system --systemd 219"
 )
@@ -81,8 +81,8 @@ def install_units(  # noqa: PLR0913  one for each option
     mount = _standalone(store, mountpoint, config)
     if user and mount is None:
         raise click.UsageError("--user is for a store of yours: --store DIR MOUNTPOINT")
-    if pool and (user or mount is None):
-        raise click.UsageError("--pool is for a store of the host's: --store DIR MOUNTPOINT")
+    if pool and user:
+        raise click.UsageError("--pool is for root's mounts")
     if enable and directory not in {None, _DIRECTORY}:
         raise click.UsageError(
             "--enable is for units of this host; elsewhere: systemctl --root DIR enable certfs"
@@ -94,7 +94,7 @@ def install_units(  # noqa: PLR0913  one for each option
             template(), _program(), systemd=systemd, mount=mount, user=user
         )
     }
-    if pool and mount is not None:
+    if pool:
         units[render.POOL_UNIT] = render.pool_unit_text(
             template("pool.in"), _program(), mount, systemd=systemd
         )

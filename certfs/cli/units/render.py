@@ -94,14 +94,17 @@ def unit_text(
     return _rendered(template, values, systemd, left_out)
 
 
-def pool_unit_text(template: str, program: str, mount: Standalone, *, systemd: int = NEWEST) -> str:
-    """Return the unit of the process that keeps the store of a ``mount`` and its pool together."""
+def pool_unit_text(
+    template: str, program: str, mount: Standalone | None, *, systemd: int = NEWEST
+) -> str:
+    """Return the unit of the process that keeps the store of a mount and its pool together."""
+    where = ("--store", mount.store, mount.mountpoint) if mount else ()
     values = {
-        "TITLE": mount.mountpoint,
-        "DESCRIPTION": f"The certificates of a pool of hosts at {mount.mountpoint}",
-        "PATHS": " ".join(map(_word, (mount.store, mount.mountpoint))),
+        "TITLE": mount.mountpoint if mount else "the host's own directories",
+        "DESCRIPTION": f"The certificates of a pool of hosts in {mount.mountpoint if mount else '/etc/stunnel'}",
+        "PATHS": " ".join(map(_word, (mount.store, mount.mountpoint))) if mount else "/etc /run",
         "MOUNT_UNIT": unit_name(mount),
-        "START": _command(program, "pool", "run", "--store", mount.store, mount.mountpoint),
+        "START": _command(program, "pool", "run", *where),
     }
     return _rendered(template, values, systemd, set())
 
