@@ -5,6 +5,7 @@ than its field says, to be found out by whoever uses it.
 """
 
 import json
+import math
 import types
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -39,12 +40,22 @@ def checked(kind: Any, raw: object) -> Any:  # noqa: ANN401 - what the type says
     if origin is tuple and isinstance(raw, list):
         element, _ = get_args(kind)
         return tuple(checked(element, each) for each in raw)
-    if kind is float and type(raw) is int:
-        return float(raw)
+    if kind is float and type(raw) in {int, float}:
+        return _finite(raw)
     # Exactly: a bool is an int to isinstance.
     if isinstance(kind, type) and type(raw) is kind:
         return raw
     raise ValueError(f"not a {kind}: {str(raw)[:40]!r}")
+
+
+def _finite(number: Any) -> float:  # noqa: ANN401 - int or float
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):  # JSON has no NaN, but json.loads has
+        raise ValueError(f"not a finite number: {str(number)[:40]!r}")
+    return value
 
 
 def _any_of(kinds: tuple[Any, ...], raw: object) -> Any:  # noqa: ANN401 - what the type says

@@ -47,6 +47,9 @@ def test_a_state_survives_its_journey() -> None:
 @example(name="supervisor", value={"pid": "1", "started": 2})
 @example(name="targets", value=["/etc", 5])
 @example(name="since", value=True)
+@example(name="server_since", value=float("nan"))
+@example(name="since", value=float("inf"))
+@example(name="since", value=10**400)
 def test_a_state_of_another_form_is_none(name: str, value: object) -> None:
     """Whatever a value is exchanged for: the result is an error or a state whose values have their types."""
     raw = {**asdict(STATE), name: value}
