@@ -349,7 +349,8 @@ def test_who_opens_everything_stops_nobody(scene: Scene) -> None:
     for number in range(200):
         (directory / f"{number}").touch()
     with contextlib.ExitStack() as stack:
-        for number in range((256 - 128) // 2):
+        limit = (256 - 128) // 2
+        for number in range(limit if os.geteuid() == 0 else limit // 2):
             stack.callback(os.close, os.open(directory / f"{number}", os.O_RDONLY))
         with pytest.raises(OSError, match="Too many open files in system"):
             os.open(directory / "99", os.O_RDONLY)

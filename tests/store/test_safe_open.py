@@ -66,6 +66,7 @@ def victim(tmp_path: Path) -> Path:
 @pytest.fixture
 def root(tmp_path: Path, victim: Path) -> Path:
     """Give a user's store with one source, and beside ``stunnel`` a link that leads out of the store."""
+    need_root()
     path = tmp_path / "store"
     (path / "stunnel" / "certs").mkdir(parents=True)
     (path / "stunnel" / "certs" / "a.pem").write_bytes(PLANTED.pem)
