@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import ParamSpec
 
@@ -48,6 +49,7 @@ from certfs.identity.trusted import Trusted
 from certfs.identity.validate import Document
 
 P = ParamSpec("P")
+_NOT_DISTRIBUTED = click.UsageError("--wait: what is for one purpose stays on this host")
 
 
 def _complete_name(
@@ -76,6 +78,32 @@ def purpose_options(function: Callable[P, None]) -> Callable[P, None]:
     )(function)
 
 
+def wait_option(function: Callable[P, None]) -> Callable[P, None]:
+    """Add ``--wait``; the command's argument ``wait`` is what waits for a name, or None."""
+    return click.option(
+        "--wait",
+        type=click.FloatRange(min=1),
+        metavar="SECONDS",
+        callback=_waiter,
+        help="Without XAPI: wait, so long at most, until every live host of the pool (certfs pool) follows.",
+    )(function)
+
+
+def _waiter(
+    context: click.Context, _option: click.Parameter, seconds: float | None
+) -> Callable[[str], None] | None:
+    if seconds is None or context.resilient_parsing:
+        return None
+    # Only now: it needs httpx, which not every host has.
+    waiter: Callable[[float], Callable[[str], None]] = import_module("certfs.cli.pool").waiter
+    return waiter(seconds)
+
+
+def _wait(change: AuthorityChange, wait: Callable[[str], None] | None, *, dry_run: bool) -> None:
+    if wait is not None and not dry_run:
+        wait(change.path.name)
+
+
 def _purpose(name: str | None, *, pinned: bool) -> Purpose | None:
     if name is None:
         if pinned:
@@ -93,6 +121,7 @@ def _purpose(name: str | None, *, pinned: bool) -> Purpose | None:
 @click.argument("file", type=InputFile())
 @click.option("--name", help="Its name there, by default the file's own.")
 @purpose_options
+@wait_option
 @store_option
 @dry_run_option
 @json_option
@@ -102,6 +131,7 @@ def pool_install_ca_certificate(  # noqa: PLR0913 - one for each option
     name: str | None,
     purpose: str | None,
     pinned: bool,
+    wait: Callable[[str], None] | None,
     paths: HostPaths,
     dry_run: bool,
     as_json: bool,
@@ -110,6 +140,8 @@ def pool_install_ca_certificate(  # noqa: PLR0913 - one for each option
 
     One that has expired, or is no CA, is installed with a warning, as the platform does it without.
     """
+    if wait and purpose:
+        raise _NOT_DISTRIBUTED
     document = read_document(file)
     change = install_authority(
         paths,
@@ -120,6 +152,7 @@ def pool_install_ca_certificate(  # noqa: PLR0913 - one for each option
     )
     untrusted = () if dry_run else _not_trusted(change)
     _tell(change, "installed", dry_run=dry_run, as_json=as_json, still=untrusted)
+    _wait(change, wait, dry_run=dry_run)
 
 
 @click.command(
@@ -129,6 +162,7 @@ def pool_install_ca_certificate(  # noqa: PLR0913 - one for each option
 @click.argument("name", shell_complete=_complete_name)
 @click.option("--force", is_flag=True, help="It is no error if there is none of that name.")
 @purpose_options
+@wait_option
 @store_option
 @dry_run_option
 @json_option
@@ -138,15 +172,19 @@ def pool_uninstall_ca_certificate(  # noqa: PLR0913 - one for each option
     force: bool,
     purpose: str | None,
     pinned: bool,
+    wait: Callable[[str], None] | None,
     paths: HostPaths,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Remove the file NAME, and say whether its certificates are trusted through another one."""
+    if wait and purpose:
+        raise _NOT_DISTRIBUTED
     change = uninstall_authority(
         paths, name, purpose=_purpose(purpose, pinned=pinned), force=force, dry_run=dry_run
     )
     _tell(change, "removed", dry_run=dry_run, as_json=as_json, still=_still_trusted(change))
+    _wait(change, wait, dry_run=dry_run)
 
 
 @click.command(

@@ -45,6 +45,10 @@ FILES: Final = (
 ENVIRONMENT: Final = (
     ("CERTFS_RUNTIME_DIR", "Another runtime directory, where there is no writable /run."),
     ("XDG_RUNTIME_DIR", "Where an ordinary user's runtime directory is."),
+    (
+        "CERTFS_POOL_STATE",
+        "Where a host keeps its membership of a pool. Default: /var/lib/certfs/pool.",
+    ),
     ("XDG_CONFIG_HOME", "Where install-units --user puts a unit. Default: ~/.config."),
     (
         "NOTIFY_SOCKET, JOURNAL_STREAM",

@@ -6,6 +6,7 @@ Owns the options and what is said; the work is done in ``certfs.pool``.
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -245,6 +246,19 @@ def sync(*, timeout: float, state: StateDirectory, as_json: bool) -> None:
 
     What was removed here and not published comes back; a file that differs is put aside. What only this host has stays.
     """
+    _synchronise(state, timeout, as_json=as_json)
+
+
+def synchronise(timeout: float, *, as_json: bool) -> None:
+    """Do as ``certfs pool sync`` for the platform's command of that kind."""
+    _synchronise(_usual_state(), timeout, as_json=as_json)
+
+
+def _usual_state() -> StateDirectory:
+    return StateDirectory(os.environ.get("CERTFS_POOL_STATE", membership.STATE))
+
+
+def _synchronise(state: StateDirectory, timeout: float, *, as_json: bool) -> None:
     found = state.read()
 
     async def synchronised() -> commands.PoolState:
@@ -254,9 +268,26 @@ def sync(*, timeout: float, state: StateDirectory, as_json: bool) -> None:
     whole = trio.run(synchronised)
     if as_json:
         click.echo(msgspec.json.encode({"pool": found.pool, "uuid": found.uuid, **asdict(whole)}))
-        return
+    else:
+        _tell_reached(whole, err=False)
+
+
+def waiter(seconds: float) -> Callable[[str], None]:
+    """Return what waits until every live member has what happened to a name; PoolError where there is no pool."""
+    state = _usual_state()
+    found = state.read()
+
+    def wait(name: str) -> None:
+        whole = trio.run(commands.published_everywhere, state, found, name, seconds)
+        _tell_reached(whole, err=True)
+
+    return wait
+
+
+def _tell_reached(whole: commands.PoolState, *, err: bool) -> None:
     away = [host.uuid for host in whole.hosts if host.applied is None]
-    say(f"revision {whole.changed} is in the bundles of {len(whole.hosts) - len(away)} hosts")
+    reached = len(whole.hosts) - len(away)
+    say(f"revision {whole.changed} is in the bundles of {reached} hosts", err=err)
     for each in away:
         say(f"not connected: {each}", err=True)
 

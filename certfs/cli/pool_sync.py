@@ -3,8 +3,11 @@
 Owns the options and what is said; the work is done in ``certfs.identity.certificate_sync``.
 """
 
+import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -17,6 +20,9 @@ from certfs.identity.certificate_sync import Objection, Pool, SyncRefusedError
 from certfs.identity.listing import installed, need_host_uuid
 from certfs.identity.paths import HostPaths
 from certfs.identity.xapi import SOCKET, Session
+
+_POOL_STATE: Final = "/var/lib/certfs/pool"
+"""As in ``certfs.pool.membership``, which needs httpx to be imported."""
 
 
 @click.command(
@@ -50,7 +56,16 @@ def pool_certificate_sync(  # noqa: PLR0913 - one argument for each option
     It is refused while a host is offline, while a host is renewing its certificate, and while the
     coordinator lacks the certificate of a host: hosts that lack one another's certificates do not
     reach one another. What can only be seen on the coordinator is checked there.
+
+    Where XAPI is not, and this host is in a pool of certfs, it is certfs pool sync.
     """
+    state = Path(os.environ.get("CERTFS_POOL_STATE", _POOL_STATE))
+    if not socket.exists() and state.joinpath("membership.json").exists():
+        if force or dry_run:
+            raise click.UsageError("without XAPI there is no --force and no --dry-run")
+        # Only now: it needs httpx, which not every host has.
+        import_module("certfs.cli.pool").synchronise(timeout, as_json=as_json)
+        return
     here = certificate_sync.facts(need_host_uuid(paths), installed(paths))
     with Session(socket) as session:
         pool = certificate_sync.read_pool(session)

@@ -11,7 +11,7 @@ import trio
 
 from certfs.errors import CertfsError
 from certfs.pool.engine import Engine
-from certfs.pool.keys import Status, range_end
+from certfs.pool.keys import PoolError, Status, range_end
 from certfs.pool.local import ControlSocket, Request, Told
 from certfs.pool.membership import JoinFile, StateDirectory
 from certfs.pool.process import Member, Report
@@ -79,6 +79,23 @@ async def carry_out(state: StateDirectory, told: Told, seconds: float) -> Report
             advice="it is done when the engine is back",
         )
     return report
+
+
+async def published_everywhere(
+    state: StateDirectory, membership: JoinFile, name: str, seconds: float
+) -> PoolState:
+    """Wait until what has happened to a name of ``certs`` on this host has reached every live member.
+
+    PoolError where this host does not publish it; BehindError names those that have not acknowledged it in time.
+    """
+    deadline = trio.current_time() + seconds
+    report = await carry_out(state, Told(flush=True), seconds)
+    if name in report.drift.get("certs", ()) or report.held:
+        raise PoolError(
+            f"{name} is as it is on this host only",
+            advice="it was not published: is this host a publisher? certfs pool status",
+        )
+    return await wait_for_all(membership, max(deadline - trio.current_time(), 0))
 
 
 async def pool_state(membership: JoinFile) -> PoolState:

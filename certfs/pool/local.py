@@ -45,11 +45,13 @@ class Told(msgspec.Struct, frozen=True):
     """What commands have asked for and the next step carries out.
 
     ``publish`` are names that were here before this host joined. ``restore`` makes the directories what the pool has.
+    ``flush`` is carried out when what had changed here has been published.
     """
 
     publish: tuple[str, ...] = ()
     accept_deletions: bool = False
     restore: bool = False
+    flush: bool = False
 
     def then(self, later: "Told") -> "Told":
         """Return both."""
@@ -57,6 +59,7 @@ class Told(msgspec.Struct, frozen=True):
             self.publish + later.publish,
             self.accept_deletions or later.accept_deletions,
             self.restore or later.restore,
+            self.flush or later.flush,
         )
 
 

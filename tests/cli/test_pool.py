@@ -38,6 +38,21 @@ def test_a_file_that_is_none_is_named(
     assert str(tmp_path) in ended.stderr
 
 
+def test_nobody_waits_for_a_pool_that_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--wait on a host that is in no pool changes nothing, and says what to do (I22)."""
+    monkeypatch.setenv("CERTFS_POOL_STATE", str(tmp_path / "state"))
+    (tmp_path / "stunnel/certs").mkdir(parents=True)
+    (tmp_path / "xensource").mkdir()
+    (tmp_path / "ca.pem").write_bytes(_CA)
+    install = ("pool-install-ca-certificate", tmp_path / "ca.pem", "--store", tmp_path, "--wait")
+    ended = run_certfs(*install, "5")
+    assert ended.returncode == 50, ended.stderr
+    assert "certfs pool join" in ended.stderr
+    assert not list((tmp_path / "stunnel/certs").iterdir())
+
+
 def test_a_join_file_with_a_broken_ca_is_none(tmp_path: Path) -> None:
     """A host does not become a member of an engine that it could never reach (I22)."""
     file = tmp_path / "host.join"

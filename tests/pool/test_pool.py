@@ -8,6 +8,7 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -203,6 +204,30 @@ def test_a_sync_restores_and_waits_for_every_host(three: Pool) -> None:
         second.signal(signal.SIGCONT)
     first.certfs("pool", "sync")
     assert not second.trusts(shared)
+
+
+def test_the_platforms_commands_wait_for_every_host(three: Pool, tmp_path: Path) -> None:
+    """With --wait a CA certificate is trusted by, or gone from, every live host when the command returns (I22)."""
+    first, second, member = three.hosts
+    authority = pki.authority("by its name")
+    (tmp_path / "named.pem").write_bytes(authority.pem)
+    store = ("--store", first.mount.tree.root)
+    first.certfs("pool-install-ca-certificate", tmp_path / "named.pem", "--wait", "30", *store)
+    assert three.all_trust(authority)
+    second.signal(signal.SIGSTOP)
+    try:
+        uninstall = ("pool-uninstall-ca-certificate", "named.pem", "--wait", "2", *store)
+        assert second.uuid in first.certfs(*uninstall, expect=53)
+    finally:
+        second.signal(signal.SIGCONT)
+    first.certfs("pool-certificate-sync", "--socket", tmp_path / "no-xapi")
+    assert three.none_trusts(authority)
+    elsewhere = ("--wait", "30", "--store", member.mount.tree.root)
+    said = member.certfs(
+        "pool-install-ca-certificate", tmp_path / "named.pem", *elsewhere, expect=50
+    )
+    assert "named.pem is as it is on this host only" in said
+    (member.certs / "named.pem").unlink()
 
 
 def test_from_one_copy_to_the_last_bundle(three: Pool) -> None:

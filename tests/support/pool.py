@@ -102,12 +102,12 @@ class PoolHost:
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run a command of certfs on the host."""
         ran = subprocess.run(
-            [*self.node.entering(), certfs_program(), *arguments, "--state", self.state],
+            [*self.node.entering(), certfs_program(), *arguments],
             check=False,
             capture_output=True,
             text=True,
             timeout=60,
-            env=self.mount.environment,
+            env={**self.mount.environment, "CERTFS_POOL_STATE": str(self.state)},
         )
         assert ran.returncode == expect, ran.stdout + ran.stderr + self.log
         return ran.stdout + ran.stderr
