@@ -27,8 +27,9 @@ USER = 20_001
 FILES = min(30, resource.getrlimit(resource.RLIMIT_NOFILE)[1] * 3 // 4 // (PROCESSES * THREADS))
 """What each thread of the user keeps open: more than certfs gives to one user, and less than bindfs has for all."""
 LONGEST = 1.0
-"""Seconds that an open may take beyond what it takes on the other file system."""
+"""Seconds that an open may take; where the machine alone makes it slower, twice what it takes on bindfs."""
 P99 = 0.1
+"""Seconds that one in a hundred may take beyond what it takes on bindfs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,4 +157,4 @@ def test_a_storm_delays_root_s_opens_hardly_more_than_elsewhere() -> None:
         assert pids <= set(mount.pids)
         shutil.rmtree(mount.tree.xensource / "shared")
     assert here.p99 <= elsewhere.p99 + P99
-    assert here.longest <= elsewhere.longest + LONGEST
+    assert here.longest <= max(LONGEST, 2 * elsewhere.longest)
