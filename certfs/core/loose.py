@@ -7,14 +7,17 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
-_LINE = re.compile(
-    rb"(?:\A|(?<=[\r\n]))[ \t]*(?:(?:<[^<>\r\n]{1,80}>)?"  # XML, as in SAML's metadata
+_FIRST_LINE = re.compile(
+    rb"[ \t]*+(?:(?:<[^<>\r\n]{1,80}>)?"  # XML, as in SAML's metadata
     rb"(?P<base64>[A-Za-z0-9+/]{16,}(?:[ \t]+[A-Za-z0-9+/]{16,})*(?:[ \t]+[A-Za-z0-9+/]{1,15})?={0,2})"
     rb"(?:<[^<>\r\n]{1,80}>)?"
     rb"|(?P<marker>[^\w\r\n]{0,20}(?:begin|end)[ \t_-]{1,3}(?:x509 |trusted )?certificate[^\w\r\n]{0,20}))"
     rb"[ \t\v\f\0\x80-\xff]*(?=[\r\n]|\Z)",
     re.IGNORECASE,
 )
+# That begins with one of two bytes: then the search passes over the others in no time. While it goes on no other thread
+# has its turn, and a file may be one line of blanks.
+_LINE = re.compile(rb"[\r\n]" + _FIRST_LINE.pattern, re.IGNORECASE)
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]+")
 # A hyphen, and what word processors make of one, in UTF-8, Latin-1 and Windows-1252.
 _DASH = re.compile(
@@ -36,8 +39,10 @@ def find_loose(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[i
     length = first = run_end = 0
     reported_end = -1  # of base64, to which a marker right behind it belongs
     marker: int | None = None
-    for match in chain(_LINE.finditer(data, start, end), (None,)):
-        position = match.start() if match else end
+    first_line = _FIRST_LINE.match(data, 0, end) if start == 0 else None
+    found = chain((first_line,) if first_line else (), _LINE.finditer(data, max(start - 1, 0), end))
+    for match in chain(found, (None,)):
+        position = end if match is None else match.start() + (match is not first_line)
         line += data.count(b"\n", counted, position)
         counted = position
         is_base64 = match is not None and match["base64"] is not None
@@ -57,7 +62,7 @@ def find_loose(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[i
             if marker is not None:
                 yield marker, _MARKER
             # The last line of base64 may be too short to be told from a word.
-            rest = data[reported_end : match.start()] if reported_end >= 0 else b"."
+            rest = data[reported_end:position] if reported_end >= 0 else b"."
             belongs = _SHORT_REST.fullmatch(rest) is not None
             marker = None if belongs else line
             reported_end = -1
