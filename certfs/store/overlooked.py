@@ -19,6 +19,7 @@ _PUT_ASIDE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """What programs and people put aside, and the files of a hash directory: nobody wants those trusted."""
+_EDITORS_LOCK = b".#"
 _MOST_NAMES = 10_000
 """Of a directory that are looked at."""
 _LARGEST = 1 << 20
@@ -39,17 +40,32 @@ def overlooked(directory: int, spec: BundleSpec) -> Iterator[tuple[bytes, str]]:
         status = status_at(directory, name)
         if status is None or spec.is_source(name) or name == bundle:
             continue
-        if stat.S_ISDIR(status.st_mode):
-            count = _sources_inside(directory, name, spec)
-            if count:
-                yield name, f"a directory: the {count} files in it that could be sources are none"
-        elif stat.S_ISREG(status.st_mode) and not _PUT_ASIDE.fullmatch(name):
+        if stat.S_ISREG(status.st_mode):
             left -= min(status.st_size, _LARGEST)
-            if left < 0:
-                return
-            reason = _judge(directory, name, status, spec)
-            if reason:
-                yield name, reason
+        if left < 0:
+            return
+        reason = _reason(directory, name, status, spec)
+        if reason:
+            yield name, reason
+
+
+def _reason(directory: int, name: bytes, status: os.stat_result, spec: BundleSpec) -> str:
+    """Return why what has this name is no source although it looks like one, empty if it does not."""
+    if stat.S_ISDIR(status.st_mode):
+        count = _sources_inside(directory, name, spec)
+        return (
+            f"a directory: the {count} files in it that could be sources are none" if count else ""
+        )
+    if stat.S_ISLNK(status.st_mode):
+        # Not followed: what it leads to may not answer.
+        is_meant = _has_usual_ending(name) and not name.startswith(_EDITORS_LOCK)
+        return f"a link that does not end in {_wanted(spec)}: no source" if is_meant else ""
+    is_read = stat.S_ISREG(status.st_mode) and not _PUT_ASIDE.fullmatch(name)
+    return _judge(directory, name, status, spec) if is_read else ""
+
+
+def _wanted(spec: BundleSpec) -> str:
+    return " or ".join(os.fsdecode(suffix) for suffix in spec.suffixes)
 
 
 def _has_usual_ending(name: bytes) -> bool:
@@ -81,11 +97,12 @@ def _judge(directory: int, name: bytes, status: os.stat_result, spec: BundleSpec
     except OSError:
         return ""
     content = parse_source(data)
-    wanted = " or ".join(os.fsdecode(suffix) for suffix in spec.suffixes)
-    if content.certificates:
-        return f"holds {len(content.certificates)} certificates and does not end in {wanted}: no source"
+    count = len(content.certificates)
+    if count:
+        return f"holds {count} certificates and does not end in {_wanted(spec)}: no source"
     if any("looks like DER" in remark.reason for remark in content.remarks):
         return (
-            f"looks like DER and does not end in {wanted}: convert it with openssl x509 -inform der"
+            f"looks like DER and does not end in {_wanted(spec)}: "
+            "convert it with openssl x509 -inform der"
         )
     return ""

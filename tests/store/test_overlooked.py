@@ -51,6 +51,14 @@ def test_a_certificate_in_der_is_named(name: str, directory: int, tmp_path: Path
     assert "openssl x509 -inform der" in reason
 
 
+@pytest.mark.parametrize("target", ["/nowhere", "/dev/zero", "x.pem"])
+def test_a_link_with_another_ending_is_named(directory: int, tmp_path: Path, target: str) -> None:
+    """I9: without a look at what it leads to, which may not answer."""
+    (tmp_path / "link.crt").symlink_to(target)
+    ((name, reason),) = overlooked(directory, _SPEC)
+    assert (name, reason) == (b"link.crt", "a link that does not end in .pem: no source")
+
+
 def test_sources_in_a_subdirectory_are_named(directory: int, tmp_path: Path) -> None:
     """I9: a directory of certificates is not searched, and that is said."""
     (tmp_path / "partners").mkdir()
@@ -73,7 +81,7 @@ def test_nothing_is_said_of_other_files(directory: int, tmp_path: Path) -> None:
     (tmp_path / "readme.crt").write_bytes(b"text")
     (tmp_path / "key.crt").write_bytes(pki_forms.block(b"PRIVATE KEY", b"x"))
     (tmp_path / "1a2b3c4d.0").symlink_to("x.pem")
-    (tmp_path / "link.crt").symlink_to("/nowhere")
+    (tmp_path / ".#x.crt").symlink_to("ada@host.1:2")
     os.mkfifo(tmp_path / "fifo.crt")
     (tmp_path / "large.crt").touch()
     os.truncate(tmp_path / "large.crt", 1 << 40)
