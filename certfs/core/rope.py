@@ -8,6 +8,7 @@ Must not know what the chunks mean.
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import Protocol
 
 Slot = tuple[int, bytes, int, int]
 """A certificate's place in the order of a bundle: (rank, file name, ghost, index within the file)."""
@@ -27,6 +28,12 @@ class _Block:
         self.shared = False
 
 
+class Part(Protocol):
+    """A part of a snapshot's content, which others may have as well."""
+
+    size: int
+
+
 class RopeView:
     """An immutable snapshot of a rope's content, read by offset like a file."""
 
@@ -41,6 +48,11 @@ class RopeView:
         """Yield the chunks in order."""
         for block in self._blocks:
             yield from block.chunks
+
+    @property
+    def parts(self) -> tuple["Part", ...]:
+        """What is kept in memory for it, and shared with other snapshots: each of a ``size``, compared by identity."""
+        return self._blocks
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes from ``offset``, short only at the end (as pread(2))."""

@@ -13,6 +13,7 @@ from typing import NoReturn, Protocol
 
 import pyfuse3
 
+from certfs.core.rope import Part, RopeView
 from certfs.fuse import attributes, numbers
 from certfs.fuse.numbers import Numbers
 from certfs.fuse.requests import ROOT_USER
@@ -32,6 +33,8 @@ _USER_STATUSES = 32
 """How many of them the kernel may remember for such a user."""
 _ALL_STATUSES = 256
 """How many for all of them together."""
+FORMER_BYTES = 256 << 20
+"""How much of the generations before the present ones is kept for those who have them open."""
 
 
 class Readable(Protocol):
@@ -43,6 +46,17 @@ class Readable(Protocol):
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes from ``offset``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LetGo:
+    """What is left of a generation of which too much was kept: its size."""
+
+    size: int
+
+    def read(self, _offset: int, _length: int) -> NoReturn:
+        """Refuse: ESTALE."""
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,48 @@ class Content:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
+class _Generations:
+    """The content of bundles that is kept in memory, by node number; what several of them share counts once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Content] = {}
+        self._counts: dict[Part, int] = {}
+        self._size = 0
+
+    def keep(self, content: Content) -> None:
+        """Take note that this is known."""
+        if not isinstance(content.readable, RopeView):
+            return
+        self._kept[content.number] = content
+        for part in content.readable.parts:
+            count = self._counts.get(part, 0)
+            self._counts[part] = count + 1
+            if not count:
+                self._size += part.size
+
+    def let_go(self, content: Content) -> None:
+        """Take note that it is not, or is to hold nothing any more."""
+        if self._kept.pop(content.number, None) is None or not isinstance(
+            content.readable, RopeView
+        ):
+            return
+        for part in content.readable.parts:
+            count = self._counts.pop(part)
+            if count > 1:
+                self._counts[part] = count - 1
+            else:
+                self._size -= part.size
+
+    def bound(self, size: int, is_current: Callable[[Content], bool]) -> None:
+        """Empty the oldest that are not current, as long as all together have more than this size."""
+        for content in list(self._kept.values()) if self._size > size else ():
+            if self._size <= size:
+                break
+            if not is_current(content):
+                self.let_go(content)
+                content.readable = _LetGo(content.readable.size)
+
+
 class SyntheticFiles:
     """All inodes of our own that the kernel remembers, and the present one of each bundle."""
 
@@ -114,6 +170,7 @@ class SyntheticFiles:
         self._contents: dict[int, Content] = {}
         self._current: dict[LiveBundle, tuple[int, Content]] = {}
         self._numbers = numbers or Numbers()
+        self._generations = _Generations()
         self._statuses: dict[int, list[Content]] = {}
         self._last_status: Content | None = None
         self._last_summary: Content | None = None
@@ -135,7 +192,12 @@ class SyntheticFiles:
                 return content
         content = self.add(generation.view, generation.changed_ns)
         content.bundle = bundle
+        self._generations.keep(content)
         self._current[bundle] = (generation.number, content)
+        # Who writes a source could fill the memory (promise I18): each descriptor keeps a generation, and one with
+        # O_PATH does so without an OPEN that could be refused.
+        present = sum(each.readable.size for _number, each in self._current.values())
+        self._generations.bound(present + FORMER_BYTES, self.is_current)
         return content
 
     def recent_status(self, user: int) -> Content | None:
@@ -169,6 +231,7 @@ class SyntheticFiles:
             if not self._numbers.claim(content.number):
                 return False
             self._contents[content.number] = content
+            self._generations.keep(content)
         return True
 
     def of_summary(self) -> Content:
@@ -230,6 +293,7 @@ class SyntheticFiles:
             content.pushed = False
             if content.opens <= 0:
                 self._contents.pop(content.number, None)
+                self._generations.let_go(content)
                 self._numbers.release(content.number)
                 self._forget_status(content)
 

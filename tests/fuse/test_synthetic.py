@@ -62,6 +62,46 @@ def test_a_number_is_known_as_long_as_somebody_knows_it(live: Scene) -> None:
     assert files.find(content.number) is content
 
 
+async def test_former_generations_are_kept_up_to_a_size(
+    live: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I18: who changes a source and keeps each generation open does not fill the memory; the oldest are ESTALE."""
+    monkeypatch.setattr("certfs.fuse.synthetic.FORMER_BYTES", 7 * len(ONE.pem) // 2)
+    files = SyntheticFiles(lambda: b"")
+    kept = []
+    for number in range(20):
+        await live.put("a.pem", pki.authority(f"generation {number}").pem)
+        kept.append(files.of_bundle(live.bundle))
+        kept[-1].lookups = 1
+    for content in kept[:16]:
+        with pytest.raises(OSError, match="Stale file handle"):
+            content.readable.read(0, 1)
+    for content in kept[16:]:
+        assert len(content.readable.read(0, 1 << 20)) == content.attributes().st_size
+    for content in kept:
+        files.forget(content.number, 1)
+    assert len(files) == 0
+    assert files.of_bundle(live.bundle) is kept[-1]
+
+
+async def test_what_generations_share_counts_once(
+    live: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I2, I18: a large bundle of which little changes can be kept open many times over."""
+    for number, each in enumerate(pki.crowd(1500)):
+        (live.path / f"{number:04}.pem").write_bytes(each)
+    await live.bundle.rescan(None)
+    files = SyntheticFiles(lambda: b"")
+    first = files.of_bundle(live.bundle)
+    first.lookups = 1
+    monkeypatch.setattr("certfs.fuse.synthetic.FORMER_BYTES", first.readable.size)
+    whole = first.readable.read(0, 1 << 30)
+    for number in range(1, 3):
+        await live.put("a.pem", pki.authority(f"shared {number}").pem)
+        files.of_bundle(live.bundle).lookups = 1
+    assert first.readable.read(0, 1 << 30) == whole
+
+
 def test_forgetting_what_nobody_knows_is_nothing() -> None:
     """A number of a former life does no harm."""
     files = SyntheticFiles(lambda: b"")
