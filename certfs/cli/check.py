@@ -4,13 +4,16 @@ Owns the judgement of bundles; that of a host's own files is `certfs.identity.he
 """
 
 import glob
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import click
+import msgspec
 
 from certfs.cli.json_forms import (
     EXIT_CODES,
@@ -29,7 +32,7 @@ from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.readers import refusals
 from certfs.core.text import printable
-from certfs.errors import NotMountedError
+from certfs.errors import CertfsError, NotMountedError
 from certfs.identity.finding import Finding
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
@@ -50,6 +53,15 @@ _AUTHORITY_ALERT = "POOL_CA_CERTIFICATE_"
 """How the platform's alerts about certificates that are among others begin."""
 _UNIT_LINKS = "/etc/systemd/system/*.*/certfs.service"
 """What `systemctl enable` makes (systemd.unit(5))."""
+_POOL_STATE: Final = "/var/lib/certfs/pool"
+"""As in ``certfs.pool.membership``, which needs httpx to be imported."""
+_POOL_SECONDS: Final = 3.0
+_POOL_STATES: Final = {
+    "held": ("POOL_HELD", "put the files back, or: certfs pool publish --accept-deletions"),
+    "disconnected": ("POOL_DISCONNECTED", "see whether the engine runs and can be reached"),
+    "ejected": ("POOL_EJECTED", "certfs pool leave, or have this host admitted again"),
+    "failing": ("POOL_FAILING", "mend what it says; it is tried again every second"),
+}
 _STATUS: tuple[CheckStatus, ...] = ("ok", "warning", "critical")
 
 
@@ -104,6 +116,7 @@ def check(
     judgements.extend(_judge_serving(place))
     judgements.extend(judge_incomplete(place, now))
     judgements.extend(judge_readers(() if store else _readers(mountpoint)))
+    judgements.extend(() if store else _judge_pool(mountpoint))
     judgements.extend(
         _Judgement(
             Grade.WARNING,
@@ -293,6 +306,55 @@ def judge_readers(readers: Iterable[Entry]) -> Iterator[_Judgement]:
                 f"{printable(reader.last_error)}",
                 "mend what it says; it is tried again for ever, every minute at the latest",
             )
+
+
+def _judge_pool(mountpoint: str | None) -> Iterator[_Judgement]:
+    """Yield what is wrong with this host as a member of a pool, if its pool process works on this mount."""
+    state = os.environ.get("CERTFS_POOL_STATE", _POOL_STATE)
+    if not os.access(f"{state}/membership.json", os.R_OK):
+        return
+    # Only now: hosts without a pool do not wait for what it takes.
+    import trio  # noqa: PLC0415
+
+    from certfs.pool.local import Answer, ControlSocket, Request  # noqa: PLC0415
+
+    try:
+        raw = trio.run(ControlSocket(state).ask, Request(), _POOL_SECONDS)
+        report = msgspec.json.decode(raw, type=Answer).report
+    except (CertfsError, msgspec.DecodeError) as error:
+        said = (
+            error.message if isinstance(error, CertfsError) else "it answers what certfs does not"
+        )
+        mend = "systemctl start certfs-pool; certfs pool leave, if this host is to be in no pool"
+        yield _Judgement(Grade.WARNING, "POOL_NOT_RUNNING", state, f"is not kept: {said}", mend)
+        return
+    if report.get("mountpoint") == os.path.realpath(mountpoint or "/etc"):
+        yield from judge_pool_report(report, state)
+
+
+def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgement]:
+    """Yield what a pool process says of itself that is not as it should be (I22)."""
+    where = f"{report['mountpoint']}/stunnel"
+    name, mend = _POOL_STATES.get(report["state"], ("", ""))
+    if name:
+        what = f"does not follow its pool: {report['state']}: {printable(report['reason'])}"
+        yield _Judgement(Grade.WARNING, name, where, what, mend)
+    for directory, names in report["drift"].items():
+        for each in names:
+            what = "differs from the pool, and stays so on this host"
+            mend = "certfs pool publish NAME on a publisher; certfs pool sync makes it the pool's"
+            yield _Judgement(Grade.WARNING, "POOL_DRIFT", f"{where}/{directory}/{each}", what, mend)
+    for directory, refused in report["refused"].items():
+        for each, why in refused.items():
+            what = f"is not believed as the pool has it: {why}"
+            mend = "find out who wrote it: the audit keys of the engine name the host"
+            yield _Judgement(
+                Grade.WARNING, "POOL_REFUSED", f"{where}/{directory}/{each}", what, mend
+            )
+    for path in sorted(glob.iglob(f"{glob.escape(state)}/aside/*/*.pem")):
+        what = "was overruled by the pool and set aside"
+        mend = "copy it back in if it is meant, and remove it here"
+        yield _Judgement(Grade.WARNING, "POOL_SET_ASIDE", file_form(path), what, mend)
 
 
 def _judge_all_expired(place: Place, items: list[Item], now: datetime) -> Iterator[_Judgement]:

@@ -24,7 +24,7 @@ try:
     from certfs.pool import commands, membership
     from certfs.pool.engine import Access, pinned
     from certfs.pool.keys import Keys, PoolError
-    from certfs.pool.local import ControlSocket, Request, Told
+    from certfs.pool.local import Answer, ControlSocket, Request, Told
     from certfs.pool.membership import StateDirectory
     from certfs.pool.process import Member
     from certfs.pool.store import Store
@@ -214,7 +214,7 @@ def status(*, state: StateDirectory, as_json: bool) -> None:
     """Show how this host is in its pool, and which members are behind."""
     found = state.read()
 
-    async def asked() -> tuple[commands.Answer, commands.PoolState]:
+    async def asked() -> tuple[Answer, commands.PoolState]:
         return await commands.ask(state), await commands.pool_state(found)
 
     answer, whole = trio.run(asked)
@@ -322,7 +322,11 @@ def run(*, store: str | None, mountpoint: str | None, state: StateDirectory) -> 
     ignore_lease_breaks()
     directory = state.open()
     member = Member(
-        found, directory, state.path, _store(store, mountpoint), Path(mountpoint or "/etc")
+        found,
+        directory,
+        state.path,
+        _store(store, mountpoint),
+        Path(os.path.realpath(mountpoint or "/etc")),
     )
     trio.run(_serve, member, state.path)
 
@@ -340,7 +344,7 @@ def _store(store: str | None, mountpoint: str | None) -> Store:
 
 
 async def _serve(member: Member, path: str) -> None:
-    async def answer(request: Request) -> commands.Answer:
+    async def answer(request: Request) -> Answer:
         if request.told is not None:
             member.tell(request.told)
         return commands.answer_of(member)

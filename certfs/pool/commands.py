@@ -4,7 +4,6 @@ Owns the waiting. The process of this host is asked by its control socket, the p
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import msgspec
 import trio
@@ -12,7 +11,7 @@ import trio
 from certfs.errors import CertfsError
 from certfs.pool.engine import Engine
 from certfs.pool.keys import PoolError, Status, range_end
-from certfs.pool.local import ControlSocket, Request, Told
+from certfs.pool.local import Answer, ControlSocket, Request, Told
 from certfs.pool.membership import JoinFile, StateDirectory
 from certfs.pool.process import Member, Report
 from certfs.pool.view import View
@@ -25,13 +24,6 @@ class BehindError(CertfsError):
     """Hosts of the pool have not acknowledged the last change in time; it reaches them when they can be reached."""
 
     exit_code = 53
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What the process says of itself; ``pending`` while a request is not carried out."""
-
-    report: dict[str, Any]
-    pending: bool
 
 
 @dataclass(frozen=True, slots=True)

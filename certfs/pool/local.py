@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import inotify_simple
 import msgspec
@@ -67,6 +67,13 @@ class Request(msgspec.Struct, frozen=True):
     """What a command sends: a ``told`` to carry out, or none to ask how things are."""
 
     told: Told | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the process says of itself; ``pending`` while a request is not carried out."""
+
+    report: dict[str, Any]
+    pending: bool
 
 
 class Watcher:

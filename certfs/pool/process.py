@@ -51,6 +51,7 @@ _SCAN_SECONDS: Final = 30.0
 class Report:
     """How this host is in its pool; for ``certfs pool status``. ``drift`` differs from the pool and stays here."""
 
+    mountpoint: str = ""
     state: str = "starting"
     reason: str = ""
     endpoint: str = ""
@@ -92,7 +93,7 @@ class Member:
         """Why this host's own certificate is not published, as the log has it."""
         self._watcher = Watcher(store, self._wake_up)
         self._patience = {name: Patience() for name in self._directories}
-        self.report = Report()
+        self.report = Report(str(shown))
 
     async def run(self) -> None:
         """Work until cancelled. CertfsError for what an admin has to mend."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from certfs.cli.check import _judge_pool, judge_pool_report
 from tests.support import pki
 from tests.support.identity import UUID, run_certfs
 
@@ -72,3 +73,37 @@ def test_a_join_file_with_a_broken_ca_is_none(tmp_path: Path) -> None:
     assert ended.returncode == 50, ended.stderr
     assert "no CA certificate in PEM" in ended.stderr
     assert not (tmp_path / "state").exists()
+
+
+def test_check_names_what_a_pool_process_says(tmp_path: Path) -> None:
+    """Each state that wants an admin, each name that differs, and each file set aside is a finding (I22)."""
+    (tmp_path / "aside/certs").mkdir(parents=True)
+    (tmp_path / "aside/certs/old.pem").touch()
+    report = {
+        "mountpoint": "/srv/tls",
+        "state": "held",
+        "reason": "certs: 5 of 6 names are gone at once",
+        "drift": {"certs": ["local.pem"]},
+        "refused": {"certs-pool": {"x.pem": "it is a CA's"}},
+    }
+    found = {(each.name, each.file) for each in judge_pool_report(report, str(tmp_path))}
+    assert found == {
+        ("POOL_HELD", "/srv/tls/stunnel"),
+        ("POOL_DRIFT", "/srv/tls/stunnel/certs/local.pem"),
+        ("POOL_REFUSED", "/srv/tls/stunnel/certs-pool/x.pem"),
+        ("POOL_SET_ASIDE", f"{tmp_path}/aside/certs/old.pem"),
+    }
+    calm = {**report, "state": "in sync", "drift": {}, "refused": {}}
+    assert not list(judge_pool_report(calm, str(tmp_path / "nothing")))
+
+
+def test_check_names_a_pool_process_that_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is in a pool and whose process does not run is a finding (I22)."""
+    assert not list(_judge_pool(None))
+    (tmp_path / "membership.json").touch()
+    monkeypatch.setenv("CERTFS_POOL_STATE", str(tmp_path))
+    (found,) = _judge_pool(None)
+    assert found.name == "POOL_NOT_RUNNING"
+    assert "does not run" in found.what

@@ -64,6 +64,10 @@ def test_a_member_that_may_not_publish_injects_no_trust(three: Pool) -> None:
     )
     assert member.trusts(private)
     assert not first.trusts(private)
+    checked = json.loads(member.certfs("check", member.mount.tree.root, "--json", expect=1))
+    assert ("POOL_DRIFT", "private.pem") in {
+        (found["name"], os.path.basename(found["file"])) for found in checked["findings"]
+    }
     credentials = json.loads((member.state / "membership.json").read_text())
     user = f"{credentials['user']}:{credentials['password']}"
     for key in (f"hosts/{first.uuid}", "dirs/certs/@", f"members/{member.uuid}"):

@@ -193,7 +193,9 @@ def pool(hosts: int, *, members: int = 3, publishers: int | None = None) -> Iter
 @contextlib.contextmanager
 def _host(node: Node) -> Iterator[PoolHost]:
     def with_identity(tree: Tree) -> None:
-        (tree.root / "xensource/xapi-pool-tls.pem").write_bytes(identity.host_pem)
+        key = tree.root / "xensource/xapi-pool-tls.pem"
+        key.touch(mode=0o400)
+        key.write_bytes(identity.host_pem)
         (tree.root / f"stunnel/certs-pool/{name}.pem").write_bytes(identity.pem)
 
     name = uuid.uuid4()
