@@ -47,7 +47,7 @@ _PLAIN_TAGS = frozenset({0x0C, 0x13, 0x16})
 _OCSP = bytes.fromhex("06082b06010505073001")
 _URL, _URL_IN_PIECES = b"\x86", b"\xa6"
 # RFC 4514, section 3, and what OpenSSL and the platform call the others.
-_TYPES = {
+ATTRIBUTE_NAMES = {
     bytes.fromhex("550403"): "CN",
     bytes.fromhex("550404"): "SN",
     bytes.fromhex("550405"): "serialNumber",
@@ -60,13 +60,26 @@ _TYPES = {
     bytes.fromhex("55040c"): "title",
     bytes.fromhex("55040d"): "description",
     bytes.fromhex("55040f"): "businessCategory",
+    bytes.fromhex("550410"): "postalAddress",
     bytes.fromhex("550411"): "postalCode",
+    bytes.fromhex("550412"): "postOfficeBox",
+    bytes.fromhex("550414"): "telephoneNumber",
+    bytes.fromhex("550429"): "name",
     bytes.fromhex("55042a"): "GN",
+    bytes.fromhex("55042b"): "initials",
+    bytes.fromhex("55042c"): "generationQualifier",
+    bytes.fromhex("55042d"): "x500UniqueIdentifier",
     bytes.fromhex("55042e"): "dnQualifier",
+    bytes.fromhex("550433"): "houseIdentifier",
+    bytes.fromhex("550441"): "pseudonym",
+    bytes.fromhex("550448"): "role",
     bytes.fromhex("550461"): "organizationIdentifier",
+    bytes.fromhex("0992268993f22c640103"): "mail",
     bytes.fromhex("0992268993f22c640101"): "UID",
     bytes.fromhex("0992268993f22c640119"): "DC",
     bytes.fromhex("2a864886f70d010901"): "emailAddress",
+    bytes.fromhex("2a864886f70d010902"): "unstructuredName",
+    bytes.fromhex("2a864886f70d010908"): "unstructuredAddress",
     bytes.fromhex("2b0601040182373c020101"): "jurisdictionL",
     bytes.fromhex("2b0601040182373c020102"): "jurisdictionST",
     bytes.fromhex("2b0601040182373c020103"): "jurisdictionC",
@@ -156,7 +169,7 @@ def _attribute_text(der: bytes, kind: Element, value: Element) -> str:
         if shown.endswith(" ") and len(text) > 1:
             shown = f"{shown[:-1]}\\ "
     identifier = content_of(der, kind)
-    return f"{_TYPES.get(identifier) or dotted(identifier)}={shown}"
+    return f"{ATTRIBUTE_NAMES.get(identifier) or dotted(identifier)}={shown}"
 
 
 def dotted(identifier: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import warnings
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certfs.core.fields import read_fields
-from certfs.core.name import Name, read_name
-from tests.support import mounts, pki
+from certfs.core.name import ATTRIBUTE_NAMES, Name, name_text, read_name
+from certfs.core.pem import render
+from tests.support import mounts, pki, pki_raw
 from tests.support.examples import examples
 
 UTF8, PRINTABLE, T61 = _ASN1Type.UTF8String, _ASN1Type.PrintableString, _ASN1Type.T61String
@@ -165,3 +167,21 @@ def test_a_string_that_cannot_be_decoded_is_not_plain() -> None:
     one, other = (der.replace(b"decode me", b"decode \xff" + last) for last in (b"1", b"2"))
     assert not read_names(one)[1].is_plain
     assert read_names(one)[1].key != read_names(other)[1].key
+
+
+def test_attributes_have_the_names_that_openssl_gives_them(tmp_path: Path) -> None:
+    """What people read of a name is written with openssl's words, whatever attributes it has."""
+    mounts.need_program("openssl")
+    attributes = [
+        pki_raw.attribute(b"x", identifier=pki_raw.element(0x06, identifier))
+        for identifier in ATTRIBUTE_NAMES
+    ]
+    der = pki_raw.certificate(pki_raw.name(*attributes))
+    (tmp_path / "named.pem").write_bytes(render(der))
+    command = ["openssl", "x509", "-noout", "-subject", "-nameopt", "sname,sep_multiline"]
+    said = subprocess.run(
+        [*command, "-in", tmp_path / "named.pem"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()[1:]
+    words = [line.strip().partition("=")[0].lower() for line in said]
+    ours = name_text(der, read_fields(der).subject).split(",")
+    assert [one.partition("=")[0].lower() for one in reversed(ours)] == words
