@@ -14,7 +14,7 @@ from cryptography import x509
 
 from certfs.core.pem import PemBlock, decode_body, find_blocks
 from certfs.identity.certificate_library import HASH_LINK, Library
-from certfs.identity.describe import name_text
+from certfs.identity.describe import text_of_name
 from certfs.identity.errors import (
     CrlAlreadyExistsError,
     CrlCorruptError,
@@ -162,7 +162,9 @@ def _only_list(data: bytes) -> tuple[PemBlock, Crl] | str:
     der = decode_body(data[blocks[0].body_start : blocks[0].body_end])
     try:
         crl = x509.load_der_x509_crl(der or b"")
-        described = Crl(name_text(crl.issuer), crl.last_update_utc, crl.next_update_utc, len(crl))
+        described = Crl(
+            text_of_name(crl.issuer), crl.last_update_utc, crl.next_update_utc, len(crl)
+        )
     except (ValueError, TypeError):
         return f"holds a revocation list that cannot be read, at line {blocks[0].line}"
     return blocks[0], described

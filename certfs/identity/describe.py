@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_publ
 from certfs.core import details
 from certfs.core.der import DerError, Element, content_of, read_element, read_first
 from certfs.core.fields import read_dates, read_fields
-from certfs.core.name import dotted
-from certfs.core.name import name_text as name_text_in
+from certfs.core.name import dotted, name_text
 from certfs.identity.validate import algorithm_name
 
 
@@ -53,8 +52,8 @@ def describe(der: bytes) -> Description:
     fields = read_fields(der)
     not_before, not_after = read_dates(der, fields)
     return Description(
-        subject=name_text_in(der, fields.subject),
-        issuer=name_text_in(der, fields.issuer),
+        subject=name_text(der, fields.subject),
+        issuer=name_text(der, fields.issuer),
         serial_number=_serial_number(content_of(der, fields.serial_number)),
         not_before=not_before,
         not_after=not_after,
@@ -74,10 +73,10 @@ def describe_loaded(certificate: x509.Certificate) -> Description:
     return describe(certificate.public_bytes(Encoding.DER))
 
 
-def name_text(name: x509.Name) -> str:
+def text_of_name(name: x509.Name) -> str:
     """Return a distinguished name as RFC 4514 writes it."""
     der = name.public_bytes()
-    return name_text_in(der, read_element(der, 0, len(der)))
+    return name_text(der, read_element(der, 0, len(der)))
 
 
 def with_colons(digest: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from certfs.identity.describe import name_text
+from certfs.identity.describe import text_of_name
 from certfs.identity.generate import generate_server_certificate
 from certfs.identity.hostpem import HostPem
 from certfs.identity.paths import (
@@ -115,7 +115,7 @@ def _warnings(leaf: x509.Certificate, others: tuple[x509.Certificate, ...]) -> t
     if others and not any(_issued(other, leaf) for other in others):
         warnings.append("no certificate of the chain issued the host's certificate")
     warnings += [
-        f"a certificate of the chain, {name_text(other.subject)}, is not valid now"
+        f"a certificate of the chain, {text_of_name(other.subject)}, is not valid now"
         for other in others
         if not other.not_valid_before_utc <= now <= other.not_valid_after_utc
     ]

@@ -214,3 +214,24 @@ def test_a_status_has_the_one_form_of_times(dom0: Host) -> None:
     text = dom0.run("env", "TZ=Asia/Tokyo", *dom0.program(), "status").stdout
     assert f"since        {said['since']}" in text
     assert f"{said['events'][-1]['at']}  restarted" in text
+
+
+def test_the_last_change_survives_whatever_is_started_anew(dom0: Host) -> None:
+    """A restart, a crash and another mount change no bundle, and status says so (I17)."""
+
+    def changes() -> tuple[str, int]:
+        said = json.loads(dom0.certfs("status", "--json"))
+        (moment,) = (one["changed"] for one in said["bundles"] if "pool" in one["bundle"])
+        return moment, dom0.tree.pool_bundle.stat().st_mtime_ns
+
+    before = changes()
+    dom0.certfs("restart")
+    assert changes() == before
+    server = dom0.server()
+    dom0.live_again(kill(server), not_pid=server)
+    assert changes() == before
+    dom0.certfs("unmount")
+    dom0.certfs("mount")
+    assert changes() == before
+    (dom0.tree.certs_pool / "more.pem").write_bytes(pki.issue("more").pem)
+    assert changes()[1] > before[1]
