@@ -107,3 +107,22 @@ def test_one_command_monitors_the_host(serving: Host) -> None:
     people, programs = _recipe("monitoring").splitlines()
     assert _shell(serving, people).startswith("2\n")
     assert '"findings"' in _shell(serving, programs)
+
+
+def test_uninstalling_leaves_an_ordinary_host(serving: Host) -> None:
+    """I12: after the lines for it nothing of certfs is in /etc but the plain bundles, and no line fails."""
+    serving.certfs("install-units")
+    etc = serving.store.root
+    assert (etc / "systemd/system/certfs.service").exists()
+    # What stands for systemd here says what the comment beside the line says.
+    lines = _recipe("uninstall").replace("VENV", "/run/venv").replace("/usr/local/bin", "/run")
+    script = "systemctl() { case $1 in disable) certfs unmount ;; esac; }\n" + lines
+    assert _shell(serving, script).startswith("0\n"), _shell(serving, script)
+    left = [path for path in etc.rglob("*certfs*") if not path.name.endswith(".before-certfs")]
+    assert left == []
+    assert set(certificates_in(serving.store.user_bundle.read_bytes())) == {
+        OLD.sha256,
+        OTHER.sha256,
+    }
+    assert serving.certfs_mounts() == []
+    serving.certfs("mount")
