@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from certfs.core.der import (
+    BIT_STRING,
     OBJECT_IDENTIFIER,
     SEQUENCE,
     SET,
@@ -202,15 +203,25 @@ def _canonical_attributes(der: bytes, relative: Element) -> Iterator[bytes]:
     for kind, value in _attributes(der, relative):
         content = _content(der, value)
         canonical = _canonical_value(value.tag, content, _text(value.tag, content))
+        # What `_content` returns of a SEQUENCE has its header.
+        encoded = content if value.tag == SEQUENCE else encode_element(canonical[0], canonical[1:])
         identifier = encode_element(OBJECT_IDENTIFIER, content_of(der, kind))
-        yield encode_element(SEQUENCE, identifier + encode_element(canonical[0], canonical[1:]))
+        yield encode_element(SEQUENCE, identifier + encoded)
 
 
 def _content(der: bytes, value: Element) -> bytes:
-    """Return the content of a value; of a SEQUENCE, which OpenSSL keeps unread, all that it is."""
+    """Return the content of a value; of a SEQUENCE, which OpenSSL keeps unread, all that it is.
+
+    The unused bits of a BIT STRING are 0, as OpenSSL writes them (ossl_c2i_ASN1_BIT_STRING in crypto/asn1/a_bitstr.c).
+    """
     if value.tag == SEQUENCE:
         return der[value.start : value.end]
-    return content_of(der, value)
+    content = content_of(der, value)
+    if value.tag != BIT_STRING or not content:
+        return content
+    if len(content) == 1:
+        return b"\0"
+    return content[:-1] + bytes((content[-1] & 0xFF << content[0],))
 
 
 def _text(tag: int, content: bytes) -> str | None:

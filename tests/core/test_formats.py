@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import subprocess
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from certfs.core.formats import certificates_of, hash_directory, java_truststore, subject_hash
 from certfs.core.pem import render
-from tests.support import pki
+from tests.support import libcrypto, pki, pki_raw
 from tests.support.mounts import missing, need_program
 
 DEBIAN = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -48,6 +50,40 @@ def test_a_subject_has_the_hash_that_openssl_gives(name: str) -> None:
     """The names of a CApath are those that openssl looks for."""
     der = pki.issue(name).der
     assert subject_hash(der) == openssl_hash(der)
+
+
+ODD_NAMES = int(os.environ.get("CERTFS_TEST_NAMES", "3000"))
+KINDS = (0x0C, 0x12, 0x13, 0x14, 0x16, 0x1A, 0x1B, 0x1C, 0x1E, 0x04, 0x03, 0x02, 0x30, 0x17)
+IDENTIFIERS = ("0603550403", "060355040a", "060a0992268993f22c640119", "06092a864886f70d010901")
+
+
+def odd_name(chance: random.Random) -> bytes:
+    """Encode a name of strings, numbers and structures of all kinds, with blanks, cases and broken characters."""
+    pieces = ("a", "A", " ", "\t", "ß", "Ω", "漢", "\0", "z  ", "\x7f", "\U0001f512")
+    sets = []
+    for _ in range(chance.randint(0, 3)):
+        attributes = []
+        for _ in range(chance.choice((1, 1, 1, 2, 3))):
+            kind = chance.choice(KINDS)
+            text = "".join(chance.choice(pieces) for _ in range(chance.randint(0, 5)))
+            encoding = {0x1C: "utf-32-be", 0x1E: "utf-16-be"}.get(kind, "utf-8")
+            value = text.encode(encoding) if chance.random() < 0.9 else chance.randbytes(3)
+            identifier = bytes.fromhex(chance.choice(IDENTIFIERS))
+            attributes.append(pki_raw.attribute(value, kind, identifier))
+        sets.append(pki_raw.element(0x31, *sorted(attributes)))
+    return pki_raw.sequence(*sets)
+
+
+def test_an_odd_subject_has_the_hash_that_openssl_gives() -> None:
+    """Whatever OpenSSL accepts as a name, a program that looks for it in a CApath finds it."""
+    chance = random.Random(21)  # noqa: S311 - no secret
+    accepted = 0
+    for _ in range(ODD_NAMES):
+        der = pki_raw.certificate(odd_name(chance), signature=b"\0" * 8)
+        theirs = libcrypto.subject_hash(der)
+        accepted += theirs is not None
+        assert theirs is None or subject_hash(der) == theirs, der.hex()
+    assert accepted > ODD_NAMES / 4
 
 
 def test_every_ca_of_the_system_has_the_hash_that_openssl_gives() -> None:

@@ -39,6 +39,7 @@ _FUNCTIONS = {
     "i2d_X509": (_INT, [_POINTER, _POINTER]),
     "X509_free": (None, [_POINTER]),
     "X509_get_subject_name": (_POINTER, [_POINTER]),
+    "X509_subject_name_hash": (ctypes.c_ulong, [_POINTER]),
     "X509_get_issuer_name": (_POINTER, [_POINTER]),
     "X509_NAME_cmp": (_INT, [_POINTER, _POINTER]),
     "X509_NAME_oneline": (_POINTER, [_POINTER, _POINTER, _INT]),
@@ -163,6 +164,14 @@ def subject_oneline(der: bytes) -> bytes:
         printed = ctypes.string_at(text)
         library.CRYPTO_free(text, None, 0)
         return printed
+
+
+def subject_hash(der: bytes) -> str | None:
+    """Give the hash of the subject as `openssl x509 -subject_hash` prints it; None if OpenSSL does not parse it."""
+    with _parsed(der) as certificate:
+        return (
+            None if certificate is None else f"{_library().X509_subject_name_hash(certificate):08x}"
+        )
 
 
 def same_subject(der: bytes, other: bytes) -> bool:
