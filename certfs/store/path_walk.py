@@ -8,7 +8,7 @@ beneath instead: a source that is a symbolic link to ``/etc/stunnel/...`` is rea
 import errno
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from certfs import procfs
@@ -74,6 +74,7 @@ class PathWalker:
         # The next component is the last: a chain of links with very many must not cost the square of their number.
         pending = _reversed(path)
         current = self._enter(b"/") if path.startswith(b"/") else os.dup(start)
+        following = -1
         try:
             while pending:
                 name = pending.pop()
@@ -86,27 +87,30 @@ class PathWalker:
                 inner = self._inside_own_mount(current, following)
                 if inner is not None:
                     through_mount = True
-                    os.close(following)
                     store, rest = self._store_root(inner)
                     pending.extend(reversed(rest))
-                    following = os.dup(store)
-                target = link_target(following)
+                    os.dup2(store, following, inheritable=False)
+                with as_owner(owner):
+                    # Where a link of /proc leads is not for everybody to see.
+                    target = link_target(following)
                 if target is None:
-                    os.close(current)
-                    current = following
-                    continue
-                owner = _owner_of(following) or owner
+                    current, following = following, current
+                else:
+                    owner = _owner_of(following) or owner
+                    links += 1
+                    pending.extend(_reversed(target))
+                    if target.startswith(b"/"):
+                        entered = self._enter(b"/")
+                        os.close(current)
+                        current = entered
                 os.close(following)
-                links += 1
-                pending.extend(_reversed(target))
-                if target.startswith(b"/"):
-                    os.close(current)
-                    current = self._enter(b"/")
+                following = -1
             if links > _MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # noqa: TRY301
         except BaseException:
-            with suppress(OSError):
-                os.close(current)
+            os.close(current)
+            if following >= 0:
+                os.close(following)
             raise
         return Walked(current, through_mount, links > 0, owner)
 

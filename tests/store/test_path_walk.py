@@ -18,6 +18,7 @@ from certfs.store.backing import FileId, file_id
 from certfs.store.path_walk import PathWalker
 from tests.store.scenes import nowhere
 from tests.support.examples import examples
+from tests.support.mounts import need_root
 
 Outcome = FileId | int
 """The identity of what a path leads to, or the errno that there is instead."""
@@ -134,3 +135,19 @@ def test_a_chain_of_links_with_long_components_is_bounded(tmp_path: Path) -> Non
     assert walked(start, b"l0") == errno.ELOOP
     assert time.monotonic() - began < 1
     os.close(start)
+
+
+@pytest.mark.parametrize("link", ["root", "cwd", "exe"])
+def test_a_link_of_proc_shows_its_maker_no_more_than_the_kernel_does(
+    tmp_path: Path, link: str
+) -> None:
+    """I18, I19: a user's link to where a process of root's is leads nowhere, and leaves no descriptor open."""
+    need_root()
+    (tmp_path / "x.pem").symlink_to(f"/proc/{os.getppid()}/{link}")
+    os.chown(tmp_path / "x.pem", 20_001, 20_001, follow_symlinks=False)
+    before = os.listdir("/proc/self/fd")
+    start = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    for _ in range(3):
+        assert walked(start, b"x.pem") == errno.EACCES
+    os.close(start)
+    assert os.listdir("/proc/self/fd") == before
