@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -21,7 +23,7 @@ from certfs.pool.keys import DirectoryHead, MemberTable
 from certfs.pool.membership import JoinFile
 from certfs.pool.process import CERTS, Member
 from certfs.pool.store import Store
-from tests.support import etcd, pki
+from tests.support import etcd, mounts, pki
 
 _SECONDS = 30.0
 
@@ -47,6 +49,10 @@ class Host:
         self.certs.mkdir(parents=True)
         self.state.mkdir()
         self.store = Store({b"": os.open(base / "store", os.O_PATH | os.O_DIRECTORY)})
+        self.open_state()
+
+    def open_state(self) -> None:
+        """Open the state directory, as a process does when it starts."""
         self.journal = JournalFile(os.open(self.state, os.O_RDONLY), str(self.state))
 
     def close(self) -> None:
@@ -231,3 +237,34 @@ async def test_an_interrupted_application_comes_before_others(host: Host) -> Non
         await until((host.certs / "a.pem").exists)
         assert not pool.with_name("certs-pool.bk").exists()
         await until(lambda: member.report.applied > 0)
+
+
+@pytest.fixture
+def small(host: Host) -> Iterator[Host]:
+    """The host, with 64 KiB for what it has to remember."""
+    mounts.need_root()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", host.state], check=True)
+    os.close(host.journal.directory)
+    host.open_state()
+    yield host
+    os.close(host.journal.directory)
+    subprocess.run(["umount", host.state], check=True)
+    host.open_state()
+
+
+async def test_a_full_disk_stops_nothing_for_good(small: Host) -> None:
+    """Where the journal cannot be written nothing is applied; when there is room again, everything is (I22)."""
+    pem = pki.authority("a").pem
+    full = small.state / "full"
+    async with small.running() as (member, engine):
+        await until(lambda: member.report.state == "in sync")
+        with contextlib.suppress(OSError), full.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        await put(engine, small.head() | small.name("a.pem", pem))
+        await until(lambda: member.report.state == "failing")
+        assert "space" in member.report.reason
+        assert not (small.certs / "a.pem").exists()
+        full.unlink()
+        await until(lambda: member.report.state == "in sync")
+        assert (small.certs / "a.pem").read_bytes() == pem

@@ -23,6 +23,7 @@ import pytest
 
 from tests.support import pki
 from tests.support.mounts import wait_until
+from tests.support.network import Node
 from tests.support.pool import Pool, PoolHost, pool
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(7200)]
@@ -33,6 +34,8 @@ SEED = int(os.environ.get("CERTFS_TEST_SEED", "1"))
 _NAMES = [f"n{number}.pem" for number in range(16)]
 TIMED = int(os.environ.get("CERTFS_TEST_POOL_TIMED", "20"))
 MOST_KILLS = int(os.environ.get("CERTFS_TEST_POOL_KILLS", "10"))
+_MOST_DESCRIPTORS = 40
+_MOST_MEMORY = 128 << 20
 _CONVERGED_SECONDS = 60.0
 """For a busy machine; what it took is printed."""
 
@@ -44,12 +47,21 @@ class Nemesis:
     pool: Pool
     chance: random.Random
     heal: list[Callable[[], None]] = field(default_factory=list)
+    deaf: list[PoolHost] = field(default_factory=list)
     kills: int = 0
 
     def strike(self) -> str:
         """Do one thing and return its name."""
         fault = self.chance.choice(
-            [self._kill, self._stop, self._cut, self._engine, self._engine_stop]
+            [
+                self._kill,
+                self._stop,
+                self._cut,
+                self._one_way,
+                self._engine,
+                self._engine_stop,
+                self._engine_cut,
+            ]
         )
         fault()
         return fault.__name__
@@ -74,6 +86,26 @@ class Nemesis:
         host = self.chance.choice(self.pool.hosts)
         host.node.cut(off=True)
         self.heal.append(lambda: host.node.cut(off=False))
+
+    def _one_way(self) -> None:
+        host = self.chance.choice(self.pool.hosts)
+        if host in self.deaf:
+            return
+        self.deaf.append(host)
+        for member in self._engine_nodes:
+            host.node.deafen(member, off=True)
+            self.heal.append(functools.partial(host.node.deafen, member, off=False))
+        self.heal.append(lambda: self.deaf.remove(host))
+
+    def _engine_cut(self) -> None:
+        if not self.heal:
+            node = self.chance.choice(self._engine_nodes)
+            node.cut(off=True)
+            self.heal.append(lambda: node.cut(off=False))
+
+    @property
+    def _engine_nodes(self) -> list[Node]:
+        return self.pool.network.nodes[: len(self.pool.cluster.members)]
 
     def _engine(self) -> None:
         if not self.heal:  # with two of three members gone nothing would ever be agreed
@@ -132,10 +164,23 @@ def test_faults_lose_nothing_and_bring_nothing_back(many: Pool) -> None:
             now = applied(host)
             assert now >= revisions[host.uuid]
             revisions[host.uuid] = now
+    descriptors, memory = zip(*(used(host) for host in many.hosts), strict=True)
+    assert max(descriptors) < _MOST_DESCRIPTORS
+    assert max(memory) < _MOST_MEMORY
     print(
+        f"each process has {max(descriptors)} descriptors and {max(memory) >> 20} MiB at most\n"
         f"{HOSTS} hosts, {ROUNDS} rounds, {nemesis.kills} kills, seed {SEED}: converged after healing"
         f" in median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s"
     )
+
+
+def used(host: PoolHost) -> tuple[int, int]:
+    """Return how many descriptors and bytes of memory the process of a host has."""
+    assert host.process is not None
+    beneath = f"/proc/{host.process.pid}"
+    with open(f"{beneath}/statm", encoding="ascii") as statm:
+        pages = int(statm.read().split()[1])
+    return len(os.listdir(f"{beneath}/fd")), pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def all_have(pool: Pool, expected: set[bytes]) -> bool:

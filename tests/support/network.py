@@ -36,6 +36,12 @@ class Node:
         """Take the node off the bridge, or put it back."""
         self.network.ip("link", "set", f"port{self.number}", "down" if off else "up")
 
+    def deafen(self, to: Node, *, off: bool) -> None:
+        """Lose what another node sends to this one, and not the other way round; or no longer."""
+        verb = "add" if off else "del"
+        command = ["ip", "route", verb, "blackhole", f"{self.address}/32"]
+        subprocess.run([*to.entering(), *command], check=True, capture_output=True, timeout=30)
+
 
 @dataclass(slots=True)
 class Network:
