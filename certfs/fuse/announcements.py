@@ -34,10 +34,13 @@ class Announcements:
             return self._synthetic.blank()
         if directory == STATUS_DIRECTORY_NUMBER and name == ANNOUNCE:
             return self._synthetic.blank()
-        if directory == STATUS_DIRECTORY_NUMBER and name.startswith(GENERATION):
-            number = name.removeprefix(GENERATION)
-            return self._synthetic.find(int(number)) if number.isdigit() else None
-        return None
+        return self._former(directory, name)
+
+    def _former(self, directory: int, name: bytes) -> Content | None:
+        number = name.removeprefix(GENERATION)
+        if directory != STATUS_DIRECTORY_NUMBER or number == name or not number.isdigit():
+            return None
+        return self._synthetic.find(int(number))
 
     @staticmethod
     def rename(directory: int, name: bytes, bundle: LiveBundle | None) -> None:
@@ -45,10 +48,12 @@ class Announcements:
         if directory != STATUS_DIRECTORY_NUMBER or name != ANNOUNCE or bundle is None:
             raise pyfuse3.FUSEError(errno.EPERM)
 
-    @staticmethod
-    def unlink(directory: int, name: bytes, bundle: LiveBundle | None) -> None:
+    def unlink(self, directory: int, name: bytes, bundle: LiveBundle | None) -> None:
         """Take the removal of a former generation, or of a bundle that is gone, and no other."""
         is_generation = directory == STATUS_DIRECTORY_NUMBER and name.startswith(GENERATION)
         is_gone = bundle is not None and not bundle.exists
+        former = self._former(directory, name)
+        if former is not None:
+            former.is_removed = True
         if not (is_generation or is_gone):
             raise pyfuse3.FUSEError(errno.EPERM)

@@ -90,6 +90,8 @@ class Content:
     """User and group, those of this process where none are given."""
     bundle: LiveBundle | None = None
     """Of which this is a generation."""
+    is_removed: bool = False
+    """Its watchers were told that it is over; once is enough, however long somebody has it open."""
     user: int = ROOT_USER
     """Whom it was made for, if it is a status."""
 
@@ -254,11 +256,13 @@ class SyntheticFiles:
         return self.add(Text(b""), time.time_ns())
 
     def former(self, bundle: LiveBundle) -> list[int]:
-        """Return the numbers of the generations of a bundle that the kernel remembers and that are not its present."""
+        """Return the numbers of the generations of a bundle that the kernel remembers and that are newly over."""
         return [
             content.number
             for content in self._contents.values()
-            if content.bundle is bundle and content.lookups > 0 and not self.is_current(content)
+            if content.bundle is bundle
+            and content.lookups > 0
+            and not (content.is_removed or self.is_current(content))
         ]
 
     def is_current(self, content: Content) -> bool:

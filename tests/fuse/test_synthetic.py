@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from certfs.fuse import attributes
+from certfs.fuse.announcements import GENERATION, Announcements
 from certfs.fuse.numbers import FIRST
 from certfs.fuse.synthetic import STATUS_DIRECTORY_NUMBER, SyntheticFiles, Text
 from certfs.store.path_walk import PathWalker
@@ -82,6 +83,19 @@ async def test_former_generations_are_kept_up_to_a_size(
         files.forget(content.number, 1)
     assert len(files) == 0
     assert files.of_bundle(live.bundle) is kept[-1]
+
+
+async def test_a_former_generation_is_announced_once(live: Scene) -> None:
+    """I18, I21: who keeps thousands of them open does not have the announcer remove each again after every change."""
+    files = SyntheticFiles(lambda: b"")
+    first = files.of_bundle(live.bundle)
+    first.lookups = 1
+    assert files.former(live.bundle) == []
+    await live.put("b.pem", TWO.pem)
+    assert files.former(live.bundle) == [first.number]
+    removed = GENERATION + b"%d" % first.number
+    Announcements(files).unlink(STATUS_DIRECTORY_NUMBER, removed, None)
+    assert files.former(live.bundle) == []
 
 
 async def test_what_generations_share_counts_once(
