@@ -10,7 +10,11 @@ Request = tuple[int, int, bytes]
 """Who asks for what: a thread, the node number of a directory, a name in it."""
 
 _REMEMBERED = 1024
-"""How many are remembered; each is asked again at once or never."""
+"""How many are remembered; each is asked again at once or never.
+
+One that stays, because the repeated request found no file, saves a later one its second look: that is then made with
+the caller's own rights alone, so nobody gains by it, nor by pushing others out.
+"""
 
 
 class HandedBack:
