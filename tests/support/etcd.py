@@ -42,7 +42,7 @@ class Member:
     @property
     def peer_url(self) -> str:
         """Where other members reach it."""
-        return f"http://{self.address}:{self.peer}"
+        return f"https://{self.address}:{self.peer}"
 
     @property
     def data(self) -> Path:
@@ -52,6 +52,7 @@ class Member:
     def start(self, initial: str) -> None:
         """Start it with what it has."""
         at = f"https://{self.address}:{self.client}"
+        certificate, key = (str(self.directory / f"{self.name}.{end}") for end in ("pem", "key"))
         with (self.directory / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -62,8 +63,10 @@ class Member:
                     *("--listen-peer-urls", self.peer_url),
                     *("--initial-advertise-peer-urls", self.peer_url),
                     *("--initial-cluster", initial, "--initial-cluster-token", "certfs-test"),
-                    *("--cert-file", str(self.directory / f"{self.name}.pem")),
-                    *("--key-file", str(self.directory / f"{self.name}.key")),
+                    *("--cert-file", certificate, "--key-file", key),
+                    *("--peer-cert-file", certificate, "--peer-key-file", key),
+                    *("--peer-trusted-ca-file", str(self.directory / "ca.pem")),
+                    "--peer-client-cert-auth",
                     "--logger=zap",
                 ],
                 stdin=subprocess.DEVNULL,
