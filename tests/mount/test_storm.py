@@ -22,6 +22,8 @@ pytestmark = pytest.mark.mount
 
 PROCESSES = int(os.environ.get("CERTFS_TEST_STORM_PROCESSES", "4"))
 SECONDS = float(os.environ.get("CERTFS_TEST_STORM_SECONDS", "1.5"))
+ENOUGH, LONG_ENOUGH = 300, 20.0
+"""Opens that are measured at least, unless that takes so many seconds."""
 THREADS = 16
 USER = 20_001
 FILES = min(30, resource.getrlimit(resource.RLIMIT_NOFILE)[1] * 3 // 4 // (PROCESSES * THREADS))
@@ -98,10 +100,13 @@ def stormed(name: str, tree: Path, bundle: Path) -> Iterator[None]:
 
 def opens_of(path: Path, change: Iterator[bytes]) -> Opens:
     """Open and read a file as root for a while; ``change`` changes it now and then, and gives what it must hold."""
-    taken = []
+    taken: list[float] = []
     expected = next(change)
-    end = time.monotonic() + SECONDS
-    while (begun := time.monotonic()) < end:
+    start = time.monotonic()
+    # One in a hundred of a few opens is the slowest of them, which says nothing.
+    while (begun := time.monotonic()) < start + SECONDS or (
+        len(taken) < ENOUGH and begun < start + LONG_ENOUGH
+    ):
         content = path.read_bytes()
         taken.append(time.monotonic() - begun)
         assert content == expected
