@@ -19,7 +19,7 @@ from certfs.cli.reference import collect, exit_codes
 from certfs.errors import CertfsError, from_os_error
 from certfs.identity.paths import HostPaths
 from tests.support.identity import call_certfs
-from tests.support.mounts import certfs_program, need_namespaces, need_root
+from tests.support.mounts import certfs_program, need_namespaces, need_program_for_all, need_root
 from tests.support.openssl import Pair
 
 READING: list[list[str]] = [
@@ -134,6 +134,7 @@ def _code(done: subprocess.CompletedProcess[str]) -> int:
 def test_lack_of_rights_is_10(given: dict[str, str], words: list[str]) -> None:
     """A user who may not read or write the files is told so, and not that they are broken."""
     need_root()
+    need_program_for_all()
     store = Path(given["STORE"])
     place = Path("/tmp") / f"certfs-test-rights-{os.getpid()}"
     shutil.copytree(store, place, symlinks=True)

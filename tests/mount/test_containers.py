@@ -65,7 +65,7 @@ class Container:
 
 def test_a_container_with_the_directory_follows_the_bundle(tmp_path: Path) -> None:
     """Each open in the container sees the certificates that are there now (I1)."""
-    mounts.need_root()
+    mounts.need_namespaces()
 
     def fill(tree: Tree) -> None:
         (tree.certs / "first.pem").write_bytes(FIRST.pem)
@@ -87,7 +87,7 @@ def test_a_container_with_the_directory_follows_the_bundle(tmp_path: Path) -> No
 
 def test_a_container_with_the_directory_of_a_copy_follows_it_after_a_crash(tmp_path: Path) -> None:
     """A plain file does not depend on the server; the plain copy in the store stands for any further one (I12)."""
-    mounts.need_root()
+    mounts.need_namespaces()
 
     def fill(tree: Tree) -> None:
         (tree.certs / "first.pem").write_bytes(FIRST.pem)

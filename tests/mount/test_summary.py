@@ -19,7 +19,7 @@ from certfs.cli.json_forms import FORMS
 from certfs.moment import written
 from tests.support import pki
 from tests.support.host import Host, host, kill
-from tests.support.mounts import CertfsMount, need_root, wait_until
+from tests.support.mounts import CertfsMount, need_program_for_all, need_root, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
 
@@ -30,6 +30,7 @@ SUMMARY = "/run/certfs/dom0/summary.json"
 
 def as_nobody(made: Host, *command: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command on a host as an ordinary user."""
+    need_program_for_all()
     who = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     return made.run("setpriv", *who, "env", "-u", "XDG_RUNTIME_DIR", *command)
 

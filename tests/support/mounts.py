@@ -89,6 +89,13 @@ def need_root() -> None:
         missing("root")
 
 
+def need_program_for_all() -> None:
+    """Skip where other users cannot get to the program, such as in a clone below /root."""
+    program = Path(certfs_program()).resolve()
+    if any(not directory.stat().st_mode & stat.S_IXOTH for directory in program.parents):
+        pytest.skip("other users may not enter the directory of this clone")
+
+
 def need_namespaces() -> None:
     """Skip or fail unless a process can have a mount namespace of its own, and others can enter it.
 
