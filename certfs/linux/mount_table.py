@@ -6,14 +6,15 @@ dead or hangs must not be touched.
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 from certfs.linux import mount_syscalls
 from certfs.linux.processes import start, wait
-from certfs.procfs import Entry, is_ours, mounts, top_at
+from certfs.procfs import Entry, is_ours, mount_of, mounts, top_at
+from certfs.safe_open import open_mountpoint
 
 CONNECTIONS: Final = "/sys/fs/fuse/connections"
 _ROUNDS: Final = 64
@@ -97,21 +98,43 @@ def unmounter() -> Unmount:
     return mount_syscalls.umount if os.geteuid() == 0 else fusermount
 
 
-def abort(device: str) -> None:
-    """End the FUSE connection of ``device``: every request that waits fails at once (fuse.rst of the kernel).
+@contextmanager
+def held(entries: Iterable[Entry]) -> Iterator[frozenset[str]]:
+    """Give the devices of those ``entries`` that are still there, and keep them from going while the context lasts.
 
-    OSError where the control file system is not mounted or the connection is gone.
+    So the kernel does not give their numbers to others: mounts that are made all the time, by whomever. What is beneath
+    the mount of somebody else cannot be reached, and is left out. Waits for the file system that a mountpoint is in.
+    """
+    fds: dict[str, int] = {}
+    try:
+        for entry in entries:
+            if entry.device not in fds:
+                with suppress(OSError):
+                    fds[entry.device] = open_mountpoint(entry.point)
+                    top = mount_of(fds[entry.device])
+                    if top is None or _key(top) != _key(entry):
+                        os.close(fds.pop(entry.device))
+        yield frozenset(fds)
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+
+
+def abort_mounted(entries: Iterable[Entry]) -> None:
+    """Do as `abort` for the devices of those ``entries`` that are still there."""
+    with held(entries) as there:
+        for device in there:
+            abort(device)
+
+
+def abort(device: str) -> None:
+    """End the FUSE connection of ``device``, which is `held`: every request that waits fails at once.
+
+    That is by the control file system (fuse.rst of the kernel); where that is not mounted, nothing is done.
     """
     minor = device.partition(":")[2]
-    with open(f"{CONNECTIONS}/{minor}/abort", "wb", buffering=0) as stream:
+    with suppress(OSError), open(f"{CONNECTIONS}/{minor}/abort", "wb", buffering=0) as stream:
         stream.write(b"1")
-
-
-def try_abort(device: str | None) -> None:
-    """Like `abort`, but do nothing where that is not possible."""
-    if device:
-        with suppress(OSError):
-            abort(device)
 
 
 def mount_connections() -> None:

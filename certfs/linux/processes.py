@@ -54,9 +54,16 @@ class ProcessId:
 
     def kill(self) -> None:
         """Send SIGKILL; nothing if the process has ended."""
+        self._send(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Send SIGSTOP: it does nothing more; nothing if it has ended."""
+        self._send(signal.SIGSTOP)
+
+    def _send(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             if self.alive():
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
     def kill_session(self) -> None:
         """Like `kill`, for it and what it started; it must have been started by `start`."""

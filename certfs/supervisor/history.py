@@ -128,7 +128,8 @@ class History:
             mode=mount.mode,
             phase=phase,
             targets=tuple(target.point for target in memory.targets),
-            stores=tuple(tree.store for tree in mount.trees),
+            # A tree that has come is not seen before its server is in charge.
+            stores=tuple(tree.store for tree in mount.trees[: len(memory.targets)]),
             config_file=mount.config_in_use,
             since=self._since,
             supervisor=ProcessId.of(os.getpid()),

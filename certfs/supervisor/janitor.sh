@@ -45,15 +45,15 @@ ours() {
 }
 
 # Detach what is ours and in view; with "dead", only what does not answer: the kernel gives the number of a mount that
-# is gone to the next one, somebody else's. Sets hidden if something is covered.
+# is gone to the next one, somebody else's. Sets hidden if something is covered, and devices to what is left.
 sweep() {
     round=0 found=yes
     while [ "$found" ] && [ $round -lt 64 ]; do
-        round=$((round + 1)) found='' hidden='' gone=''
+        round=$((round + 1)) found='' hidden='' gone='' remain=''
         mounts=$(cat /proc/self/mountinfo)
         while read -r id _ device _ point rest; do
             ours "$device" "$point" " $rest" "$1" || continue
-            if covered "$id" "$point"; then hidden=yes && continue; fi
+            if covered "$id" "$point"; then hidden=yes remain="$remain $device" && continue; fi
             case $point in
             *\\*) # only then: the paths are dead while processes start
                 point=$(printf '%s' "$point" | sed 's/\\\([0-7]\{3\}\)/\\0\1/g')
@@ -67,10 +67,12 @@ sweep() {
             dead*) stat -f -- "${point%.}" >/dev/null 2>&1 && continue ;;
             esac
             gone="$gone $device "
-            $unmount "${point%.}" && found=yes
+            if $unmount "${point%.}"; then found=yes; else remain="$remain $device"; fi
         done <<END
 $mounts
 END
+        # What has gone leaves its number to the next mount, whoever's.
+        [ "$1" = dead ] || devices=$remain
     done
 }
 
@@ -129,9 +131,11 @@ exec >/dev/null 2>&1
 if [ "$stopped" ]; then
     # shellcheck disable=SC2086 # several processes
     kill -9 $stopped
-    for device in $devices; do
-        echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"
-    done
+    # Only of what is at one of our places: a number that is free is given to the next mount, whoever's.
+    while read -r _ _ device _ point rest; do
+        case ",$places," in *",$point,"*) ours "$device" "$point" " $rest" '' ;; *) continue ;; esac &&
+            echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"
+    done </proc/self/mountinfo
 fi
 sweep ${finish:-dead}
 while [ "$hidden" ]; do

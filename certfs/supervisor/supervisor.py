@@ -17,7 +17,7 @@ from typing import Final, assert_never
 
 from certfs import procfs
 from certfs.linux import log_file, mount_table
-from certfs.linux.processes import ProcessId, reap, reap_strangers, urgent
+from certfs.linux.processes import ProcessId, in_child, reap, reap_strangers, urgent
 from certfs.linux.sd_notify import notify
 from certfs.protocol import messages, timeouts
 from certfs.protocol.control import Reply
@@ -232,7 +232,7 @@ class Supervisor:
             self._happened(machine.Gone(server.number, unmounted=True))  # in this instant
             return
         server.device = top.device
-        self._memory = replace(self._memory, devices=(*self._memory.devices, top.device))
+        self._memory = view.mounted(self._memory, top)
         if self._state.current is None:
             self._janitor.attend(server.life_fd)
         self._save()
@@ -275,9 +275,16 @@ class Supervisor:
         self._loop.cancel("beat")
         if hung:
             server.kill()
-        if any(entry.device == server.device for entry in procfs.mounts()):
-            # Also one that has died may not be done: a thread waits for a disk.
-            mount_table.try_abort(server.device)
+        # Also one that has died may not be done: a thread waits for a disk.
+        place = (server.device, server.mountpoint)
+        there = [each for each in procfs.mounts() if (each.device, each.point) == place]
+        abort = partial(mount_table.abort_mounted, there)
+        if self._mounter.one_place:
+            in_child(
+                abort, timeouts.STORE
+            )  # its mountpoint may be on a file system that does not answer
+        else:
+            abort()
         self._look()
         kind, detail = server.verdict(hung=hung)
         self._history.lose(kind, detail, lost=lost)
@@ -289,10 +296,15 @@ class Supervisor:
         self._loop.forget(server.life_fd)
         self._loop.forget(server.link.fileno())
         if server.number in self._state.servers:
-            table = procfs.mounts()
-            mounted = any(entry.device == server.device for entry in table)
+            self._memory = view.refresh(self._memory, procfs.mounts())
+            mounted = server.device in self._memory.devices
             unmounted = not mounted and server.was_unmounted()
-            if server.number == self._state.next and server.verdict(hung=False)[0] == "killed":
+            kind, detail = server.verdict(hung=False)
+            if server.number == self._state.next and not unmounted:
+                self._history.log(
+                    "error", f"process {server.process.pid}, which was to serve, {detail}"
+                )
+            if server.number == self._state.next and kind == "killed":
                 failed = machine.Failed(server.number, machine.ENDED_EARLY, killed=True)
                 self._happened(failed)
             else:
@@ -465,7 +477,9 @@ class Supervisor:
             self._kill(self._state.next)
         self._state = replace(self._state, current=None, next=None, showing=False)
         self._look()
-        covered = view.covered(self._memory, procfs.mounts())
+        table = procfs.mounts()
+        self._memory = view.refresh(self._memory, table)
+        covered = view.covered(self._memory, table)
         if current and not current.gone(0 if covered else timeouts.END) and current.let_go():
             lingering = current.process.pid
         self._notifier.dismiss()
@@ -473,8 +487,8 @@ class Supervisor:
             self._janitor.finish(self._memory.devices)
         else:
             self._janitor.dismiss()
-        stores = [tree.store for tree in self._mount.trees]
-        stand_in.remove(stores, [target.point for target in self._memory.targets])
+        targets = [target.point for target in self._memory.targets]
+        stand_in.remove([tree.store for tree in self._mount.trees[: len(targets)]], targets)
         clear_instance(self._mount.runtime)
         self._history.log("info", "ended")
         self._loop.clear()
@@ -505,6 +519,7 @@ class Supervisor:
         server, before = ServerProcess.adopt(1, adoption), self._history.before
         if not self._may_adopt(server):
             return False
+        table = procfs.mounts()
         devices = set(devices_of(self._mount.runtime, before))
         if server.device:
             devices.add(server.device)
@@ -513,7 +528,7 @@ class Supervisor:
             points = zip(targets, before.targets, strict=False)  # one may have come since
             known = tuple(view.View(target.root, point) for target, point in points)
             targets = (*known, *targets[len(known) :])
-        self._memory = replace(self._memory, devices=tuple(devices), targets=targets)
+        self._memory = view.adopted(replace(self._memory, targets=targets), table, devices)
         strikes = Strikes(before.deaths, before.defects) if before else Strikes()
         self._state = replace(self._state, strikes=strikes)
         shown = before and before.phase == "serving" and before.server == server.process

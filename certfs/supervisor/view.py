@@ -25,6 +25,8 @@ HIDDEN: Final = "/mount-"
 """In the runtime directory: where root's servers are mounted, and from where their trees are bound."""
 
 Table = Sequence[Entry]
+Key = tuple[int, str, str]
+"""Number, device and place of a mount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,14 @@ class Memory:
     """Root: views are bound. An ordinary user's server is mounted on its target, and that is its only view."""
     devices: tuple[str, ...] = ()
     """``major:minor`` of every mount of this instance that may be in the table."""
+    known: frozenset[Key] = frozenset()
+    """The mounts of these devices at the last look, by which a number is told from the same one of somebody else's."""
     live: str | None = None
     """The device that was to be seen at the last look."""
     binds: tuple[View, ...] = ()
     """Bind mounts that others made of ours; they come back with ours."""
     seen: tuple[tuple[int, str], ...] = ()
-    """The mount on top at each target at the last look: its number, unique while it is mounted, and its device."""
+    """Our youngest mount at each target at the last look: its number, unique while it is mounted, and its device."""
     held: frozenset[str] = frozenset()
     """Places at which something of ours was at the last look, or was put by a step since."""
 
@@ -81,20 +85,44 @@ class Memory:
 
 
 def refresh(memory: Memory, table: Table) -> Memory:
-    """Return what is known without the numbers that are no longer in the table.
+    """Return what is known without the devices that are no longer in the table. Places are those of now.
 
-    They are forgotten at once: the kernel gives them to the next mount, whoever's. Places are those of now.
+    The kernel gives the numbers of a mount that is gone to the next one, whoever's and at once: another certfs that is
+    mounted at this moment is likely to have both. So a device is ours only while one of its mounts is where it was.
     """
-    there = {entry.device for entry in table if is_ours(entry)}
-    memory = replace(memory, devices=tuple(each for each in memory.devices if each in there))
+    keys = {_key(entry) for entry in table if is_ours(entry)}
+    devices = {device for _, device, _ in keys & memory.known}
+    memory = replace(
+        memory,
+        devices=tuple(each for each in memory.devices if each in devices),
+        known=frozenset(key for key in keys if key[1] in devices),
+    )
+    return _follow(memory, table)
+
+
+def mounted(memory: Memory, entry: Entry) -> Memory:
+    """Return what is known with a new mount of ours."""
+    devices = (*memory.devices, entry.device)
+    return replace(memory, devices=devices, known=memory.known | {_key(entry)})
+
+
+def adopted(memory: Memory, table: Table, devices: Collection[str]) -> Memory:
+    """Return what is known with the mounts of another supervisor's ``devices``."""
+    known = frozenset(_key(entry) for entry in table if entry.device in devices and is_ours(entry))
+    return replace(memory, devices=tuple(devices), known=known)
+
+
+def _key(entry: Entry) -> Key:
+    return entry.mount_id, entry.device, entry.point
+
+
+def _follow(memory: Memory, table: Table) -> Memory:
     points = {(entry.mount_id, entry.device): entry.point for entry in table}
     moved = {
         target.point: points[mount]
         for target, mount in zip(memory.targets, memory.seen, strict=False)
-        if mount in points and points[mount] != target.point
+        if mount[1] in memory.devices and points.get(mount, target.point) != target.point
     }
-    if not moved:
-        return memory
     return replace(
         memory,
         targets=tuple(
@@ -122,10 +150,11 @@ def remember_binds(memory: Memory, table: Table) -> Memory:
 
 def settle(memory: Memory, table: Table, live: str | None) -> Memory:
     """Return what is known after the steps of ours, with ``live`` in view."""
-    held = frozenset(entry.point for entry in table if _is_ours(memory, entry))
-    tops = (top_at(table, view.point) for view in memory.targets)
-    seen = tuple((top.mount_id, top.device) if top else (0, "") for top in tops)
-    return replace(memory, held=held, live=live, seen=seen)
+    here = {
+        entry.point: (entry.mount_id, entry.device) for entry in table if _is_ours(memory, entry)
+    }
+    seen = tuple(here.get(view.point, (0, "")) for view in memory.targets)
+    return replace(memory, held=frozenset(here), live=live, seen=seen)
 
 
 def taken(memory: Memory, table: Table, step: Step, *, failed: bool = False) -> Memory:
@@ -140,7 +169,8 @@ def taken(memory: Memory, table: Table, step: Step, *, failed: bool = False) -> 
     remains = sum(entry.point == step.point and _is_ours(memory, entry) for entry in table) > 1
     if failed or remains:
         return memory
-    return replace(memory, held=memory.held - {step.point})
+    known = frozenset(key for key in memory.known if key[1:] != (step.device, step.point))
+    return replace(memory, held=memory.held - {step.point}, known=known)
 
 
 def unmounted(memory: Memory, table: Table) -> bool:
@@ -179,7 +209,7 @@ def steps(
     ``alive`` are the devices that belong to a server, ``failed`` the steps that cannot be taken now. Look again after
     these: a mount may propagate to other places.
     """
-    if live is not None:
+    if live in memory.devices:
         for view in (*memory.targets, *memory.binds):
             step = _towards(memory, table, view, live)
             if step and step not in failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import replace
 
@@ -18,21 +19,30 @@ RUNTIME = "/run/certfs/x"
 TARGETS = (view.View("/a", "/etc/a"), view.View("/b", "/etc/b"))
 POINTS = [each.point for each in TARGETS]
 ELSEWHERE = "/srv/bind"
+OTHER = "/run/certfs/other/mount-1"
+"""Where another instance is mounted."""
 
 
 class Kernel:
-    """A mount table: mounts on top of mounts."""
+    """A mount table: mounts on top of mounts. What is gone leaves its numbers to the next mount."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self._last = 1
 
-    def mount(self, device: str, root: str, point: str, kind: str = FILESYSTEM_TYPE) -> None:
+    def mount(self, device: str, root: str, point: str, kind: str = FILESYSTEM_TYPE) -> Entry:
         """Mount on top of what is there."""
         top = top_at(self.entries, point)
-        self._last += 1
+        taken = {entry.mount_id for entry in self.entries}
+        number = next(each for each in itertools.count(2) if each not in taken)
         parent = top.mount_id if top else 1
-        self.entries.append(Entry(self._last, parent, device, root, point, kind, owner=0))
+        entry = Entry(number, parent, device, root, point, kind, owner=0)
+        self.entries.append(entry)
+        return entry
+
+    def free_device(self) -> str:
+        """Return the number of the next file system."""
+        taken = {entry.device for entry in self.entries}
+        return next(d for n in itertools.count(40) if (d := f"0:{n}") not in taken)
 
     def umount(self, point: str) -> None:
         """Take the topmost mount away."""
@@ -60,6 +70,8 @@ class World(RuleBasedStateMachine):
         self.events: deque[machine.Event] = deque()
         self.meanwhile: tuple[int, str] | None = None
         self.taken = False
+        self.comes = False
+        self.other: Entry | None = None
         self.happened(machine.Begin())
 
     # --- the hands, as in `certfs.supervisor.supervisor`
@@ -83,11 +95,10 @@ class World(RuleBasedStateMachine):
             case machine.Start(number):
                 self.alive.add(number)
             case machine.Mount(number):
-                device = f"0:{40 + number}"
+                device = self.kernel.free_device()
                 place = POINTS[0] if self.one_place else f"{RUNTIME}{view.HIDDEN}{number}"
-                self.kernel.mount(device, "/", place)
+                self.memory = view.mounted(self.memory, self.kernel.mount(device, "/", place))
                 self.devices[number] = device
-                self.memory = replace(self.memory, devices=(*self.memory.devices, device))
             case machine.Look():
                 self.look()
             case machine.Kill(number):
@@ -212,6 +223,7 @@ class World(RuleBasedStateMachine):
             self.kernel.mount(top.device, "/a/sub", ELSEWHERE)
             self.table_changed()
 
+    @precondition(lambda self: not self.one_place)
     @rule(number=st.integers(0, 1))
     def move(self, number: int) -> None:
         """A directory above a target is renamed, and with it what is mounted there, or renamed back."""
@@ -238,8 +250,31 @@ class World(RuleBasedStateMachine):
         """Others will unmount what is live at a place, right after so many steps of ours."""
         self.meanwhile = (steps, point)
 
+    @precondition(lambda self: self.other is None)
+    @rule(at_once=st.booleans())
+    def another_instance(self, *, at_once: bool) -> None:
+        """Another certfs of this user is mounted, now or right after the next step of ours."""
+        self.comes = not at_once
+        if at_once:
+            self.other = self.kernel.mount(self.kernel.free_device(), "/", OTHER)
+            self.table_changed()
+
+    @rule()
+    def unmount_while_another_comes(self) -> None:
+        """Others unmount everything of ours, and another certfs gets the numbers before anyone looks."""
+        ours = {entry.device for entry in self.kernel.entries} <= set(self.memory.devices)
+        if self.other is None and ours and self.memory.devices:
+            for entry in tuple(self.kernel.entries):
+                if entry.device in self.memory.devices:
+                    self.kernel.entries.remove(entry)
+            self.other = self.kernel.mount(self.kernel.free_device(), "/", OTHER)
+            self.table_changed()
+
     def interfere(self) -> None:
         """Do what others do between two steps of ours, unseen."""
+        if self.comes:
+            self.comes = False
+            self.other = self.kernel.mount(self.kernel.free_device(), "/", OTHER)
         if self.meanwhile is None:
             return
         left, point = self.meanwhile
@@ -266,6 +301,8 @@ class World(RuleBasedStateMachine):
         """Detach what comes into view after the supervisor has ended: it has handed that over (`Janitor.finish`)."""
         for point in [entry.point for entry in self.kernel.entries]:
             while (top := top_at(self.kernel.entries, point)) and top.device in self.memory.devices:
+                if top == self.other:
+                    break  # see janitor.sh
                 self.kernel.umount(point)
 
     # --- what must be true then
@@ -273,6 +310,11 @@ class World(RuleBasedStateMachine):
     def ours(self) -> set[str]:
         """Return every device that certfs ever mounted."""
         return set(self.devices.values())
+
+    @invariant()
+    def another_instance_is_left_alone(self) -> None:
+        """Whatever numbers its mount has got, it stays."""
+        assert self.other is None or self.other in self.kernel.entries
 
     @invariant()
     def what_others_unmounted_has_ended(self) -> None:
@@ -286,7 +328,7 @@ class World(RuleBasedStateMachine):
             living = set[str]()
         else:
             living = {self.devices[each] for each in self.state.servers if each in self.devices}
-        for point in {entry.point for entry in self.kernel.entries}:
+        for point in {entry.point for entry in self.kernel.entries} - {OTHER}:
             top = top_at(self.kernel.entries, point)
             assert top is not None
             assert top.device not in self.ours() - living, point
