@@ -280,9 +280,8 @@ class Supervisor:
         there = [each for each in procfs.mounts() if (each.device, each.point) == place]
         abort = partial(mount_table.abort_mounted, there)
         if self._mounter.one_place:
-            in_child(
-                abort, timeouts.STORE
-            )  # its mountpoint may be on a file system that does not answer
+            # Its mountpoint may be on a file system that does not answer.
+            in_child(abort, timeouts.STORE)
         else:
             abort()
         self._look()
@@ -299,12 +298,7 @@ class Supervisor:
             self._memory = view.refresh(self._memory, procfs.mounts())
             mounted = server.device in self._memory.devices
             unmounted = not mounted and server.was_unmounted()
-            kind, detail = server.verdict(hung=False)
-            if server.number == self._state.next and not unmounted:
-                self._history.log(
-                    "error", f"process {server.process.pid}, which was to serve, {detail}"
-                )
-            if server.number == self._state.next and kind == "killed":
+            if server.number == self._state.next and server.verdict(hung=False)[0] == "killed":
                 failed = machine.Failed(server.number, machine.ENDED_EARLY, killed=True)
                 self._happened(failed)
             else:
