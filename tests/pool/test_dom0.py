@@ -66,8 +66,8 @@ def test_a_host_s_own_directories_follow_the_pool(
         (dom0.tree.root / "stunnel/certs/shared.pem").write_bytes(shared.pem)
         wait_until(lambda: cluster.data_holds(shared.pem.splitlines()[1]), what="the publication")
         wait_until(lambda: cluster.data_holds(own.pem.splitlines()[1][:40]), what="the own entry")
-        kill(dom0.server())
-        wait_until(dom0.presented, what="the mount again")
+        server = dom0.server()
+        dom0.live_again(kill(server), not_pid=server, seconds=60)
         (dom0.tree.root / "stunnel/certs/second.pem").write_bytes(second.pem)
         wait_until(lambda: cluster.data_holds(second.pem.splitlines()[1]), what="the next one")
         bundle = dom0.tree.root / "stunnel/xapi-stunnel-ca-bundle.pem"

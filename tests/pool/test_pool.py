@@ -122,7 +122,7 @@ def test_a_swap_whose_last_file_is_still_open_comes_at_once(three: Pool) -> None
         )  # several times what a publication takes; a slower one would be late, not too early
         assert "published" not in first.log[seen:]
     wait_until(lambda: all(map(three.all_trust, swapped)), seconds=20, what="trust everywhere")
-    assert "published 3 names of certs" in first.log[seen:]
+    assert first.log[seen:].count("published") == 1
 
 
 def test_a_host_that_was_away_catches_up_and_resurrects_nothing(three: Pool) -> None:
