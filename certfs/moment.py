@@ -1,16 +1,11 @@
 """Moments in the one form that people and programs are told them: UTC, RFC 3339, to the second."""
 
-import calendar
 import time
+from typing import Final
 
-_FORM = "%Y-%m-%dT%H:%M:%SZ"
+FORM: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def written(seconds: float) -> str:
     """Return the form of a moment in seconds since the epoch."""
-    return time.strftime(_FORM, time.gmtime(seconds))
-
-
-def seconds_of(text: str) -> float:
-    """Return the seconds since the epoch of what `written` has returned; ValueError if it has not."""
-    return float(calendar.timegm(time.strptime(text, _FORM)))
+    return time.strftime(FORM, time.gmtime(seconds))

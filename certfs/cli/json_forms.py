@@ -7,6 +7,7 @@ paths of files absolute. A key keeps its meaning for good; new ones may come. ``
 
 import json
 import os
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import click
@@ -14,6 +15,7 @@ import msgspec
 
 from certfs.client.query import Status
 from certfs.core.text import printable
+from certfs.moment import FORM
 from certfs.protocol.summary import Summary
 
 Time = Annotated[
@@ -330,6 +332,11 @@ FORMS: Final[dict[str, Any]] = {
 def answer(form: object) -> None:
     """Write an answer to standard output."""
     click.echo(json.dumps(msgspec.to_builtins(form), indent=2))
+
+
+def seconds_of(moment: str) -> float:
+    """Return the seconds since the epoch of a time as answers have it; ValueError if it is none."""
+    return datetime.strptime(moment, FORM).replace(tzinfo=UTC).timestamp()
 
 
 def file_form(path: os.PathLike[str] | str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from certfs import procfs
+from certfs.cli.json_forms import seconds_of
 from certfs.client.mount import canonical
 from certfs.client.query import ask_host, ask_instance, ask_mount
 from certfs.config import DEFAULT_FILE, Config, load_config
@@ -33,7 +34,6 @@ from certfs.errors import (
 from certfs.identity.bundles import BUNDLE_LIMIT, expand_bundles
 from certfs.identity.paths import DOM0, HostPaths, read_file
 from certfs.linux.processes import in_child
-from certfs.moment import seconds_of
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.report import MountReport
 from certfs.store.bundle import LiveBundle

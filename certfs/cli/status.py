@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import click
 
+from certfs.cli.json_forms import seconds_of
 from certfs.client.instances import find
 from certfs.client.mount import canonical
 from certfs.client.query import Answer, ask_host, ask_instance, ask_mount
 from certfs.core.text import printable
 from certfs.errors import DeadlineError, NotMountedError
-from certfs.moment import seconds_of
 from certfs.protocol import state_file
 
 _LAST_EVENTS: Final = 5
