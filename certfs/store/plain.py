@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from certfs.core.bundle import Generation
 from certfs.core.certificate import Certificate, SourceContent, parse_source
+from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import describe, fd_path, stamp, status_at
 from certfs.store.bundle import LiveBundle
@@ -136,10 +137,10 @@ def _mark(status: os.stat_result) -> bytes:
     return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
 
-def _is_own(file: int) -> bool:
+def _is_own(directory: int, name: bytes) -> bool:
     """Whether a file is a copy as certfs wrote it."""
-    with suppress(OSError):
-        return os.getxattr(file, _MARK) == _mark(os.fstat(file))
+    with suppress(OSError), open(os.open(name, _READ, dir_fd=directory), "rb") as file:
+        return os.getxattr(file.fileno(), _MARK) == _mark(os.fstat(file.fileno()))
     return False
 
 
@@ -149,32 +150,31 @@ def aside_name(bundle: bytes) -> bytes:
 
 
 def _keep_aside(directory: int, name: bytes, bundle: LiveBundle) -> tuple[Certificate, ...]:
-    """Keep a file that holds certificates which no source has, once; return those (promise I12)."""
-    try:
-        file = os.open(name, _READ, dir_fd=directory)
-    except OSError:
+    """Keep the certificates of a file that no source has, beside it; return those (promise I12).
+
+    A copy of certfs itself is none of another program's, unless the whole source directory has gone since.
+    """
+    if bundle.directory is not None and _is_own(directory, name):
         return ()
-    try:
-        if _is_own(file):
-            return ()
-    finally:
-        os.close(file)
     lost = _only_in(directory, name, bundle)
-    if lost:
-        with suppress(FileExistsError):
-            # Another name for it: the copy is written to a new file.
-            os.link(
-                name,
-                aside_name(name),
-                src_dir_fd=directory,
-                dst_dir_fd=directory,
-                follow_symlinks=False,
-            )
+    aside = aside_name(name)
+    status = status_at(directory, aside)
+    if lost and status is None:
+        # Another name for it: the copy is written to a new file.
+        os.link(name, aside, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    elif lost and status is not None:
+        before = _read(directory, aside, links=True)
+        kept = {one.fingerprint for one in parse_source(before).certificates}
+        more = [one.pem for one in lost if one.fingerprint not in kept]
+        if more:
+            owner = (status.st_uid, status.st_gid) if os.geteuid() == 0 else None
+            mode = stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else _MODE
+            write_atomic(directory, aside, (before, b"\n", *more), mode=mode, owner=owner)
     return lost
 
 
 def kept_aside(bundle: LiveBundle, directory: int) -> tuple[Certificate, ...]:
-    """Return what the first mount kept aside and no source of the bundle has yet."""
+    """Return what was kept aside and no source of the bundle has yet."""
     return _only_in(directory, aside_name(bundle.spec.bundle[-1]), bundle)
 
 
@@ -182,7 +182,7 @@ def _only_in(directory: int, name: bytes, bundle: LiveBundle) -> tuple[Certifica
     """Return the certificates of a file, however that is written, which no source of the bundle has."""
     return tuple(
         certificate
-        for certificate in parse_source(_read(directory, name)).certificates
+        for certificate in parse_source(_read(directory, name, links=True)).certificates
         if bundle.catalog.owner(certificate.fingerprint) is None
     )
 
@@ -231,10 +231,17 @@ def missing(bundle: LiveBundle, directory: int) -> SourceContent:
     return SourceContent(unknown.certificates)
 
 
-def _read(directory: int, name: bytes) -> bytes:
-    with suppress(OSError), open(os.open(name, _READ, dir_fd=directory), "rb") as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return file.read(_MOST_READ)
+def _read(directory: int, name: bytes, *, links: bool = False) -> bytes:
+    """Return what a file holds; of a link nothing, or else (``links``) what it leads to, if its user may know that."""
+    with suppress(OSError):
+        file_fd = (
+            open_trusted(name, _READ, at=directory)
+            if links
+            else os.open(name, _READ, dir_fd=directory)
+        )
+        with open(file_fd, "rb") as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read(_MOST_READ)
     return b""
 
 

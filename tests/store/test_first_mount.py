@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
+from certfs.core.certificate import parse_source
 from certfs.server.plain_copies import PlainCopies
 from tests.store.scenes import Store, spec, store
 from tests.support import pki
@@ -75,12 +78,44 @@ async def test_what_only_the_former_bundle_held_is_kept_aside(
     found.close()
 
 
-async def test_it_is_kept_once(root: Path) -> None:
-    """I12: a later mount does not put another file in the place of the first."""
-    (root / ASIDE).write_bytes(NEW.pem)
-    (root / "ca.pem").write_bytes(HAND_ADDED.pem)
+async def test_what_a_later_mount_finds_joins_what_was_kept(root: Path) -> None:
+    """I12: the file of the first mount stays as it was, and no certificate that comes later is lost beside it."""
+    first = b"# by hand\n" + NEW.pem.rstrip()
+    (root / ASIDE).write_bytes(first)
+    (root / ASIDE).chmod(0o600)
+    for _ in range(2):
+        (root / "ca.pem").unlink(missing_ok=True)
+        (root / "ca.pem").write_bytes(NEW.pem + HAND_ADDED.pem)
+        (await serve(root)).close()
+    kept = (root / ASIDE).read_bytes()
+    assert kept.startswith(first)
+    found = [one.fingerprint.hex() for one in parse_source(kept).certificates]
+    assert found == [NEW.sha256, HAND_ADDED.sha256]
+    assert stat.S_IMODE((root / ASIDE).stat().st_mode) == 0o600
+
+
+async def test_what_a_link_in_the_place_of_the_bundle_led_to_is_kept(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I12: a bundle that was a link to another file loses its certificates no more silently than a file."""
+    elsewhere = tmp_path / "elsewhere.pem"
+    elsewhere.write_bytes(HAND_ADDED.pem)
+    (root / "ca.pem").symlink_to(elsewhere)
+    found = await serve(root)
+    assert f"sha256={HAND_ADDED.sha256}" in caplog.text
+    assert (root / ASIDE).read_bytes() == elsewhere.read_bytes() == HAND_ADDED.pem
+    bundle = found.bundle("ca.pem")
+    assert bundle is not None
+    assert [one.fingerprint.hex() for one in found.trust.kept_aside(bundle)] == [HAND_ADDED.sha256]
+    found.close()
+
+
+async def test_a_copy_of_certfs_is_kept_where_its_source_directory_has_gone(root: Path) -> None:
+    """I12: who removes certificates removes files; a directory that is gone altogether was lost, as in an upgrade."""
     (await serve(root)).close()
-    assert (root / ASIDE).read_bytes() == NEW.pem
+    shutil.rmtree(root / "certs")
+    (await serve(root)).close()
+    assert (root / ASIDE).read_bytes() == KNOWN.pem
 
 
 @pytest.mark.parametrize("former", [b"", KNOWN.pem, b"junk"])
