@@ -44,7 +44,7 @@ from certfs.fuse.synthetic import (
     SyntheticFiles,
 )
 from certfs.procfs import command_of, login_of
-from certfs.store.backing import O_PATH_NOFOLLOW, FileId, file_id
+from certfs.store.backing import O_PATH_NOFOLLOW, FileId, fd_path, file_id
 from certfs.store.bundle import Actor, LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.cached import open_cached, status_cached, status_on_mount
@@ -601,23 +601,29 @@ def status_of(directory: int, name: bytes) -> os.stat_result:
 def make_in(directory: int, name: bytes, gid: int, create: Callable[[int], None]) -> os.stat_result:
     """Let ``create`` make ``name`` in a directory, and return its status."""
     create(directory)
-    return made(directory, name, gid)
+    if os.geteuid() == 0:
+        return status_of(directory, name)
+    fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=directory)
+    try:
+        return made(directory, fd, gid)
+    finally:
+        os.close(fd)
 
 
-def made(directory: int, name: bytes, gid: int) -> os.stat_result:
-    """Return the status of what the caller has just made.
+def made(directory: int, fd: int, gid: int) -> os.stat_result:
+    """Return the status of what the caller has just made, by its descriptor: its name may mean another file by now.
 
     As root it has been made as the caller, who owns it. A server of an ordinary user cannot do that, and makes files
     of its own: only their group can be that of the caller, where that is the user's as well (sg(1)).
     """
-    status = status_of(directory, name)
+    status = os.stat(fd)
     if os.geteuid() == 0 or status.st_gid == gid or status.st_uid != os.geteuid():
         return status
     if os.stat(directory).st_mode & stat.S_ISGID:
         return status
     mode = stat.S_IMODE(status.st_mode)
     with suppress(PermissionError):
-        os.chown(name, -1, gid, dir_fd=directory, follow_symlinks=False)
+        os.chown(fd_path(fd), -1, gid)
         if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
-            os.chmod(name, mode, dir_fd=directory)
-    return status_of(directory, name)
+            os.chmod(fd_path(fd), mode)
+    return os.stat(fd)

@@ -272,11 +272,14 @@ def _create(  # noqa: PLR0913, PLR0917 - what open(2) takes, and for whom
     ctx: pyfuse3.RequestContext,
     patience: int,
 ) -> tuple[int, os.stat_result]:
-    """Create and open a file that does not exist; return the descriptor and the status."""
+    """Create and open a file that does not exist; return the descriptor and its status.
+
+    Not the status of the name: that may have been exchanged, and the handle would be taken for one of another's file.
+    """
     flags = flags & _OPEN_FLAGS | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | patience
     file = as_creator(ctx, mode, _open_in, directory, name, flags, mode & 0o7777)
     try:
-        return file, made(directory, name, ctx.gid)
+        return file, made(directory, file, ctx.gid)
     except BaseException:
         os.close(file)
         raise

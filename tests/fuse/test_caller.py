@@ -14,6 +14,7 @@ import pyfuse3
 import pytest
 
 from certfs.fuse import caller, files, names
+from certfs.fuse.handles import FileHandle
 from certfs.fuse.inodes import ROOT
 from certfs.store import backing
 from tests.fuse.filesystem import Filesystem, fails
@@ -93,6 +94,30 @@ async def test_an_exchange_right_after_making_gives_nothing_away(
     await make(fs, user, await fs.number("shared"))
     assert os.stat(shared / "x").st_uid == 0
     assert os.lstat(shared / "roots").st_uid == USER.uid
+
+
+async def test_an_open_file_is_the_one_that_was_made(
+    fs: Filesystem, shared: Path, user: pyfuse3.RequestContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I19: with a private file of others put in its place, a new file's handle is not for the pages of that file."""
+    secret = shared / "secret"
+    secret.touch(mode=0o600)
+    os.chown(shared, user.uid, user.gid)
+    original = files._open_in
+
+    def make_and_exchange(directory: int, name: bytes, flags: int, mode: int) -> int:
+        handle = original(directory, name, flags, mode)
+        backing.rename(directory, b"x", directory, b"secret", backing.RENAME_EXCHANGE)
+        return handle
+
+    monkeypatch.setattr(files, "_open_in", make_and_exchange)
+    info, entry = await fs.operations.create(
+        await fs.number("shared"), b"x", 0o600, os.O_RDWR | os.O_CREAT | os.O_EXCL, user
+    )
+    made = fs.operations.handles.get(info.fh, FileHandle)
+    assert entry.st_ino == made.inode.number == os.fstat(made.fd).st_ino
+    assert entry.st_uid == user.uid
+    await fs.operations.release(info.fh)
 
 
 async def create(fs: Filesystem, ctx: pyfuse3.RequestContext, flags: int = 0) -> int:
