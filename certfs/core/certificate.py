@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NewType
 
 from certfs.core.der import SEQUENCE, DerError, read_element, read_elements
-from certfs.core.fields import read_dates, read_fields
+from certfs.core.fields import read_dates, read_extensions, read_fields
 from certfs.core.loading import is_ordinary, openssl_loads
 from certfs.core.name import longest_responder, read_name
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render, shown_label
@@ -244,11 +244,14 @@ def load_certificate(der: bytes) -> Certificate | str:
         fields = read_fields(der)
         issuer, subject = read_name(der, fields.issuer), read_name(der, fields.subject)
         not_before, _not_after = read_dates(der, fields)
-        if longest_responder(der) > LONGEST_LOGGED:
+        ordinary = issuer.is_plain and subject.is_plain and is_ordinary(der)
+        # In what is encoded in pieces a responder is not to be found as it stands; DER has none.
+        extensions = () if ordinary else read_extensions(der, fields)
+        texts = (der, *(each.value for each in extensions if each.in_pieces))
+        if max(map(longest_responder, texts)) > LONGEST_LOGGED:
             return "certificate has the URL of an OCSP responder that is too long: it can crash stunnel"
     except DerError as e:
         return f"certificate cannot be read: {e}"
-    ordinary = issuer.is_plain and subject.is_plain and is_ordinary(der)
     pem = render(der)
     if not ordinary and not openssl_loads(pem):
         return "certificate cannot be read by OpenSSL"

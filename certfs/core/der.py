@@ -1,7 +1,8 @@
 """Walking the elements of a certificate as leniently as OpenSSL does.
 
 Owns the encoding (X.690). OpenSSL reads BER where DER is due: lengths that are padded or left open, strings in several
-pieces. What it refuses is for it to say; this only has to find its way through what it loads.
+pieces, and small tags in the form that is for large ones. What it refuses is for it to say; this only has to find its
+way through what it loads.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ SEQUENCE = 0x30
 SET = 0x31
 
 CONSTRUCTED = 0x20
+TAG_NUMBER = 0x1F
 _HIGH_TAG = 0x1F
 _MORE = 0x80
 _INDEFINITE = 0x80
@@ -30,7 +32,10 @@ class DerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element: its first octet (``tag``), where it and its content begin, and where the content and it end."""
+    """An element: its first octet (``tag``), where it and its content begin, and where the content and it end.
+
+    A small tag that is written in several octets is what it would be in one.
+    """
 
     tag: int
     start: int
@@ -112,12 +117,28 @@ def encode_element(tag: int, content: bytes) -> bytes:
     return bytes((tag, _LONG_FORM | len(octets))) + octets + content
 
 
+def read_tag(data: bytes, start: int, limit: int) -> tuple[int, int]:
+    """Return the tag and where the length begins (X.690, 8.1.2.4); DerError where the data end before."""
+    if start >= limit:
+        raise DerError("element is cut short")
+    tag, position = data[start], start + 1
+    if tag & TAG_NUMBER == _HIGH_TAG:
+        is_small = True
+        while position < limit and data[position] & _MORE:
+            is_small = is_small and data[position] == _MORE
+            position += 1
+        if is_small and position < limit and data[position] < _HIGH_TAG:
+            tag = tag & ~TAG_NUMBER | data[position]
+        position += 1
+    return tag, position
+
+
 def _read_header(data: bytes, start: int, limit: int) -> tuple[int, int, int | None]:
     """Return the tag, where the content begins, and its length; None if that is left open."""
-    position = _skip_tag(data, start, limit)
+    tag, position = read_tag(data, start, limit)
     if position >= limit:
         raise DerError("element is cut short")
-    tag, length = data[start], data[position]
+    length = data[position]
     position += 1
     if length < _LONG_FORM:
         return tag, position, length
@@ -132,16 +153,6 @@ def _read_header(data: bytes, start: int, limit: int) -> tuple[int, int, int | N
     if len(octets) > _MOST_LENGTH_OCTETS:
         raise DerError("length of an element is out of range")
     return tag, content, int.from_bytes(octets)
-
-
-def _skip_tag(data: bytes, start: int, limit: int) -> int:
-    """Return where the length of an element begins (X.690, 8.1.2.4)."""
-    position = start + 1
-    if start < limit and data[start] & _HIGH_TAG == _HIGH_TAG:
-        while position < limit and data[position] & _MORE:
-            position += 1
-        position += 1
-    return position
 
 
 def _find_end(data: bytes, content: int, limit: int) -> int:

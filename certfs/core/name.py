@@ -12,20 +12,22 @@ from dataclasses import dataclass
 
 from certfs.core.der import (
     BIT_STRING,
+    CONSTRUCTED,
     OBJECT_IDENTIFIER,
     SEQUENCE,
     SET,
+    TAG_NUMBER,
     DerError,
     Element,
     content_of,
     encode_element,
     read_element,
     read_elements,
+    read_tag,
 )
 from certfs.core.rendering import LONGEST_ESCAPED, LONGEST_LOGGED, Rendering
 from certfs.core.text import printable
 
-_TAG_NUMBER = 0x1F
 _LONGEST_IDENTIFIER = 64
 _CANONICAL = 0x0C
 _LONGEST_DER = 4096
@@ -45,8 +47,8 @@ _ENCODINGS = {**_CANONICAL_ENCODINGS, 0x12: "latin-1"}  # NumericString
 # Types whose every value that decodes is also read by OpenSSL; for others OpenSSL itself is asked.
 _PLAIN_TAGS = frozenset({0x0C, 0x13, 0x16})
 
-_OCSP = bytes.fromhex("06082b06010505073001")
-_URL, _URL_IN_PIECES = b"\x86", b"\xa6"
+_OCSP = bytes.fromhex("2b06010505073001")
+_URL = 0x86
 # RFC 4514, section 3, and what OpenSSL and the platform call the others.
 ATTRIBUTE_NAMES = {
     bytes.fromhex("550403"): "CN",
@@ -130,11 +132,12 @@ def longest_responder(der: bytes) -> int:
     found = der.find(_OCSP)
     while found >= 0:
         start = found + len(_OCSP)
-        if der[start : start + 1] == _URL_IN_PIECES:
-            # No authority writes one, and to find its end could take the whole certificate, each time.
-            return len(der)
-        if der[start : start + 1] == _URL:
-            with suppress(DerError):
+        with suppress(DerError):
+            tag, _ = read_tag(der, start, len(der))
+            if tag == _URL | CONSTRUCTED:
+                # No authority writes one in pieces, and to find its end could take the whole certificate, each time.
+                return len(der)
+            if tag == _URL:
                 location = read_element(der, start, len(der))
                 longest = max(longest, location.end - location.content)
         found = der.find(_OCSP, start)
@@ -226,7 +229,7 @@ def _content(der: bytes, value: Element) -> bytes:
 
 def _text(tag: int, content: bytes) -> str | None:
     """Return the value of an attribute; None if it is no string, or one that cannot be decoded."""
-    encoding = _ENCODINGS.get(tag & _TAG_NUMBER)
+    encoding = _ENCODINGS.get(tag & TAG_NUMBER)
     if encoding is None:
         return None
     try:
@@ -237,7 +240,7 @@ def _text(tag: int, content: bytes) -> str | None:
 
 def _canonical_value(tag: int, content: bytes, text: str | None) -> bytes:
     """Return the tag and the content that OpenSSL compares a value by."""
-    if text is None or tag & _TAG_NUMBER not in _CANONICAL_ENCODINGS:
-        return bytes((tag & _TAG_NUMBER,)) + content
+    if text is None or tag & TAG_NUMBER not in _CANONICAL_ENCODINGS:
+        return bytes((tag & TAG_NUMBER,)) + content
     # bytes.lower() and bytes.split() touch ASCII only, as OpenSSL's ossl_tolower and ossl_isspace do.
     return bytes((_CANONICAL,)) + b" ".join(text.encode().lower().split())

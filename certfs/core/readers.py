@@ -16,6 +16,7 @@ from certfs.core.der import (
     CONSTRUCTED,
     NULL,
     OBJECT_IDENTIFIER,
+    TAG_NUMBER,
     DerError,
     Element,
     content_of,
@@ -263,6 +264,12 @@ def _wide_length(subject: _Subject) -> str:
     return ""
 
 
+def _long_tag(subject: _Subject) -> str:
+    der = subject.der
+    is_long = any(der[one.start] & TAG_NUMBER == TAG_NUMBER for one in _elements(der))
+    return "a tag in it has more than one octet" if is_long else ""
+
+
 def _elements(der: bytes) -> Iterator[Element]:
     """Yield the elements of a certificate, as far as they can be parsed."""
     with suppress(DerError):
@@ -304,5 +311,6 @@ _RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
         _open_length_of_a_field,
         _broken_critical_extension,
         _wide_length,
+        _long_tag,
     ),
 }

@@ -20,6 +20,8 @@ from certfs.core.der import DerError, content_of, encode_element, read_element, 
         (b"\x24\x80\x04\x01a\x04\x01b\0\0", b"ab"),
         (b"\x24\x80\x24\x80\x04\x01a\0\0\x04\x02b\0\0\0", b"ab\0"),
         (b"\x3f\x81\x01\x03\x04\x01a", b"a"),
+        (b"\x1f\x04\x02ab", b"ab"),
+        (b"\x3f\x80\x80\x04\x03\x1f\x04\x00", b""),
         (b"\x24\x00", b""),
     ],
 )
@@ -28,6 +30,21 @@ def test_a_string_is_read_in_every_encoding(data: bytes, content: bytes) -> None
     element = read_element(data + b"behind", 0, len(data) + 6)
     assert element.end == len(data)
     assert content_of(data, element) == content
+
+
+@pytest.mark.parametrize(
+    "data, tag",
+    [
+        (b"\x3f\x10\x00", 0x30),
+        (b"\xbf\x00\x00", 0xA0),
+        (b"\x1f\x80\x80\x06\x00", 0x06),
+        (b"\x1f\x1f\x00", 0x1F),
+        (b"\x1f\x81\x02\x00", 0x1F),
+    ],
+)
+def test_a_small_tag_is_the_same_in_several_octets(data: bytes, tag: int) -> None:
+    """I4: OpenSSL reads it so, though X.690 (8.1.2.2) has small ones in one octet."""
+    assert read_element(data, 0, len(data)).tag == tag
 
 
 @pytest.mark.parametrize(

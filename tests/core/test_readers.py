@@ -122,6 +122,8 @@ _REFUSED = {
         frozenset({_JAVA}),
     ),
     "RSA key that is none": (_rsa(b"junk"), frozenset({_JAVA})),
+    **{kind: (_ODD[kind], frozenset({_JAVA})) for kind in _ODD if "in a tag of" in kind},
+    "outermost tag in two octets": (_ODD["outermost tag in two octets"], frozenset({_JAVA})),
     "very padded length": (_ODD["very padded length"], frozenset({_JAVA})),
 }
 _ACCEPTED = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certfs.core.certificate import parse_source
+from certfs.core.certificate import load_certificate, parse_source
 from certfs.core.der import read_element, read_elements
 from certfs.core.rendering import LONGEST_LOGGED, Rendering
-from tests.support import libcrypto, mounts, pki, stunnel
+from tests.support import libcrypto, mounts, pki, pki_raw, stunnel
+from tests.support.pki_deviations import in_high_form
+from tests.support.pki_raw import element, sequence
 from tests.support.stunnel import Server, Verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length")
@@ -176,3 +179,44 @@ def test_a_responder_that_stunnel_could_not_show_is_left_out(
     content = parse_source(_with_responder("http://127.0.0.1/".ljust(length, "a")).pem)
     assert bool(content.certificates) is accepted
     assert any("responder" in each.reason for each in content.remarks) is not accepted
+
+
+_RESPONDER = element(0x06, bytes.fromhex("2b06010505073001"))
+_LONG_URL = element(0x86, b"http://127.0.0.1/".ljust(LONGEST_LOGGED + 1, b"a"))
+
+
+def _pieces(data: bytes, *ends: int) -> bytes:
+    """Encode an OCTET STRING in pieces (X.690, 8.7.3)."""
+    pieces = zip((0, *ends), (*ends, len(data)), strict=True)
+    return element(0x24, *(element(0x04, data[start:end]) for start, end in pieces))
+
+
+_ACCESS = sequence(sequence(_RESPONDER, _LONG_URL))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        element(0x04, _ACCESS),
+        element(0x04, sequence(sequence(_RESPONDER, in_high_form(_LONG_URL)))),
+        element(0x04, sequence(sequence(_RESPONDER, in_high_form(_LONG_URL, octets=3)))),
+        element(0x04, sequence(sequence(in_high_form(_RESPONDER), _LONG_URL))),
+        element(0x04, sequence(sequence(b"\x06\x81" + _RESPONDER[1:], _LONG_URL))),
+        *(_pieces(_ACCESS, end) for end in range(6, 26)),
+        _pieces(_ACCESS, 10, 12, 14, 300),
+        element(0x24, _pieces(_ACCESS, 12)),
+    ],
+)
+def test_a_long_responder_is_found_in_every_encoding(value: bytes) -> None:
+    """I4: OpenSSL finds the URL in each of them, and stunnel would log it."""
+    access = sequence(bytes.fromhex("06082b06010505070101"), value)
+    der = pki_raw.certificate(pki_raw.name(pki_raw.attribute(b"responder")), extensions=[access])
+    shown = subprocess.run(
+        ["openssl", "x509", "-inform", "DER", "-noout", "-ocsp_uri"],
+        input=der,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert len(shown.stdout) > LONGEST_LOGGED
+    assert "responder" in str(load_certificate(der))

@@ -125,11 +125,13 @@ def _damaged_der(randomly: random.Random) -> bytes:
 
 
 def _as_ber(data: bytes, randomly: random.Random) -> bytes:
-    """Write elements anew, some with a padded or open length, and some strings in two pieces (X.690, 8)."""
+    """Write elements anew, some with a padded or open length or a long tag, some strings in two pieces (X.690, 8)."""
     written = []
     position = 0
     while position + 1 < len(data):
         tag, first = data[position], data[position + 1]
+        if tag & 0x1F == 0x1F:
+            break  # written anew before
         octets = first - 0x80 if first > 0x80 else 0
         start = position + 2 + octets
         length = int.from_bytes(data[position + 2 : start]) if octets else first
@@ -144,10 +146,13 @@ def _as_ber(data: bytes, randomly: random.Random) -> bytes:
                 pki_raw.element(tag & 0x1F, piece) for piece in (content[:half], content[half:])
             )
         if tag & 0x20 and randomly.random() < _SELDOM:
-            written.append(bytes((tag, 0x80)) + content + b"\0\0")
+            encoded = bytes((tag, 0x80)) + content + b"\0\0"
         elif randomly.random() < _SELDOM:
             zeros = randomly.choice((3, 4, 8, 9, 100))
-            written.append(bytes((tag, 0x80 | zeros)) + len(content).to_bytes(zeros) + content)
+            encoded = bytes((tag, 0x80 | zeros)) + len(content).to_bytes(zeros) + content
         else:
-            written.append(pki_raw.element(tag, content))
-    return b"".join(written)
+            encoded = pki_raw.element(tag, content)
+        if randomly.random() < _SELDOM:
+            encoded = pki_deviations.in_high_form(encoded, octets=randomly.choice((1, 1, 2, 5)))
+        written.append(encoded)
+    return b"".join(written) + data[position:]

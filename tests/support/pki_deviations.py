@@ -32,6 +32,12 @@ def _padded(content: bytes, octets: int) -> bytes:
     return bytes((0x30, 0x80 | octets)) + len(content).to_bytes(octets) + content
 
 
+def in_high_form(encoded: bytes, *, octets: int = 1) -> bytes:
+    """Write the tag of an element as those from 31 on are written (X.690, 8.1.2.4), in so many further octets."""
+    number = b"\x80" * (octets - 1) + bytes((encoded[0] & 0x1F,))
+    return bytes((encoded[0] | 0x1F,)) + number + encoded[1:]
+
+
 def _open(content: bytes) -> bytes:
     """Encode a SEQUENCE whose length is left open."""
     return b"\x30\x80" + content + b"\0\0"
@@ -113,4 +119,18 @@ def every() -> dict[str, bytes]:
         "very padded length": _padded(_content(plain), 9),
         "length left open": _open(_content(plain)),
         "name in pieces": certificate(name(pieces)),
+        "outermost tag in two octets": in_high_form(plain),
+        "type of an attribute in a tag of three octets": certificate(
+            name(
+                sequence(
+                    in_high_form(pki_raw.COMMON_NAME, octets=2), element(pki_raw.UTF8, b"high")
+                )
+            )
+        ),
+        "string in a tag of two octets": certificate(
+            name(sequence(pki_raw.COMMON_NAME, in_high_form(element(pki_raw.UTF8, b"high"))))
+        ),
+        "version in a tag of two octets": certificate(
+            name(attribute(b"high")), version=in_high_form(b"\xa0\x03\x02\x01\x02")
+        ),
     }
