@@ -272,7 +272,7 @@ class CertfsMount:
 
     def count_descriptors(self) -> None:
         """Take what the daemon holds now for what it may hold in the end."""
-        self._descriptors = descriptors_of(self._daemon())
+        self._descriptors = descriptors_of(self.daemon())
 
     def stop(self) -> None:
         """Unmount with `certfs unmount` and expect every process to be gone."""
@@ -302,19 +302,19 @@ class CertfsMount:
                 lines.append(f"process {pid} ({command.strip()}, in {waiting})")
         return ", ".join(lines) or "the daemon"
 
-    def _daemon(self) -> list[int]:
+    def daemon(self) -> list[int]:
         """Give the supervisor and its servers: the janitor's shells begin and end after the mount is served."""
         return [pid for pid in self.pids if _runs_python(pid)]
 
     def check_descriptors(self) -> None:
         """Fail if the daemon holds descriptors for what nobody has open any more."""
         bound = self._descriptors.total() + _SPARE_DESCRIPTORS
-        if descriptors_of(self._daemon()).total() <= bound:
+        if descriptors_of(self.daemon()).total() <= bound:
             return
         if os.geteuid() != 0:
             return  # Only root can make the kernel forget the inodes that it remembers.
         deadline = time.monotonic() + 30
-        while (now := descriptors_of(self._daemon())).total() > bound:
+        while (now := descriptors_of(self.daemon())).total() > bound:
             added = now - self._descriptors
             assert time.monotonic() < deadline, f"more than {bound} descriptors: {sorted(added)}"
             # Again and again: what a process of the test has in use at that moment, the kernel goes on remembering.
