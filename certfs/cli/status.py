@@ -164,8 +164,9 @@ def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:
 def _reader_lines(reader: dict[str, Any]) -> Iterator[str]:
     about = f" ({reader['bundle']})" if reader["bundle"] else ""
     told = reader["last_success"] or "not yet"
-    due = ", a run is due" if reader["waiting"] and not reader["failures"] else ""
-    yield f"  notify       {printable(reader['target'])}{about}: told {told}{due}"
+    due = ", one is due" if reader["waiting"] and not reader["failures"] else ""
+    runs = f"{reader['runs']} attempts so far{due}"
+    yield f"  notify       {printable(reader['target'])}{about}: told {told}; {runs}"
     if reader["failures"]:
         failing = (
             f"    failed {reader['failures']} times in a row: {printable(reader['last_error'])}"

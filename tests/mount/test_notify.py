@@ -132,7 +132,11 @@ def test_a_reader_that_cannot_be_told_is_seen(scene: Scene) -> None:
             return int(json.loads(done.stdout)["notify"][0]["failures"])
 
         wait_until(lambda: failures() > 0, seconds=60, what="a failure")
-        assert "exit status 3" in command("status", mount).stdout
+        text = command("status", mount).stdout
+        assert "exit status 3" in text
+        attempts = re.search(r"hook \(ca\.pem\): told not yet; (\d+) attempts so far", text)
+        assert attempts
+        assert int(attempts[1]) > 0
         check = command("check", mount)
         assert check.returncode == 1
         assert "hook could not be told of a change" in check.stdout
