@@ -360,17 +360,37 @@ def test_a_running_nginx_accepts_a_client_after_its_reload(scene: Scene) -> None
 
 
 def test_a_new_host_certificate_is_told(scene: Scene) -> None:
-    """Whoever shows it to clients has to be told, by which way ever it came."""
+    """Whoever shows it to clients is told once it is installed, made anew, or replaced by any other program."""
     hook = scene.noting().replace("[[notify]]", '[[notify]]\non = "host-certificate"')
     scene.config.write_text(hook)
+    pair = pki.issue("installed host", key=pki.rsa_key())
+    certificate, key = scene.root / "host.pem", scene.root / "host.key"
+    certificate.write_bytes(pair.pem)
+    key.write_bytes(pair.key_pem)
     with mounts.mounted("--config", str(scene.config)) as mount:
         wait_until(lambda: len(_notifiers(mount)) == 1, seconds=60, what="the notifier")
-        subprocess.run(
-            [certfs_program(), "reset-server-certificate", "--store", mount.tree.root],
-            check=True, env=mount.environment, timeout=60, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_until(lambda: scene.told() != [], seconds=60, what="a call")
-        assert scene.told()[0][2] == str(mount.tree.root / "xensource" / "xapi-ssl.pem")
+        own = mount.tree.root / "xensource" / "xapi-ssl.pem"
+        store = ("--store", mount.tree.root)
+        install = ("--certificate", certificate, "--private-key", key)
+        ways = (
+            partial(certfs, mount, "host-server-certificate-install", *install, *store),
+            partial(certfs, mount, "reset-server-certificate", *store),
+            partial(own.write_bytes, pair.host_pem),
+        )
+        for number, way in enumerate(ways, 1):
+            way()
+            wait_until(partial(_is_call, scene, number), seconds=60, what="a call")
+            assert scene.told()[-1][1:3] == [sha256_of(own), str(own)]
+
+
+def _is_call(scene: Scene, number: int) -> bool:
+    return len(scene.told()) == number
+
+
+def certfs(mount: CertfsMount, *words: str | Path) -> None:
+    """Run a command of certfs."""
+    done = run_forked(words, env=mount.environment)
+    assert done.returncode == 0, done.stderr
 
 
 @contextmanager
