@@ -176,8 +176,14 @@ def manner(exit_code: int | None) -> str:
     if exit_code is None:
         return "died"
     if exit_code < 0:
-        return f"was killed by {signal.Signals(-exit_code).name}"
+        return f"was killed by {_signal_name(-exit_code)}"
     return f"ended unasked with status {exit_code}"
+
+
+def _signal_name(number: int) -> str:
+    with suppress(ValueError):  # most of those for real time have no name
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def _become(

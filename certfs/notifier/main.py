@@ -21,7 +21,7 @@ from functools import partial
 from typing import Final
 
 from certfs.linux.console import Level, log
-from certfs.linux.processes import ProcessId
+from certfs.linux.processes import ProcessId, manner
 from certfs.notifier import copies, policy
 from certfs.notifier.bundles import HOST_CERTIFICATE, Content, PlainFiles
 from certfs.notifier.policy import Progress, Record, Timing
@@ -391,7 +391,7 @@ class Notifier:
         elif code == 0:
             self._finish(order, "")
         elif code < 0:
-            self._finish(order, f"was ended by {signal.Signals(-code).name}")
+            self._finish(order, manner(code))
         else:
             self._finish(order, f"exit status {code}")
 

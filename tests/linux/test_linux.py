@@ -61,5 +61,6 @@ def test_a_helper_that_does_not_come_back() -> None:
 def test_how_a_process_ended_is_said() -> None:
     """The log says by which signal or with which status a server ended."""
     assert processes.manner(-signal.SIGSEGV) == "was killed by SIGSEGV"
+    assert processes.manner(-40) == "was killed by signal 40"  # of real time: it has no name
     assert processes.manner(3) == "ended unasked with status 3"
     assert processes.manner(None) == "died"

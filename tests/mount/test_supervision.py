@@ -49,6 +49,16 @@ def test_a_killed_server_is_a_blip(dom0: Host) -> None:
     assert dom0.tree.pool_bundle.read_bytes().count(b"BEGIN") == 3
 
 
+def test_a_server_that_dies_of_a_signal_without_a_name_is_replaced(dom0: Host) -> None:
+    """The supervisor does not stumble over how its server died, and says it (I14)."""
+    server, supervisor = dom0.server(), dom0.supervisor()
+    began = time.monotonic()
+    os.kill(server, signal.SIGRTMIN + 6)
+    dom0.live_again(began, not_pid=server)
+    assert dom0.supervisor() == supervisor
+    assert dom0.state()["events"][-1]["detail"].startswith("was killed by signal 40")
+
+
 @pytest.mark.parametrize("remembered", [True, False], ids=["remembered", "forgotten"])
 def test_a_bundle_that_is_open_when_the_server_dies_is_read_whole(
     dom0: Host, *, remembered: bool

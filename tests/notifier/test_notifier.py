@@ -195,6 +195,18 @@ def test_a_run_that_fails_is_repeated_and_seen(scene: Scene) -> None:
     assert r"b\x1b[31mad" in scene.log.read_text(encoding="utf-8")
 
 
+def test_a_run_that_is_ended_by_any_signal_is_repeated(scene: Scene) -> None:
+    """Also by one without a name, of which the notifier must not die."""
+    flag = scene.root / "fail"
+    flag.touch()
+    scene.start(replace(QUICK, command=scene.noting(f"[ ! -e {flag} ] || kill -40 $$")))
+    scene.publish(1)
+    wait_until(lambda: scene.orders()[0]["failures"], seconds=60, what="a failure")
+    assert scene.orders()[0]["last_error"] == "was killed by signal 40"
+    flag.unlink()
+    scene.settled()
+
+
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(scene: Scene) -> None:
     """TERM, a while, then KILL for the whole group."""
     pids = scene.root / "pids"
