@@ -265,6 +265,19 @@ def test_a_flood_of_output_is_bounded(scene: Scene) -> None:
     assert int(peak.split()[1]) < 60_000
 
 
+def test_a_flood_without_an_end_is_ended(scene: Scene) -> None:
+    """What a run writes keeps the notifier neither from its timeout nor from telling others."""
+    flood = replace(QUICK, command=scene.script("exec yes"), timeout=0.5, min_interval=0)
+    hook = scene.root / "other"
+    hook.write_text(f"#!/bin/sh\necho told >>{scene.calls}\n", encoding="utf-8")
+    hook.chmod(0o755)
+    scene.start(flood, replace(QUICK, command=(str(hook),)))
+    scene.publish(1)
+    wait_until(lambda: scene.orders()[0]["failures"], seconds=60, what="the end of the flood")
+    assert "was not done after 0.5 s" in scene.orders()[0]["last_error"]
+    wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+
+
 @pytest.mark.parametrize("mode,words", [(0o777, "others may write"), (0o644, "is not a program")])
 def test_a_program_that_others_could_exchange_is_not_run(
     scene: Scene, mode: int, words: str
