@@ -117,6 +117,8 @@ class Notifier:
         """Orders that are due and have to wait for another run of the same reader, the first one first."""
         self._found: dict[str, Content] = {}
         """What they were at the first look."""
+        self._left_behind: list[ProcessId] = []
+        """What a notifier that has died had started."""
         self._ending = False
 
     def run(self) -> None:
@@ -131,6 +133,8 @@ class Notifier:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_LAST_SECONDS)
             _kill(process, signal.SIGKILL)
+        for left in self._left_behind:
+            left.kill_session()
 
     def _end(self) -> None:
         self._ending = True
@@ -262,6 +266,7 @@ class Notifier:
             with suppress(OSError):
                 os.killpg(left.pid, signal.SIGTERM)
             self._loop.after(f"left {key}", spec.grace, left.kill_session)
+            self._left_behind.append(left)
 
     # --- telling
 

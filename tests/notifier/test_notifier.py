@@ -109,12 +109,11 @@ class Scene:
         return order
 
     def close(self) -> None:
-        """End every notifier."""
+        """End every notifier, with what it runs."""
         for process in self.running:
-            process.kill()
-            process.wait()
             assert process.stdin is not None
             process.stdin.close()
+            process.wait(timeout=60)
         os.close(self.fd)
 
 
@@ -478,6 +477,25 @@ def test_a_run_that_its_notifier_left_behind_is_ended_by_the_next(scene: Scene) 
     scene.running[-1].wait()
     scene.start(spec)
     wait_until(partial(_has_ended, first), seconds=30, what="the end of what was left behind")
+
+
+def test_a_run_that_was_left_behind_ends_with_the_next_notifier_at_the_latest(scene: Scene) -> None:
+    """Also where that one has to end before the run had its time after SIGTERM."""
+    pids = scene.root / "pids"
+    command = scene.script(f"trap '' TERM\necho $$ >>{pids}\nsleep 300\nsleep 300")
+    spec = replace(QUICK, command=command, timeout=300, grace=300)
+    scene.start(spec)
+    scene.publish(1)
+    wait_until(lambda: pids.exists() and pids.read_text() != "", seconds=60, what="a run")
+    wait_until(lambda: scene.orders()[0]["process"], seconds=60, what="the note of it")
+    first = int(pids.read_text())
+    scene.running[-1].kill()
+    scene.running[-1].wait()
+    second = scene.start(spec)
+    assert second.stdin is not None
+    second.stdin.close()
+    assert second.wait(timeout=60) == 0
+    assert _has_ended(first)
 
 
 def _were_told(scene: Scene, count: int) -> bool:
