@@ -63,6 +63,8 @@ class Order:
     output: bytes = b""
     before: Content | None = None
     """What its bundle was when the reader was told last, None where this process does not know."""
+    telling: Content | None = None
+    """What its bundle was when the run began that is under way."""
     sought_again: bool = False
     timed_out: bool = False
 
@@ -291,6 +293,7 @@ class Notifier:
             self._loop.after(order.due_timer, _FIRST_LOOK_SECONDS, partial(self._begin, order))
             return
         order.progress = policy.begun(order.progress, time.monotonic())
+        order.telling = self._files.contents.get(order.path)
         order.output, order.timed_out = b"", False
         self._save(order)
         try:
@@ -416,7 +419,7 @@ class Notifier:
             )
         else:
             entry.last_success = time.time()
-            order.before = self._files.contents.get(order.path)
+            order.before = order.telling
             if not quietly:
                 self._log("info", f"notify: {order.spec.target}: told")
         self._save(order)
@@ -427,7 +430,7 @@ class Notifier:
 
     def _about(self, order: Order) -> dict[str, str]:
         """Return what a command is told of the bundle."""
-        now, before = self._files.contents.get(order.path, Content()), order.before
+        now, before = order.telling or Content(), order.before
         return {
             "CERTFS_BUNDLE": order.path,
             "CERTFS_PATH": self._files.shown(order.path),

@@ -498,6 +498,16 @@ def test_a_run_that_was_left_behind_ends_with_the_next_notifier_at_the_latest(sc
     assert _has_ended(first)
 
 
+def test_what_a_reader_is_told_is_counted_from_what_it_was_told_before(scene: Scene) -> None:
+    """A change during a run is no part of that run, but of the next."""
+    scene.start(replace(QUICK, command=scene.noting("sleep 0.5")))
+    scene.publish(1)
+    wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+    scene.publish(1, 2, 3)
+    wait_until(lambda: len(scene.told()) == 2, seconds=60, what="the next call")
+    assert [line.split(" ")[1:4] for line in scene.told()] == [["1", "+1", "-1"], ["3", "+2", "-0"]]
+
+
 def _were_told(scene: Scene, count: int) -> bool:
     return len(scene.told()) == count
 
