@@ -104,6 +104,7 @@ class Notifier:
         if self._memory.problem:
             problem = f"{spec.state}: {self._memory.problem}: every reader is told once more"
             self._log("warning", problem)
+        self._recalled = frozenset(self._memory.entries)
         # Of a bundle of a pattern that has gone meanwhile there is no other trace.
         known = (entry.bundle for entry in self._memory.entries.values() if entry.bundle)
         self._files.contents.update({path: Content() for path in known})
@@ -181,7 +182,7 @@ class Notifier:
             keys = {key for key, _, _ in wanted}  # the others are of another configuration
             self._memory.entries = {k: v for k, v in self._memory.entries.items() if k in keys}
         for key, spec, paths in wanted:
-            content = _digest({path: self._content(path) for path in paths})
+            content = _digest({path: self._content(key, path) for path in paths})
             order = self._orders.get(key) or self._new_order(key, spec, paths, content, now)
             is_news = content != order.progress.wanted
             order.progress = policy.seen(order.progress, content, now)
@@ -255,11 +256,14 @@ class Notifier:
         self._save(order)
         return order
 
-    def _content(self, path: str) -> Content:
-        """Return what a file holds; at first what the server says, as long as that may not have written it yet."""
+    def _content(self, key: str, path: str) -> Content:
+        """Return what a file holds.
+
+        To who was never told anything it is at first what the server says, as long as that may not have written it yet.
+        """
         content = self._files.contents[path]
         is_old = time.monotonic() < self._settled_at and content == self._found.get(path)
-        return self._baseline.get(path, content) if is_old else content
+        return self._baseline.get(path, content) if is_old and key not in self._recalled else content
 
     def _end_left_behind(self, key: str, spec: NotifySpec, entry: Entry) -> None:
         """End what a notifier that has died had started: no reader is told twice at the same time."""

@@ -498,6 +498,22 @@ def test_a_run_that_was_left_behind_ends_with_the_next_notifier_at_the_latest(sc
     assert _has_ended(first)
 
 
+def test_a_notifier_that_starts_again_tells_nothing_twice(scene: Scene) -> None:
+    """What the server began with is long past by then: the reader was told of what there is."""
+    scene.baseline = {"ca.pem": hashlib.sha256(CERTIFICATES[0]).hexdigest()}
+    spec = replace(QUICK, command=scene.noting())
+    scene.start(spec)
+    for number in (1, 2):
+        scene.publish(number)
+        wait_until(partial(_were_told, scene, number), seconds=60, what="a call")
+        scene.settled()
+        scene.running[-1].kill()
+        scene.running[-1].wait()
+        scene.start(spec)
+    time.sleep(1.5)  # the notifier looks again after one second
+    assert len(scene.told()) == 2
+
+
 def test_what_a_reader_is_told_is_counted_from_what_it_was_told_before(scene: Scene) -> None:
     """A change during a run is no part of that run, but of the next."""
     scene.start(replace(QUICK, command=scene.noting("sleep 0.5")))
