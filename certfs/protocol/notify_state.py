@@ -56,10 +56,13 @@ class Memory:
 
     def save(self, *changed: str) -> None:
         """Write the file, with the entries that have ``changed``; OSError where that is impossible."""
-        for key in {*changed, *(self.entries.keys() - self._encoded.keys())}:
-            self._encoded[key] = json.dumps(asdict(self.entries[key]))
         # Not encoded as a whole: with an order for each of 1,000 bundles that is most of what a change costs.
-        orders = ",".join(f"{json.dumps(key)}:{self._encoded[key]}" for key in self.entries)
+        kept = self._encoded.keys() - changed
+        self._encoded = {
+            key: self._encoded[key] if key in kept else json.dumps(asdict(entry))
+            for key, entry in self.entries.items()
+        }
+        orders = ",".join(f"{json.dumps(key)}:{one}" for key, one in self._encoded.items())
         draft = f"{self.path}.tmp"
         fd = os.open(
             draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
