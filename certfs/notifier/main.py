@@ -32,6 +32,7 @@ from certfs.notifier.targets import (
     Run,
     Systemd,
     run_of,
+    session_directory,
 )
 from certfs.protocol.notify_spec import NotifierSpec, NotifySpec
 from certfs.protocol.notify_state import Entry, Memory, recalled
@@ -519,14 +520,13 @@ def systemd_here() -> Systemd:
     if not os.path.isdir("/run/systemd/system"):
         return Systemd()
     for_user = os.geteuid() != 0
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    bus = f"{runtime}/bus" if for_user else "/run/dbus/system_bus_socket"
+    bus = f"{session_directory()}/bus" if for_user else "/run/dbus/system_bus_socket"
     command = ["systemctl", "--version"]
     with suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
         said = subprocess.run(
             command, check=True, capture_output=True, timeout=5, env={"PATH": PATH}
         ).stdout
-        return Systemd(int(said.split()[1]), has_bus=os.path.exists(bus), for_user=for_user)
+        return Systemd(int(said.split()[1]), bus=bus, for_user=for_user)
     return Systemd()
 
 

@@ -43,15 +43,15 @@ class Systemd:
     """The service manager of this machine, as far as it is of use: ``version`` is 0 where none runs."""
 
     version: int = 0
-    has_bus: bool = False
-    """systemd-run --wait needs the message bus."""
+    bus: str = ""
+    """The socket of its message bus, which systemd-run --wait needs."""
     for_user: bool = False
     """It is the manager of an ordinary user's session."""
 
     @property
     def runs_commands(self) -> bool:
-        """Whether a command can be run by it, and waited for."""
-        return self.version >= _WAITS_SINCE and self.has_bus
+        """Whether a command can be run by it now, and waited for: a user's manager comes and goes with the sessions."""
+        return self.version >= _WAITS_SINCE and os.path.exists(self.bus)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -141,11 +141,17 @@ def _check_owner(path: str, status: os.stat_result) -> None:
 
 
 def _environment(user: str = "") -> dict[str, str]:
-    """Return the environment of what runs as ``user``, by default the one who runs certfs and has a session."""
-    kept = () if user else ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "HOME")
-    return {"PATH": PATH, "LANG": _LANG} | {
+    """Return the environment of what runs as ``user``, by default the one who runs certfs and may have a session."""
+    kept = () if user else ("DBUS_SESSION_BUS_ADDRESS", "HOME")
+    session = {} if user else {"XDG_RUNTIME_DIR": session_directory()}
+    return {"PATH": PATH, "LANG": _LANG} | session | {
         name: os.environ[name] for name in kept if name in os.environ
     }
+
+
+def session_directory() -> str:
+    """Return where the sockets of this user's session are, also for a mount that was made outside of one."""
+    return os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
 
 
 def _transient(

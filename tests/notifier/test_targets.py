@@ -13,7 +13,7 @@ from certfs.procfs import command_of
 from certfs.protocol.notify_spec import NotifySpec
 from tests.support.mounts import need_root, wait_until
 
-SYSTEMD = Systemd(252, has_bus=True)
+SYSTEMD = Systemd(252, bus="/dev/null")
 
 
 @pytest.fixture
