@@ -348,12 +348,13 @@ class Notifier:
             self._loop.after(order.run_timer, order.spec.grace, lambda: self._begin(order))
 
     def _start(self, order: Order, run: Run) -> None:
+        group, groups = _groups_of(run.user)
         order.process = subprocess.Popen(
             run.command,
             env=dict(run.environment),
             user=run.user,
-            group=_group_of(run.user),
-            extra_groups=[] if run.user else None,
+            group=group,
+            extra_groups=groups,
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -487,15 +488,17 @@ def _digest(contents: dict[str, Content]) -> str:
     return hashlib.sha256("\n".join(there).encode()).hexdigest()
 
 
-def _group_of(user: str | None) -> int | None:
+def _groups_of(user: str | None) -> tuple[int | None, list[int] | None]:
+    """Return the group and all groups of what runs as ``user``; None for those of this process."""
     if user is None:
-        return None
+        return None, None
     import pwd  # noqa: PLC0415 - only where a user is configured
 
     try:
-        return pwd.getpwnam(user).pw_gid
+        group = pwd.getpwnam(user).pw_gid
     except KeyError:
         raise RefusedError(f"there is no user {user}") from None
+    return group, os.getgrouplist(user, group)
 
 
 def _kill(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:

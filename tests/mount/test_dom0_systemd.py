@@ -164,6 +164,7 @@ def has_notifier(machine: Machine) -> bool:
 TOLD = r"""#!/bin/sh
 {
     id -un
+    id -Gn
     grep -o 'certfs[^/]*[.]service' /proc/self/cgroup
     grep -E '^(Umask|NoNewPrivs|CapBnd)' /proc/self/status
     echo "$(nice) $(cat /proc/self/oom_score_adj) $1 $CERTFS_CERTIFICATES $LANG"
@@ -177,7 +178,11 @@ def test_readers_are_told_from_within_the_service(machine: Machine) -> None:
     Without a message bus a command is its child and inherits the hardening; with one it is a unit of its own.
     """
     (machine.directory / "units" / "reader.service").write_text(RELOADED)
-    (machine.directory / "etc" / "certfs.toml").write_text(NOTIFY)
+    etc = machine.directory / "etc"
+    (etc / "certfs.toml").write_text(NOTIFY)
+    groups = (etc / "group").read_text()
+    (etc / "group").unlink()  # it is a link to the file of all machines
+    (etc / "group").write_text(f"{groups}readers:x:20002:nobody\n")
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", "reader.service")
     machine.run("mkdir", "-m", "0777", "/run/told")
@@ -186,9 +191,10 @@ def test_readers_are_told_from_within_the_service(machine: Machine) -> None:
     wait_until(lambda: has_notifier(machine), seconds=60, what="the notifier")
     machine.inside("/etc/stunnel/certs-pool/two.pem").write_bytes(pki.issue("two").pem)
     wait_until(machine.inside("/run/reloads").exists, seconds=60, what="the reload")
-    user, unit, umask, bounding, privileges, last = told(machine)
-    assert (user, unit, umask, privileges) == (
+    user, its_groups, unit, umask, bounding, privileges, last = told(machine)
+    assert (user, its_groups, unit, umask, privileges) == (
         "nobody",
+        "nogroup readers",
         "certfs.service",
         "Umask:\t0022",
         "NoNewPrivs:\t1",
@@ -202,8 +208,9 @@ def test_readers_are_told_from_within_the_service(machine: Machine) -> None:
     machine.run("rm", "/run/told/calls")
     machine.run("systemctl", "reload", "certfs")
     machine.inside("/etc/stunnel/certs-pool/three.pem").write_bytes(pki.issue("three").pem)
-    user, unit, umask, unbounded, privileges, last = told(machine)
-    assert (user, umask, privileges) == ("nobody", "Umask:\t0022", "NoNewPrivs:\t0")
+    user, its_groups, unit, umask, unbounded, privileges, last = told(machine)
+    assert (user, its_groups) == ("nobody", "nogroup readers")
+    assert (umask, privileges) == ("Umask:\t0022", "NoNewPrivs:\t0")
     assert unit.startswith("certfs-notify-")
     assert unbounded != bounding
     assert last == "0 0 $HOME 3 C.UTF-8"
