@@ -263,8 +263,9 @@ class Notifier:
         To who was never told anything it is at first what the server says, as long as that may not have written it yet.
         """
         content = self._files.contents[path]
-        is_old = time.monotonic() < self._settled_at and content == self._found.get(path)
-        return self._baseline.get(path, content) if is_old and key not in self._recalled else content
+        is_early = time.monotonic() < self._settled_at and key not in self._recalled
+        is_old = is_early and content == self._found.get(path)
+        return self._baseline.get(path, content) if is_old else content
 
     def _end_left_behind(self, key: str, spec: NotifySpec, entry: Entry) -> None:
         """End what a notifier that has died had started: no reader is told twice at the same time."""

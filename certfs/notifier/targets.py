@@ -142,11 +142,11 @@ def _check_owner(path: str, status: os.stat_result) -> None:
 
 def _environment(user: str = "") -> dict[str, str]:
     """Return the environment of what runs as ``user``, by default the one who runs certfs and may have a session."""
-    kept = () if user else ("DBUS_SESSION_BUS_ADDRESS", "HOME")
-    session = {} if user else {"XDG_RUNTIME_DIR": session_directory()}
-    return {"PATH": PATH, "LANG": _LANG} | session | {
-        name: os.environ[name] for name in kept if name in os.environ
-    }
+    kept = () if user else ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "HOME")
+    environment = {"PATH": PATH, "LANG": _LANG}
+    if os.geteuid() != 0:
+        environment["XDG_RUNTIME_DIR"] = session_directory()
+    return environment | {name: os.environ[name] for name in kept if os.environ.get(name)}
 
 
 def session_directory() -> str:

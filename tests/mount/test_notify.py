@@ -13,7 +13,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -372,7 +372,7 @@ def test_a_new_host_certificate_is_told(scene: Scene) -> None:
         own = mount.tree.root / "xensource" / "xapi-ssl.pem"
         store = ("--store", mount.tree.root)
         install = ("--certificate", certificate, "--private-key", key)
-        ways = (
+        ways: tuple[Callable[[], object], ...] = (
             partial(certfs, mount, "host-server-certificate-install", *install, *store),
             partial(certfs, mount, "reset-server-certificate", *store),
             partial(own.write_bytes, pair.host_pem),
