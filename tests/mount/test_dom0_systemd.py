@@ -223,6 +223,47 @@ def told(machine: Machine) -> list[str]:
     return calls.read_text().splitlines()
 
 
+SLOW = """
+[[notify]]
+command = ["/run/hook"]
+delay = 0.05
+min_interval = 0.1
+"""
+NOTES_BOTH_ENDS = """#!/bin/sh
+echo "begins $CERTFS_SHA256" >>/run/calls
+sleep 2
+echo "ends $CERTFS_SHA256" >>/run/calls
+"""
+VICTIMS = ("certfs[.]notifier[.]main", "^systemd-run ", "^/bin/sh /run/hook")
+
+
+def test_kills_around_a_command_that_is_a_unit_of_its_own(machine: Machine) -> None:
+    """Whatever is killed while it runs, a run for the last content comes to its end (I21)."""
+    (machine.directory / "etc" / "certfs.toml").write_text(SLOW)
+    for name in ("dbus.service", "dbus.socket"):
+        shutil.copy(f"/lib/systemd/system/{name}", machine.directory / "units" / name)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "dbus.service")
+    script = 'printf %s "$1" >/run/hook; chmod 0755 /run/hook'
+    machine.run("sh", "-c", script, "sh", NOTES_BOTH_ENDS)
+    machine.run("systemctl", "reload", "certfs")
+    wait_until(lambda: has_notifier(machine), seconds=60, what="the notifier")
+    for number, victim in enumerate(VICTIMS):
+        pem = pki.issue(f"kills {number}").pem
+        machine.inside(f"/etc/stunnel/certs-pool/kills-{number}.pem").write_bytes(pem)
+        bundle = machine.inside("/etc/stunnel/xapi-pool-ca-bundle.pem").read_bytes()
+        sha256 = hashlib.sha256(bundle).hexdigest()
+        wait_until(partial(has_noted, machine, f"begins {sha256}"), seconds=60, what="the command")
+        machine.run("pkill", "-KILL", "-f", victim)
+        wait_until(partial(has_noted, machine, f"ends {sha256}"), seconds=60, what="its end")
+
+
+def has_noted(machine: Machine, line: str) -> bool:
+    """Whether a hook has noted this of a call."""
+    calls = machine.inside("/run/calls")
+    return calls.exists() and line in calls.read_text().splitlines()
+
+
 WATCHING = """
 [Path]
 {setting}=/etc/stunnel/xapi-pool-ca-bundle.pem
