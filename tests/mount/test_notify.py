@@ -445,11 +445,11 @@ def _is_told_of(mount: CertfsMount) -> bool:
     return bool(order["told"] == hashlib.sha256(there.encode()).hexdigest() and not order["dirty"])
 
 
-KILLS = int(os.environ.get("CERTFS_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("CERTFS_TEST_KILLS", "10"))
 
 
 def test_whatever_is_killed_the_last_change_is_told(scene: Scene) -> None:
-    """Server, supervisor or notifier, at another point of the way each time: the reader has the last content."""
+    """Each process of the mount, or the hook, at another point each time: the reader has the last content."""
     reader = scene.noting()
     with (scene.root / "hook").open("a") as hook:
         hook.write("sleep 0.05\n")
@@ -459,28 +459,44 @@ def test_whatever_is_killed_the_last_change_is_told(scene: Scene) -> None:
         victim = 0
         for number in range(KILLS):
             # One fault at a time: two at once leave plain files, and no process to tell anybody.
-            wait_until(partial(_are_whole, mount, victim), seconds=60, what="all three processes")
-            victim = _three(mount)[number % 3]
+            wait_until(partial(_are_whole, mount, victim), seconds=60, what="all four processes")
+            victim = (*_four(mount), 0)[number % 5]
             source.write_bytes(pki.issue(f"kill {number}").pem)
-            # A kill at another point each time: a hook is told some 0.15 s after a change, and takes 0.05 s.
-            time.sleep(0.03 * (number // 3 % 9))
-            os.kill(victim, signal.SIGKILL)
+            if victim:
+                # At another point each time: a hook is told some 0.15 s after a change, and takes 0.05 s.
+                time.sleep(0.03 * (number // 5 % 9))
+                os.kill(victim, signal.SIGKILL)
+            else:
+                wait_until(partial(_kills_hook, mount), seconds=60, what="a hook to kill")
             wait_until(partial(scene.is_told_of, bundle), seconds=60, what="the last content")
-        wait_until(lambda: 0 not in _three(mount), seconds=60, what="all three")
+            wait_until(partial(_is_told_of, mount), seconds=60, what="the end of the run")
+        wait_until(lambda: 0 not in _four(mount), seconds=60, what="all four")
 
 
-def _three(mount: CertfsMount) -> tuple[int, int, int]:
-    """Return the pids of the server, the supervisor and the notifier, 0 for one that is not there."""
+def _kills_hook(mount: CertfsMount) -> bool:
+    """Kill the hook that is under way, if there is one."""
+    (state,) = mount.tree.root.with_name("run").glob("notify-*")
+    (order,) = json.loads(state.read_bytes())["orders"].values()
+    if order["process"] is None:
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(order["process"]["pid"], signal.SIGKILL)
+        return True
+    return False
+
+
+def _four(mount: CertfsMount) -> tuple[int, ...]:
+    """Return the pids of the server, the supervisor, the janitor and the notifier, 0 for one that is not there."""
     notifiers = _notifiers(mount)
-    return server_of(mount), _supervisor_of(mount), notifiers[0] if len(notifiers) == 1 else 0
+    (path,) = mount.tree.root.with_name("run").glob("at-*/state.json")
+    state = json.loads(path.read_bytes())
+    three = (
+        state[name]["pid"] if state[name] else 0 for name in ("server", "supervisor", "janitor")
+    )
+    return (*three, notifiers[0] if len(notifiers) == 1 else 0)
 
 
 def _are_whole(mount: CertfsMount, victim: int) -> bool:
     """Whether there is one of each, the successor of `victim` among them."""
-    three = _three(mount)
-    return victim not in three and 0 not in three
-
-
-def _supervisor_of(mount: CertfsMount) -> int:
-    (path,) = mount.tree.root.with_name("run").glob("at-*/state.json")
-    return int(json.loads(path.read_bytes())["supervisor"]["pid"])
+    four = _four(mount)
+    return victim not in (four if victim else ()) and 0 not in four
