@@ -85,8 +85,8 @@ def test_a_container_with_the_directory_follows_the_bundle(tmp_path: Path) -> No
             container.close()
 
 
-def test_a_container_with_the_directory_of_a_copy_follows_it_after_a_crash(tmp_path: Path) -> None:
-    """A plain file does not depend on the server; the plain copy in the store stands for any further one (I12)."""
+def test_a_container_with_the_directory_follows_the_bundle_over_a_restart(tmp_path: Path) -> None:
+    """What is bound is the directory of the mount, which the next server goes on serving (I17)."""
     mounts.need_namespaces()
 
     def fill(tree: Tree) -> None:
@@ -95,15 +95,41 @@ def test_a_container_with_the_directory_of_a_copy_follows_it_after_a_crash(tmp_p
     target = tmp_path / "in-container"
     target.mkdir()
     with mounted(prepare=fill) as mount:
-        mount.expected_log += ["was killed"]
-        container = Container(mount.tree.store / "stunnel", target)
+        container = Container(mount.tree.stunnel, target)
         try:
             bundle = target / mount.tree.user_bundle.name
+            restart = (mounts.certfs_program(), "restart", str(mount.tree.root))
+            subprocess.run(restart, check=True, env=mount.environment, timeout=60)
+            (mount.tree.certs / "second.pem").write_bytes(SECOND.pem)
+            assert container.count(bundle) == 2
+        finally:
+            container.close()
+
+
+def test_a_container_with_the_directory_of_a_copy_follows_it_after_a_crash(tmp_path: Path) -> None:
+    """A plain file does not depend on the server (I12)."""
+    mounts.need_namespaces()
+
+    def fill(tree: Tree) -> None:
+        (tree.store / "trusted").mkdir()
+        (tree.store / "trusted" / "first.pem").write_bytes(FIRST.pem)
+
+    target, place, config = (tmp_path / name for name in ("in-container", "place", "certfs.toml"))
+    target.mkdir()
+    place.mkdir()
+    config.write_text(
+        f'[[bundle]]\nsource = "trusted"\nbundle = "ca.pem"\ncopy = "{place}/ca.pem"\n'
+    )
+    with mounted("--config", str(config), prepare=fill, standard=False) as mount:
+        mount.expected_log += ["was killed"]
+        container = Container(place, target)
+        try:
+            bundle = target / "ca.pem"
             wait_until(lambda: container.count(bundle) == 1, seconds=60, what="the copy")
             (state,) = mount.tree.root.with_name("run").glob("at-*/state.json")
             server = int(json.loads(state.read_bytes())["server"]["pid"])
             os.kill(server, signal.SIGKILL)
-            (mount.tree.store / "stunnel" / "certs" / "second.pem").write_bytes(SECOND.pem)
+            (mount.tree.store / "trusted" / "second.pem").write_bytes(SECOND.pem)
             wait_until(lambda: container.count(bundle) == 2, seconds=60, what="the change")
         finally:
             container.close()
