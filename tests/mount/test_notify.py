@@ -211,6 +211,25 @@ def test_a_further_copy_follows_the_bundle(scene: Scene) -> None:
         wait_until(lambda: copy.read_bytes() == bundle.read_bytes(), seconds=60, what="the copy")
 
 
+def test_a_further_copy_is_never_made_in_a_mount_of_certfs(scene: Scene) -> None:
+    """It could never be a plain file there; `status` and `check` say where and why (I9, I12)."""
+    with scene.mounted("") as other:
+        for place in (other.tree.root, other.tree.root / "trusted"):
+            with scene.mounted(f'{BUNDLE}copy = "{place}/copy.pem"\n') as mount:
+                mount.expected_log += ["inside of a certfs mount"]
+                wait_until(partial(_is_failing, mount), seconds=60, what="the refusal")
+                assert f"{place} is inside of a certfs mount" in command("status", mount).stdout
+                assert command("check", mount).returncode == 1
+        assert {path.name for path in other.tree.root.iterdir()} == {"ca.pem", "trusted"}
+        assert [path.name for path in (other.tree.root / "trusted").iterdir()] == ["first.pem"]
+
+
+def _is_failing(mount: CertfsMount) -> bool:
+    """Whether the only reader could not be told."""
+    readers = json.loads(command("status", mount, "--json").stdout)["notify"]
+    return [bool(reader["failures"]) for reader in readers] == [True]
+
+
 @contextmanager
 def stunnel_server(scene: Scene, bundle: Path) -> Iterator[tuple[int, Path, Path]]:
     """Run a stunnel server that asks clients for a certificate; yield its port, pid file and log."""
