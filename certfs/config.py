@@ -86,6 +86,16 @@ class CheckTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _CHECK = CheckTable()
 
 
+class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``certfs pool run`` believes: with ``require_signature`` only what one of the ``signers`` has approved."""
+
+    require_signature: bool = False
+    signers: str = ""
+
+
+_POOL = PoolTable()
+
+
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_uuid: str | None = None
     identity: bool | None = None
@@ -95,6 +105,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle: list[_BundleTable] | None = None
     notify: tuple[NotifyTable, ...] = ()
     check: CheckTable = CheckTable()
+    pool: PoolTable = PoolTable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +117,7 @@ class Config:
     ``source_size_limit`` is in bytes, ``swap_timeout`` in seconds (I10). ``dom0_trees`` are the directories that are
     presented over themselves, ``dom0_later`` those that join them when they come. ``notify`` are the readers that are
     told of changes, ``check`` how validity is judged, ``copies`` the further plain copies: a bundle, and the absolute
-    path of the copy.
+    path of the copy. ``pool`` is what a member of a pool believes.
     """
 
     bundles: tuple[BundleSpec, ...]
@@ -119,6 +130,7 @@ class Config:
     notify: tuple[NotifyTable, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     check: CheckTable = _CHECK
+    pool: PoolTable = _POOL
 
 
 def _spec(source: str, bundle: str) -> BundleSpec:
@@ -199,6 +211,7 @@ def known_keys() -> frozenset[str]:
         "bundle": _BundleTable,
         "notify": NotifyTable,
         "check": CheckTable,
+        "pool": PoolTable,
     }
     keys = {f"{name}.{key}" for name, table in tables.items() for key in table.__struct_fields__}
     return frozenset(keys | set(_File.__struct_fields__) - tables.keys())
@@ -211,6 +224,8 @@ def _struct_of(key: str) -> type[msgspec.Struct]:
         return NotifyTable
     if key.startswith("check."):
         return CheckTable
+    if key.startswith("pool."):
+        return PoolTable
     return _BundleTable if key.startswith("bundle[") else _File
 
 
@@ -257,7 +272,17 @@ def _checked(path: str, file: _File, *, host: bool) -> Config:
         notify=file.notify,
         copies=_copies(path, file.bundle or []),
         check=file.check,
+        pool=_checked_pool(path, file.pool),
     )
+
+
+def _checked_pool(path: str, table: PoolTable) -> PoolTable:
+    if table.require_signature and not os.path.isabs(table.signers):
+        raise ConfigError(
+            f"{path}: pool.signers: with require_signature it is the absolute path of a file",
+            advice='such as "/etc/certfs-signers", in the form of ALLOWED SIGNERS (ssh-keygen(1))',
+        )
+    return table
 
 
 def _standalone_bundles(path: str, file: _File) -> tuple[BundleSpec, ...]:

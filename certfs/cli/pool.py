@@ -17,16 +17,21 @@ import trio
 
 from certfs.cli.answers import json_option, say
 from certfs.client import instances
+from certfs.config import DEFAULT_FILE, PoolTable, load_config
+from certfs.core.certificate import parse_source
+from certfs.core.details import describe
 from certfs.errors import AlreadyRunningError, ConfigError, from_os_error
 from certfs.identity.xapi import SOCKET as XAPI_SOCKET
 
 try:
     from certfs.pool import commands, membership
+    from certfs.pool.approvals import statement
     from certfs.pool.engine import Access, pinned
     from certfs.pool.keys import Keys, PoolError
     from certfs.pool.local import Answer, ControlSocket, Request, Told
     from certfs.pool.membership import StateDirectory
     from certfs.pool.process import Member
+    from certfs.pool.ssh_signature import Signers, read_signers, sign
     from certfs.pool.store import Store
 except ModuleNotFoundError as missing:
     if missing.name != "httpx":
@@ -38,6 +43,7 @@ from certfs.safe_open import open_trusted
 from certfs.store.source_reader import ignore_lease_breaks
 
 _ROOT: Final = "root"
+_MOST_SIGNERS_BYTES: Final = 1 << 20
 _LOG_FORMAT: Final = "%(levelname)s %(message)s"
 
 state_option = click.option(
@@ -207,6 +213,45 @@ def publish(
     say("published")
 
 
+@pool.command(
+    "approve",
+    epilog="\b\nExamples:\n  certfs pool approve company-root.pem --key ~/.ssh/id_ed25519\n"
+    "  certfs pool approve --all --key ~/.ssh/id_ed25519.pub    signed by the ssh-agent",
+)
+@click.argument("names", nargs=-1)
+@click.option(
+    "--all", "every", is_flag=True, help="Every file that has changed since its approval."
+)
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="The SSH key to sign with; of a public one the ssh-agent has the private part.",
+)
+@state_option
+def approve(*, names: tuple[str, ...], every: bool, key: Path, state: StateDirectory) -> None:
+    """Approve NAMES of stunnel/certs, or that they are removed, for hosts that ask for signatures.
+
+    What is approved is what this host has, if the pool has the same; this host must be a publisher. Signing is done by
+    ssh-keygen, which asks for a passphrase where the key has one. See pool.require_signature in docs/config.md.
+    """
+    if bool(names) == every:
+        raise click.UsageError("name files, or --all")
+    found = state.read()
+    wanted = trio.run(commands.to_approve, state, found, names)
+    for each in wanted:
+        content = parse_source(each.value.pem).certificates if each.value else ()
+        say(f"{each.name}: {'' if content else 'removed'}".rstrip())
+        for certificate in content:
+            subject = describe(certificate).subject or "(no subject)"
+            say(f"  {subject}  SHA-256 {certificate.fingerprint.hex()}")
+    texts = [statement(found.pool, each.name.encode("ascii"), each.approval) for each in wanted]
+    signatures = sign(key, texts)
+    trio.run(commands.approve, found, tuple(zip(wanted, signatures, strict=True)))
+    say(f"approved {len(wanted)} files")
+
+
 @pool.command("status", epilog="\b\nExample:\n  certfs pool status --json")
 @state_option
 @json_option
@@ -234,7 +279,8 @@ def status(*, state: StateDirectory, as_json: bool) -> None:
     for host in whole.hosts:
         role = "publisher" if host.publisher else "member"
         behind = f", behind: {host.applied} of {whole.changed}" if host.behind else ""
-        say(f"  {host.uuid}  {role}, {host.state}{behind}")
+        refuses = f", does not believe {', '.join(host.refused)}" if host.refused else ""
+        say(f"  {host.uuid}  {role}, {host.state}{behind}{refuses}")
 
 
 @pool.command("sync", epilog="\b\nExample:\n  certfs pool sync --timeout 60")
@@ -290,6 +336,9 @@ def _tell_reached(whole: commands.PoolState, *, err: bool) -> None:
     say(f"revision {whole.changed} is in the bundles of {reached} hosts", err=err)
     for each in away:
         say(f"not connected: {each}", err=True)
+    for host in whole.hosts:
+        if host.refused:
+            say(f"{host.uuid} does not believe {', '.join(host.refused)}", err=True)
 
 
 @pool.command(
@@ -303,9 +352,17 @@ def _tell_reached(whole: commands.PoolState, *, err: bool) -> None:
     metavar="DIR",
     help="The store of a standalone mount. Default: what is beneath the mount now.",
 )
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help=f"Configuration (TOML). Default for the host's own directories: {DEFAULT_FILE}, if there.",
+)
 @click.argument("mountpoint", required=False)
 @state_option
-def run(*, store: str | None, mountpoint: str | None, state: StateDirectory) -> None:
+def run(
+    *, store: str | None, mountpoint: str | None, config_file: str | None, state: StateDirectory
+) -> None:
     """Keep a store and its pool together, in the foreground.
 
     MOUNTPOINT is where the store is presented; without it the host's own /etc/xensource and /etc/stunnel are meant.
@@ -317,6 +374,7 @@ def run(*, store: str | None, mountpoint: str | None, state: StateDirectory) -> 
             advice="use certfs pool-certificate-sync",
         )
     found = state.read()
+    signers = _signers(config_file, host=mountpoint is None)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_LOG_FORMAT)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     ignore_lease_breaks()
@@ -327,8 +385,27 @@ def run(*, store: str | None, mountpoint: str | None, state: StateDirectory) -> 
         state.path,
         _store(store, mountpoint),
         Path(os.path.realpath(mountpoint or "/etc")),
+        signers=signers,
     )
     trio.run(_serve, member, state.path)
+
+
+def _signers(config_file: str | None, *, host: bool) -> Signers | None:
+    """Return who may approve, None where no approval is asked for; ConfigError."""
+    if config_file is None and host and os.path.lexists(DEFAULT_FILE):
+        config_file = DEFAULT_FILE
+    table = load_config(config_file, host=host).pool if config_file else PoolTable()
+    if not table.require_signature:
+        return None
+    try:
+        with open(open_trusted(table.signers, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return read_signers(file.read(_MOST_SIGNERS_BYTES).decode())
+    except OSError as error:
+        raise from_os_error(table.signers, error) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{table.signers}: {error}", advice="see ALLOWED SIGNERS in ssh-keygen(1)"
+        ) from None
 
 
 def _store(store: str | None, mountpoint: str | None) -> Store:

@@ -3,17 +3,32 @@
 Owns the waiting. The process of this host is asked by its control socket, the pool by the engine.
 """
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
 import trio
 
+from certfs.core.text import printable
 from certfs.errors import CertfsError
+from certfs.pool import wire
+from certfs.pool.approvals import ApprovalTable, Approved, approval_of
+from certfs.pool.directory import SourceDirectory
 from certfs.pool.engine import Engine
-from certfs.pool.keys import PoolError, Status, range_end
+from certfs.pool.keys import (
+    MOST_TRANSACTION_NAMES,
+    Digest,
+    PoolError,
+    Status,
+    Value,
+    name_defect,
+    range_end,
+)
 from certfs.pool.local import Answer, ControlSocket, Request, Told
 from certfs.pool.membership import JoinFile, StateDirectory
-from certfs.pool.process import Member, Report
+from certfs.pool.process import CERTS, Member, Report
+from certfs.pool.store import Store
 from certfs.pool.view import View
 
 _ASK_SECONDS = 10.0
@@ -28,13 +43,17 @@ class BehindError(CertfsError):
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A member: ``applied`` is what it has acknowledged, None while it is not connected; else it may be ``behind``."""
+    """A member: ``applied`` is what it has acknowledged, None while it is not connected; else it may be ``behind``.
+
+    ``refused`` are names that it does not believe, some of them where they are many.
+    """
 
     uuid: str
     publisher: bool
     applied: int | None
     state: str
     behind: bool
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +97,8 @@ async def published_everywhere(
 ) -> PoolState:
     """Wait until what has happened to a name of ``certs`` on this host has reached every live member.
 
-    PoolError where this host does not publish it; BehindError names those that have not acknowledged it in time.
+    PoolError where this host does not publish it, or hosts do not believe it; BehindError names those that have not
+    acknowledged it in time.
     """
     deadline = trio.current_time() + seconds
     report = await carry_out(state, Told(flush=True), seconds)
@@ -87,7 +107,104 @@ async def published_everywhere(
             f"{name} is as it is on this host only",
             advice="it was not published: is this host a publisher? certfs pool status",
         )
-    return await wait_for_all(membership, max(deadline - trio.current_time(), 0))
+    found = await wait_for_all(membership, max(deadline - trio.current_time(), 0))
+    refusing = [host.uuid for host in found.hosts if name in host.refused]
+    if refusing:
+        raise PoolError(
+            f"{len(refusing)} hosts do not believe {name}: {', '.join(refusing)}",
+            advice=f"certfs pool approve {name} --key KEY, where they ask for approvals",
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ToApprove:
+    """A file of ``certs`` that is to be approved: what this host and the pool have of it; ``value`` None for nothing.
+
+    ``revision`` is when its approval was changed last.
+    """
+
+    name: str
+    value: Value | None
+    approval: Approved
+    revision: int
+
+
+async def to_approve(
+    state: StateDirectory, membership: JoinFile, names: Sequence[str]
+) -> list[ToApprove]:
+    """Return what there is to be approved of these names, or of all that were changed since they were approved.
+
+    PoolError where this host and the pool differ: who approves looks at what this host has.
+    """
+    report = await carry_out(state, Told(flush=True), _ASK_SECONDS)
+    async with Engine(membership.access) as engine:
+        start, end = membership.keys.watched
+        view = View(membership.keys, await engine.snapshot(start, end))
+    there, records = view.certs().values, view.approvals()
+    seen = state.approved()
+    here = await trio.to_thread.run_sync(_local, report.mountpoint)
+    wanted = [os.fsencode(name) for name in names] or sorted(there | here | records)
+    found = []
+    for name in wanted:
+        shown = printable(os.fsdecode(name))
+        defect = name_defect(name)
+        if defect and names:
+            raise PoolError(f"{shown} cannot be in a pool: {defect}", advice="give it another name")
+        value = there.get(name)
+        digest = value.digest if value else None
+        if here.get(name) != digest:
+            if names:
+                raise PoolError(
+                    f"{shown}: the pool has something else than this host",
+                    advice="approve it on a host that has it; certfs pool status tells of both",
+                )
+            continue
+        last = approval_of(records[name]) if name in records else None
+        if not names and (defect or (last.digest if last else None) == digest):
+            continue
+        # Also above what this host has seen: an engine that hides it would make the new one count for nothing.
+        numbers = (each.number for each in (last, seen.get(name.decode("ascii"))) if each)
+        approval = Approved(max(numbers, default=0) + 1, digest)
+        found.append(ToApprove(name.decode("ascii"), value, approval, view.approval_revision(name)))
+    return found
+
+
+async def approve(membership: JoinFile, signed: Sequence[tuple[ToApprove, str]]) -> None:
+    """Write approvals with their signatures into the pool; PoolError where one was changed meanwhile."""
+    async with Engine(membership.access) as engine:
+        for start in range(0, len(signed), MOST_TRANSACTION_NAMES):
+            batch = signed[start : start + MOST_TRANSACTION_NAMES]
+            keys = [membership.keys.approval(each.name.encode("ascii")) for each, _ in batch]
+            tables = [
+                ApprovalTable(each.approval.number, each.approval.digest, signature)
+                for each, signature in batch
+            ]
+            done = await engine.transact(
+                wire.Transaction(
+                    compare=tuple(
+                        wire.Compare(key=key, target="MOD", mod_revision=each.revision)
+                        for key, (each, _) in zip(keys, batch, strict=True)
+                    ),
+                    success=tuple(
+                        wire.Operation(
+                            request_put=wire.Put(key=key, value=msgspec.json.encode(table))
+                        )
+                        for key, table in zip(keys, tables, strict=True)
+                    ),
+                )
+            )
+            if done is None:
+                raise PoolError("another approval came first", advice="run the command again")
+
+
+def _local(mountpoint: str) -> dict[bytes, Digest]:
+    """Return what this host has in ``certs``, by the names."""
+    root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return SourceDirectory(Store({b"": root}), CERTS).scan().content or {}
+    finally:
+        os.close(root)
 
 
 async def pool_state(membership: JoinFile) -> PoolState:
@@ -110,6 +227,7 @@ async def pool_state(membership: JoinFile) -> PoolState:
                 applied,
                 status.state if status else "not connected",
                 applied is None or applied < changed,
+                status.refused if status else (),
             )
         )
     return PoolState(view.revision, changed, tuple(hosts))

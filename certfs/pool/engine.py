@@ -123,6 +123,8 @@ class Engine:
 
         EngineUnreachableError: the outcome is not known. EngineRefusedError: nothing was done.
         """
+        # Cancelled by now, the client may be closed: httpx takes that for an error.
+        await trio.lowlevel.checkpoint()
         for attempt in (1, 2):
             try:
                 return await self._ask_once(method, request, kind, seconds)

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from certfs.errors import StoreError, from_os_error
+from certfs.pool.approvals import Approved
 from certfs.pool.keys import Digest
 from certfs.pool.reconcile import Content
 from certfs.store.atomic import write_atomic
@@ -51,7 +52,8 @@ class Journal(msgspec.Struct, frozen=True):
     lost what this host acted upon.
     ``base`` is what was agreed, for each directory. ``kept_local`` were in ``certs`` before this host joined.
     ``keys`` has for each host of the pool the SHA-256 of the public keys that were believed last.
-    ``held`` are the directories whose deletions are not believed.
+    ``held`` are the directories whose deletions are not believed. ``approved`` is the newest approval that was seen of
+    each name: an older one does not count again.
     """
 
     cluster: int = 0
@@ -62,6 +64,7 @@ class Journal(msgspec.Struct, frozen=True):
     kept_local: Names | None = None
     keys: dict[str, tuple[str, ...]] = {}
     held: tuple[str, ...] = ()
+    approved: dict[str, Approved] = {}
     intent: Intent | None = None
     sending: Sending | None = None
 

@@ -65,7 +65,8 @@ class Status(msgspec.Struct, frozen=True):
     host: str = ""
     state: str = "in sync"
     drift: int = 0
-    aside: int = 0
+    refused: tuple[str, ...] = ()
+    """Names of ``certs`` that this host does not believe, some of them where they are many."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
@@ -128,6 +129,10 @@ class Keys:
     def name(self, generation: str, name: bytes) -> bytes:
         """Return the key of one name."""
         return self.generation(generation) + name
+
+    def approval(self, name: bytes) -> bytes:
+        """Return the key of what was approved of one name."""
+        return self.prefix + b"dirs/certs-approvals/" + name
 
     def member(self, uuid: str) -> bytes:
         """Return the key of a membership."""

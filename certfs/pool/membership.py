@@ -16,8 +16,10 @@ import msgspec
 
 from certfs.errors import StoreError, from_os_error
 from certfs.pool import wire
+from certfs.pool.approvals import Approved
 from certfs.pool.engine import Access, Engine, EngineRefusedError, pinned
 from certfs.pool.journal import FILE as JOURNAL
+from certfs.pool.journal import JournalFile
 from certfs.pool.keys import FORMAT, Keys, MemberTable, PoolError, PoolTable, is_uuid, range_end
 from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
@@ -84,6 +86,15 @@ class StateDirectory:
             raise self._no_member() from None
         finally:
             os.close(directory)
+
+    def approved(self) -> dict[str, Approved]:
+        """Return the approvals that this host has seen."""
+        directory = self.open()
+        try:
+            journal = JournalFile(directory, self.path).read()
+        finally:
+            os.close(directory)
+        return journal.approved if journal else {}
 
     def write(self, membership: JoinFile) -> None:
         """Keep a membership."""

@@ -20,6 +20,7 @@ import trio
 from certfs.core.text import printable
 from certfs.errors import CertfsError, from_os_error
 from certfs.pool import outbound, wire
+from certfs.pool.approvals import Approvals
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.engine import CompactedError, Engine, EngineRefusedError, EngineUnreachableError
 from certfs.pool.hosts import HostEntry, make_entry
@@ -28,6 +29,7 @@ from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Status, Value, digest_of
 from certfs.pool.local import Told, Watcher, read_pem
 from certfs.pool.membership import ASIDE, JoinFile
 from certfs.pool.reconcile import Patience, Plan, reconcile, restored
+from certfs.pool.ssh_signature import Signers
 from certfs.pool.store import Store
 from certfs.pool.view import Remote, View
 
@@ -43,6 +45,8 @@ _LEASE_SECONDS: Final = 30
 _KEEP_SECONDS: Final = 10.0
 _LONGEST_BACKOFF: Final = 60.0
 _RETRY_SECONDS: Final = 0.2
+_MOST_REFUSED: Final = 32
+"""Names that a host tells the others that it does not believe."""
 _SCAN_SECONDS: Final = 30.0
 """A look at the directories without an event: inotify may have dropped one."""
 
@@ -63,12 +67,23 @@ class Report:
 
 
 class Member:
-    """This host in its pool: its ``store``, and the directory where that is ``shown``."""
+    """This host in its pool: its ``store``, and the directory where that is ``shown``.
 
-    def __init__(
-        self, membership: JoinFile, state: int, path: str, store: Store, shown: Path
+    With ``signers`` nothing of ``certs`` is believed that none of them has approved.
+    """
+
+    def __init__(  # noqa: PLR0913 - where everything of a host is
+        self,
+        membership: JoinFile,
+        state: int,
+        path: str,
+        store: Store,
+        shown: Path,
+        *,
+        signers: Signers | None = None,
     ) -> None:
         self._membership = membership
+        self._approvals = None if signers is None else Approvals.of(membership.pool, signers)
         self._keys = membership.keys
         self._state = state
         self._journal_file = JournalFile(state, path)
@@ -246,8 +261,16 @@ class Member:
         )
 
     def _remotes(self, view: View) -> tuple[dict[str, Remote], dict[str, tuple[str, ...]]]:
+        """Return what the pool has in each directory, and the keys to believe next by host; OSError, CertfsError."""
         pool, keys = view.certs_pool(self._membership.uuid, self._journal.keys)
-        remotes = {"certs": view.certs(), "certs-pool": pool}
+        certs = view.certs()
+        if self._approvals is not None:
+            known = self._journal.approved
+            certs, approved = self._approvals.judge(certs, view.approvals(), known)
+            if approved != known:  # remembered before anything is done by it
+                self._write(msgspec.structs.replace(self._journal, approved=approved))
+        remotes = {"certs": certs, "certs-pool": pool}
+        before = self.report.refused
         self.report.refused = {
             name: {
                 printable(key.decode(errors="replace")): why for key, why in remote.refused.items()
@@ -255,6 +278,10 @@ class Member:
             for name, remote in remotes.items()
             if remote.refused
         }
+        for name, refused in self.report.refused.items():
+            for each, why in refused.items():
+                if before.get(name, {}).get(each) != why:
+                    LOG.warning("%s/%s is not believed: %s", name, each, why)
         return remotes, keys
 
     async def _bring_together(
@@ -288,7 +315,7 @@ class Member:
             was_held=directory.name in self._journal.held,
         )
         theirs = _believed(remote, base)
-        apply = restored(plan, theirs) if told.restore else plan.apply
+        apply = restored(plan, _believed(remote, {})) if told.restore else plan.apply
         self._note(directory.name, plan, scan)
         changed = {name for name in scan.unsettled if base.get(name) != theirs.get(name)}
         missed = scan.unsettled if plan.publish else changed if apply else frozenset()
@@ -491,6 +518,7 @@ class Member:
             socket.gethostname(),
             self.report.state,
             sum(map(len, self.report.drift.values())),
+            tuple(sorted(self.report.refused.get("certs", ())))[:_MOST_REFUSED],
         )
         if status == self._acknowledged:
             return True

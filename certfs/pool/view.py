@@ -110,6 +110,20 @@ class View:
                 values[name] = value
         return Remote(values, refused)
 
+    def approvals(self) -> dict[bytes, bytes]:
+        """Return what stands in the pool of approvals, by name; nothing of it is checked."""
+        prefix = self._keys.approval(b"")
+        return {
+            key.removeprefix(prefix): found.value
+            for key, found in self._all.items()
+            if key.startswith(prefix)
+        }
+
+    def approval_revision(self, name: bytes) -> int:
+        """Return when the approval of a name was changed last, 0 where there is none."""
+        found = self._all.get(self._keys.approval(name))
+        return found.mod_revision if found else 0
+
     def certs_pool(
         self, own: str, known: Mapping[str, PublicKeys]
     ) -> tuple[Remote, dict[str, PublicKeys]]:

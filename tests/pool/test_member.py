@@ -16,15 +16,22 @@ import pytest
 import trio
 
 from certfs.pool import reconcile, wire
+from certfs.pool.approvals import ApprovalTable, Approved, statement
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.engine import Engine
 from certfs.pool.journal import Intent, Journal, JournalFile
-from certfs.pool.keys import DirectoryHead, MemberTable
+from certfs.pool.keys import DirectoryHead, MemberTable, decode
+from certfs.pool.local import Told
 from certfs.pool.membership import JoinFile
 from certfs.pool.process import CERTS, Member
+from certfs.pool.ssh_signature import Signers, read_signers, sign
 from certfs.pool.store import Store
 from tests.support import etcd, mounts, pki
 
+# What httpx leaves of a request that is cancelled with the process: it does not close its iterator.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*ByteStream.__aiter__:pytest.PytestUnraisableExceptionWarning"
+)
 _SECONDS = 30.0
 
 
@@ -62,7 +69,11 @@ class Host:
 
     @asynccontextmanager
     async def running(
-        self, directory: SourceDirectory | None = None
+        self,
+        directory: SourceDirectory | None = None,
+        *,
+        signers: Signers | None = None,
+        publisher: bool = True,
     ) -> AsyncIterator[tuple[Member, Engine]]:
         """Run its process in the context, and give it with a connection of another publisher."""
         async with Engine(self.membership.access) as engine:
@@ -70,7 +81,7 @@ class Host:
                 engine,
                 {
                     self.keys.member(self.membership.uuid): msgspec.json.encode(
-                        MemberTable(publisher=True, admitted=0)
+                        MemberTable(publisher=publisher, admitted=0)
                     )
                 },
             )
@@ -80,6 +91,7 @@ class Host:
                 str(self.state),
                 self.store,
                 self.certs.parents[1],
+                signers=signers,
             )
             if directory is not None:
                 member._directories["certs"] = directory
@@ -92,6 +104,14 @@ class Host:
     def head(self) -> dict[bytes, bytes]:
         """Return the key that every publication writes."""
         return {self.keys.head: msgspec.json.encode(DirectoryHead("0" * 16))}
+
+    def approved(self, key: Path, name: str, pem: bytes, number: int) -> dict[bytes, bytes]:
+        """Return the key of an approval of a name, or with no ``pem`` of its removal."""
+        value = decode(pem)
+        approved = Approved(number, value.digest if value else None)
+        (signature,) = sign(key, [statement(self.membership.pool, name.encode(), approved)])
+        table = ApprovalTable(number, approved.digest, signature)
+        return {self.keys.approval(name.encode()): msgspec.json.encode(table)}
 
     def name(self, name: str, pem: bytes) -> dict[bytes, bytes]:
         """Return the key of a name with its value."""
@@ -114,6 +134,14 @@ async def put(engine: Engine, values: dict[bytes, bytes]) -> int:
     done = await engine.transact(wire.Transaction(compare=(), success=operations))
     assert done is not None
     return done
+
+
+async def remove(engine: Engine, *keys: bytes) -> None:
+    """Remove keys as one."""
+    operations = tuple(
+        wire.Operation(request_delete_range=wire.Delete(key=key, range_end=b"")) for key in keys
+    )
+    assert await engine.transact(wire.Transaction(compare=(), success=operations)) is not None
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -268,3 +296,79 @@ async def test_a_full_disk_stops_nothing_for_good(small: Host) -> None:
         full.unlink()
         await until(lambda: member.report.state == "in sync")
         assert (small.certs / "a.pem").read_bytes() == pem
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the SSH key of a person who approves."""
+    path = tmp_path_factory.mktemp("ssh") / "key"
+    command = ["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", str(path)]
+    subprocess.run(command, check=True, timeout=60)
+    return path
+
+
+@pytest.fixture
+def signers(key: Path) -> Signers:
+    """List that person."""
+    return read_signers(f"admin {key.with_suffix('.pub').read_text()}")
+
+
+async def test_what_nobody_has_approved_is_not_applied(
+    host: Host, key: Path, signers: Signers
+) -> None:
+    """What a publisher or the engine brings, changes back or takes away counts when it is approved (I22)."""
+    one, two = pki.authority("one").pem, pki.authority("two").pem
+    file = host.certs / "x.pem"
+    async with host.running(signers=signers) as (member, engine):
+
+        async def settled(revision: int) -> None:
+            await until(lambda: member.report.applied >= revision)
+
+        def refusal() -> str:
+            return member.report.refused.get("certs", {}).get("x.pem", "")
+
+        await settled(await put(engine, host.head() | host.name("x.pem", one)))
+        assert (file.exists(), refusal()) == (False, "it is not approved")
+        await put(engine, host.approved(key, "x.pem", one, 1))
+        await until(file.exists)
+        await until(lambda: not refusal())
+        await settled(await put(engine, host.name("x.pem", two)))
+        assert file.read_bytes() == one
+        await put(engine, host.approved(key, "x.pem", two, 2))
+        await until(lambda: file.read_bytes() == two)
+        older = host.name("x.pem", one) | host.approved(key, "x.pem", one, 1)
+        await settled(await put(engine, older))
+        assert file.read_bytes() == two
+        assert "older" in refusal()
+        await remove(engine, *older)
+        await until(lambda: refusal() == "its removal is not approved")
+        assert file.read_bytes() == two
+    async with host.running(signers=signers) as (member, engine):
+        await put(engine, older)
+        await until(lambda: member.report.applied > 0)
+        assert file.read_bytes() == two
+        await remove(engine, *host.name("x.pem", one))
+        await put(engine, host.approved(key, "x.pem", b"", 3))
+        await until(lambda: not file.exists())
+
+
+async def test_a_sync_restores_what_is_believed_alone(
+    host: Host, key: Path, signers: Signers
+) -> None:
+    """A file that was removed here stays away in a sync while the pool has another one that is not approved (I22)."""
+    one, two = pki.authority("one").pem, pki.authority("two").pem
+    async with host.running(signers=signers, publisher=False) as (member, engine):
+        approved = host.approved(key, "x.pem", one, 1)
+        await put(engine, host.head() | host.name("x.pem", one) | approved)
+        await until((host.certs / "x.pem").exists)
+        await put(engine, host.name("x.pem", two))
+        await until(lambda: "x.pem" in member.report.refused.get("certs", {}))
+        (host.certs / "x.pem").unlink()
+        await until(lambda: member.report.drift.get("certs") == ["x.pem"])
+        member.tell(Told(restore=True))
+        await until(lambda: not member.is_pending)
+        assert not (host.certs / "x.pem").exists()
+        await put(engine, host.name("x.pem", one))
+        await until(lambda: not member.report.refused)
+        member.tell(Told(restore=True))
+        await until((host.certs / "x.pem").exists)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,6 +249,47 @@ def test_from_one_copy_to_the_last_bundle(three: Pool) -> None:
     print(
         f"3 hosts: median {statistics.median(seconds) * 1000:.0f} ms, most {max(seconds) * 1000:.0f} ms"
     )
+
+
+def test_a_host_that_asks_for_signatures_believes_what_a_person_has_approved(
+    three: Pool, tmp_path: Path
+) -> None:
+    """What a publisher copies in is trusted on such a host once it is approved, and who waits is told so (I22)."""
+    first, _, careful = three.hosts
+    key = tmp_path / "key"
+    command = ["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", str(key)]
+    subprocess.run(command, check=True, timeout=60)
+    (tmp_path / "signers").write_text(f"admin {key.with_suffix('.pub').read_text()}")
+    careful.config = tmp_path / "certfs.toml"
+    careful.config.write_text(f'[pool]\nrequire_signature = true\nsigners = "{tmp_path}/signers"\n')
+    before = len(careful.log)
+    careful.end()
+    careful.start()
+    wait_until(lambda: "in sync" in careful.log[before:], what="the process")
+    approved = pki.authority("approved")
+    file = tmp_path / "approved.pem"
+    file.write_bytes(approved.pem)
+    store = first.mount.tree.store
+    said = first.certfs(
+        "pool-install-ca-certificate", file, "--wait", "20", "--store", store, expect=50
+    )
+    assert careful.uuid in said
+    assert "certfs pool approve approved.pem" in said
+    assert first.trusts(approved)
+    assert not careful.trusts(approved)
+    said = first.certfs("pool", "approve", "approved.pem", "--key", key)
+    assert "CN=approved" in said
+    wait_until(lambda: three.all_trust(approved), what="trust everywhere")
+    (first.certs / "approved.pem").unlink()
+    wait_until(lambda: "its removal is not approved" in careful.log, what="the refusal")
+    assert careful.trusts(approved)
+    refused = careful.status()["refused"]
+    assert refused["certs"] == {"approved.pem": "its removal is not approved"}
+    assert "removed" in first.certfs("pool", "approve", "--all", "--key", key)
+    wait_until(lambda: three.none_trusts(approved), what="trust nowhere")
+    careful.config = None
+    careful.end()
+    careful.start()
 
 
 def test_an_ejected_host_is_trusted_no_more(three: Pool) -> None:

@@ -36,6 +36,8 @@ class PoolHost:
     uuid: str
     state: Path
     process: subprocess.Popen[bytes] | None = None
+    config: Path | None = None
+    """The configuration of its process."""
 
     @property
     def certs(self) -> Path:
@@ -69,6 +71,7 @@ class PoolHost:
                     "run",
                     *("--store", self.mount.tree.store, self.mount.tree.root),
                     *("--state", self.state),
+                    *(("--config", self.config) if self.config else ()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

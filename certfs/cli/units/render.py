@@ -98,7 +98,7 @@ def pool_unit_text(
     template: str, program: str, mount: Standalone | None, *, systemd: int = NEWEST
 ) -> str:
     """Return the unit of the process that keeps the store of a mount and its pool together."""
-    where = ("--store", mount.store, mount.mountpoint) if mount else ()
+    where = ("--store", mount.store, *mount.options, mount.mountpoint) if mount else ()
     values = {
         "TITLE": mount.mountpoint if mount else "the host's own directories",
         "DESCRIPTION": f"The certificates of a pool of hosts in {mount.mountpoint if mount else '/etc/stunnel'}",
