@@ -18,9 +18,8 @@ from fnmatch import fnmatchcase
 from typing import BinaryIO, Final
 
 from certfs.linux import inotify
-from certfs.protocol.notify_spec import NotifierSpec, PlainTree
+from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifierSpec, PlainTree
 
-HOST_CERTIFICATE: Final = "xensource/xapi-ssl.pem"
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST: Final = 1 << 30

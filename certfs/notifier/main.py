@@ -23,7 +23,7 @@ from typing import Final
 from certfs.linux.console import Level, log
 from certfs.linux.processes import ProcessId, manner
 from certfs.notifier import copies, policy
-from certfs.notifier.bundles import HOST_CERTIFICATE, Content, PlainFiles
+from certfs.notifier.bundles import Content, PlainFiles
 from certfs.notifier.policy import Progress, Record, Timing
 from certfs.notifier.targets import (
     PATH,
@@ -34,7 +34,7 @@ from certfs.notifier.targets import (
     run_of,
     session_directory,
 )
-from certfs.protocol.notify_spec import NotifierSpec, NotifySpec
+from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifierSpec, NotifySpec
 from certfs.protocol.notify_state import Entry, Memory, recalled
 from certfs.supervisor.event_loop import EventLoop
 

@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, Self
 from certfs.protocol.checked import parsed
 from certfs.safe_open import private, read_own
 
+HOST_CERTIFICATE: Final = "xensource/xapi-ssl.pem"
+"""What readers with ``on = "host-certificate"`` are told of, from the root of the mount."""
 _BYTES: Final = 16 << 20
 
 
@@ -71,7 +73,7 @@ class Wishes:
     """Paths of bundles from the root of the mount; a ``*`` in the last part stands for any bundle of that form."""
     notify: tuple[NotifySpec, ...] = ()
     baseline: dict[str, str] = field(default_factory=dict)
-    """The SHA-256 of each bundle when the server began to serve, empty where it had no certificate."""
+    """The SHA-256 of each bundle and of the host certificate when the server began to serve, empty where absent."""
 
     def write(self, path: str) -> None:
         """Replace the file at ``path``; OSError where that is impossible."""

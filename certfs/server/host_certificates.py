@@ -4,6 +4,7 @@ Owns what was last read of the two files. Private keys are in them as well: only
 in the place of a file is not followed, because it may lead through our own mount; it counts as no certificate.
 """
 
+import hashlib
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,8 @@ class HostCertificates:
         self._report = report
         self._known: dict[bytes, Certificate | None] = {}
         self._turn = trio.Lock()
+        self.shown_at_start = ""
+        """The SHA-256 of the file of which readers are told, as `load` found it; empty without one."""
 
     def load(self) -> None:
         """Read what there is; blocks."""
@@ -41,8 +44,10 @@ class HostCertificates:
             directory = self._open()
             try:
                 self._known = {name: _read(directory, name) for name in NAMES}
+                shown = _content(directory, SERVER_PEM)
             finally:
                 os.close(directory)
+            self.shown_at_start = hashlib.sha256(shown).hexdigest() if shown else ""
 
     async def changed(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that a file of one of the ``NAMES`` was made, written, replaced or removed in some directory."""
@@ -72,7 +77,12 @@ class HostCertificates:
 
 def _read(directory: int, name: bytes) -> Certificate | None:
     """Return the first certificate in a file, which is the host's; None where there is none or it cannot be read."""
+    return next(iter(parse_source(_content(directory, name)).certificates), None)
+
+
+def _content(directory: int, name: bytes) -> bytes:
+    """Return what a file holds; nothing where there is none or it cannot be read."""
     with suppress(OSError), open(os.open(name, _READ, dir_fd=directory), "rb") as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return next(iter(parse_source(file.read(READ_LIMIT)).certificates), None)
-    return None
+            return file.read(READ_LIMIT)
+    return b""

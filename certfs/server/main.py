@@ -246,7 +246,8 @@ class Server:
         await self._served.wait()
         # Not before: the kernel's first request and its answer settle on what it was at the mount.
         _read_ahead(self.trust.walker.device)
-        self._settings.leave_wishes(self._mount.wishes_file, self.trust.bundles)
+        shown = self.host_certificates.shown_at_start
+        self._settings.leave_wishes(self._mount.wishes_file, self.trust.bundles, shown)
         await self._supervision.run(self, scope)
 
     def _take_charge(self) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
 from certfs.protocol.checked import parsed
-from certfs.protocol.notify_spec import NotifySpec, Wishes
+from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifySpec, Wishes
 from certfs.protocol.specs import ServerSpec
 from certfs.safe_open import private, read_own
 from certfs.store.bundle import LiveBundle
@@ -63,8 +63,11 @@ class Settings:
             log.warning("%s: %s: the configuration is read anew", path, e)
             return None
 
-    def leave_wishes(self, path: str, bundles: Iterable[LiveBundle]) -> None:
-        """Write down for the supervisor who is to be told of changes of what the ``bundles`` are now (promise I21)."""
+    def leave_wishes(self, path: str, bundles: Iterable[LiveBundle], host_sha256: str) -> None:
+        """Write down for the supervisor who is to be told of changes of what there is now (promise I21).
+
+        That are the ``bundles``, and the host's certificate by the SHA-256 of its file, empty without one.
+        """
         paths = tuple(os.fsdecode(b"/".join(spec.bundle)) for spec in self.config.bundles)
         told = [NotifySpec(**msgspec.structs.asdict(table)) for table in self.config.notify]
         copies = [
@@ -72,7 +75,7 @@ class Settings:
             for bundle, copy in self.config.copies
         ]
         try:
-            baseline = _hashes(bundles) if told else {}
+            baseline = {**_hashes(bundles), HOST_CERTIFICATE: host_sha256} if told else {}
             Wishes(bundles=paths, notify=(*told, *copies), baseline=baseline).write(path)
         except OSError as e:
             log.warning("%s: %s: no reader is told of changes", path, e.strerror)

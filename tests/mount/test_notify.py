@@ -402,6 +402,21 @@ def test_a_new_host_certificate_is_told(scene: Scene) -> None:
             assert scene.told()[-1][1:3] == [sha256_of(own), str(own)]
 
 
+def test_a_host_certificate_that_changes_before_the_first_look_is_told(scene: Scene) -> None:
+    """What counts is what the server began with, also where no notifier has looked at it before."""
+    hook = scene.noting().replace("[[notify]]", '[[notify]]\non = "host-certificate"')
+    scene.config.write_text(hook)
+    with mounts.mounted("--config", str(scene.config)) as mount:
+        wait_until(lambda: len(_notifiers(mount)) == 1, seconds=60, what="the notifier")
+        # As if it had been killed before it looked: stopped, and its state gone.
+        os.kill(_notifiers(mount)[0], signal.SIGSTOP)
+        for state in mount.tree.root.with_name("run").glob("notify-*"):
+            state.unlink()
+        certfs(mount, "reset-server-certificate", "--store", mount.tree.root)
+        os.kill(_notifiers(mount)[0], signal.SIGKILL)
+        wait_until(partial(_is_call, scene, 1), seconds=60, what="a call")
+
+
 def _is_call(scene: Scene, number: int) -> bool:
     return len(scene.told()) == number
 
