@@ -5,6 +5,7 @@ A spec is written to a file in memory, of which the new process gets the descrip
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn, Protocol, TypeVar
 
@@ -216,17 +217,19 @@ def command(module: str, spec_fd: int) -> tuple[str, ...]:
     return python(module, str(spec_fd))
 
 
-def execute(spec: SupervisorSpec) -> NoReturn:
+def execute(spec: SupervisorSpec, raise_again: Callable[[], None] = lambda: None) -> NoReturn:
     """Let this process become a supervisor with ``spec``; OSError if it cannot.
 
     A signal that is to end it waits until the new program has its handlers: the default would end it with the mount
-    still there.
+    still there. One that has arrived and was not dispatched yet would be lost with this program: ``raise_again`` is
+    called, with these signals blocked, to have it come again.
     """
     spec_fd = pass_on(spec)
     for fd in (*spec.inherited(), spec_fd):
         os.set_inheritable(fd, True)
     program, *_ = arguments = command(SUPERVISOR_MODULE, spec_fd)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    raise_again()
     try:
         os.execv(program, arguments)
     finally:

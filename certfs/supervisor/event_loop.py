@@ -8,6 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 READABLE: Final = select.POLLIN
@@ -25,6 +26,8 @@ class EventLoop:
         self._poll = select.poll()
         self._callbacks: dict[int, Callback] = {}
         self._deadlines: dict[str, tuple[float, Callback]] = {}
+        self._noted = -1
+        """The read end of the wakeup pipe: numbers of signals that were not dispatched yet."""
 
     def watch(self, fd: int, callback: Callback, events: int = READABLE) -> None:
         """Call ``callback`` whenever one of ``events`` is there on ``fd``."""
@@ -69,7 +72,17 @@ class EventLoop:
             for number in os.read(receiving, 512):
                 callback(number)
 
+        self._noted = receiving
         self.watch(receiving, dispatch)
+
+    def raise_again(self) -> None:
+        """Send this process once more each signal that has arrived and was not dispatched: it becomes another program.
+
+        They should be blocked, so that they wait for that (they are kept by execve(2)).
+        """
+        with suppress(BlockingIOError):
+            for number in os.read(self._noted, 512):
+                os.kill(os.getpid(), number)
 
     def step(self, held_up: Callback) -> None:
         """Sleep until something is to be done, and do it.

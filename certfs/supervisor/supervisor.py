@@ -562,7 +562,7 @@ class Supervisor:
         adoption = server.handed_over(self._janitor.process)
         spec = replace(self._spec, adopt=adoption, report_fd=None, lock_fd=self._lock_fd)
         try:
-            execute(spec)
+            execute(spec, self._loop.raise_again)
         except OSError as error:
             self._history.log("error", f"the supervisor stays the old one: {error}")
 
