@@ -4,6 +4,7 @@ A command's module is imported when the command is used, so that ``certfs mount`
 certificates; the short help is therefore kept here.
 """
 
+import functools
 import os
 import sys
 import warnings
@@ -14,14 +15,18 @@ import click
 
 from certfs import __version__
 from certfs.cli import xe
-from certfs.cli.failures import own_arguments, run
+from certfs.cli.failures import give_up, own_arguments, run
 from certfs.cli.mount_helper import translated
+from certfs.cli.silence import watch
 from certfs.errors import from_os_error
+from certfs.protocol import timeouts
 
 
 class _Entry(NamedTuple):
     module: str
     short_help: str
+    patience: float | None = None
+    """Seconds for which one call may wait; None where the command waits for more than files."""
 
 
 _AUTHORITIES: Final = "certfs.cli.authorities"
@@ -31,37 +36,65 @@ _MOUNT: Final = "certfs.cli.mount"
 
 COMMANDS: Final = {
     "certificate-show": _Entry(_AUTHORITIES, "Show one certificate in full."),
-    "check": _Entry("certfs.cli.check", "Judge bundles and host certificates, for monitoring."),
+    "check": _Entry(
+        "certfs.cli.check",
+        "Judge bundles and host certificates, for monitoring.",
+        patience=timeouts.COMMAND,
+    ),
     "completion": _Entry("certfs.cli.reference", "Print what makes a shell complete."),
     "detached": _Entry(_MOUNT, "Run a command while the plain directories are in view."),
     "export": _Entry(
-        "certfs.cli.export", "Write a bundle in another form: for Java, for a CApath."
+        "certfs.cli.export",
+        "Write a bundle in another form: for Java, for a CApath.",
+        patience=timeouts.COMMAND,
     ),
     "gencert": _Entry(
         "certfs.cli.gencert", "Generate a host certificate at boot, if there is none."
     ),
-    "host-get-server-certificate": _Entry(_CERTIFICATES, "Print this host's public certificate."),
+    "host-get-server-certificate": _Entry(
+        _CERTIFICATES, "Print this host's public certificate.", patience=timeouts.COMMAND
+    ),
     "host-refresh-server-certificate": _Entry(_CERTIFICATES, "Renew the pool certificate."),
     "host-server-certificate-install": _Entry(_CERTIFICATES, "Install a host certificate."),
     "install-units": _Entry("certfs.cli.units", "Put the systemd unit in place."),
     "list": _Entry(
-        "certfs.cli.inspect", "List the certificates of each bundle, and what was left out."
+        "certfs.cli.inspect",
+        "List the certificates of each bundle, and what was left out.",
+        patience=timeouts.COMMAND,
     ),
-    "mount": _Entry(_MOUNT, "Mount, and return when the tree is served."),
+    "mount": _Entry(
+        _MOUNT, "Mount, and return when the tree is served.", patience=timeouts.COMMAND_THAT_STARTS
+    ),
     "pool": _Entry("certfs.cli.pool", "Share certificates among hosts, through etcd."),
-    "pool-certificate-list": _Entry(_AUTHORITIES, "List the installed CA certificates."),
+    "pool-certificate-list": _Entry(
+        _AUTHORITIES, "List the installed CA certificates.", patience=timeouts.COMMAND
+    ),
     "pool-certificate-sync": _Entry("certfs.cli.pool_sync", "Have XAPI synchronise the pool."),
-    "pool-crl-list": _Entry(_CRLS, "List the installed revocation lists."),
+    "pool-crl-list": _Entry(
+        _CRLS, "List the installed revocation lists.", patience=timeouts.COMMAND
+    ),
     "pool-install-ca-certificate": _Entry(_AUTHORITIES, "Install a CA certificate."),
     "pool-install-crl": _Entry(_CRLS, "Install a revocation list."),
     "pool-uninstall-ca-certificate": _Entry(_AUTHORITIES, "Remove a CA certificate."),
     "pool-uninstall-crl": _Entry(_CRLS, "Remove a revocation list."),
-    "repair": _Entry("certfs.cli.health", "Mend what can be mended without a decision."),
+    "repair": _Entry(
+        "certfs.cli.health",
+        "Mend what can be mended without a decision.",
+        patience=timeouts.COMMAND,
+    ),
     "reset-server-certificate": _Entry(_CERTIFICATES, "Make a new self-signed host certificate."),
-    "restart": _Entry(_MOUNT, "Replace the server without one failed open."),
+    "restart": _Entry(
+        _MOUNT, "Replace the server without one failed open.", patience=timeouts.COMMAND_THAT_STARTS
+    ),
     "schema": _Entry("certfs.cli.schemas", "Print the JSON Schema of a command's answer."),
-    "status": _Entry("certfs.cli.status", "Show what is mounted, and how it is."),
-    "unmount": _Entry(_MOUNT, "End a mount; the host is an ordinary one again."),
+    "status": _Entry(
+        "certfs.cli.status", "Show what is mounted, and how it is.", patience=timeouts.COMMAND
+    ),
+    "unmount": _Entry(
+        _MOUNT,
+        "End a mount; the host is an ordinary one again.",
+        patience=timeouts.COMMAND_THAT_STARTS,
+    ),
 }
 """A command is the function of its module with its name, hyphens as underscores; ``list`` is ``list_``."""
 
@@ -133,6 +166,9 @@ def group(ctx: click.Context, *, debug: bool) -> None:
     Copy a PEM in, and the next TLS connection trusts it; remove it, and the next one does not.
     """
     ctx.obj = debug
+    entry = COMMANDS.get(ctx.invoked_subcommand or "")
+    if entry and entry.patience:
+        ctx.call_on_close(watch(entry.patience, functools.partial(give_up, entry.patience)))
     if "" in own_arguments(sys.argv[1:]) and ctx.invoked_subcommand != "detached":
         # An unset variable of a script: the operating system would take it for the current directory.
         raise click.UsageError("an empty argument names nothing")

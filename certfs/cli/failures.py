@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -18,6 +18,7 @@ from certfs.core.text import printable
 from certfs.errors import (
     BugError,
     CertfsError,
+    DeadlineError,
     MachineError,
     NoSpaceError,
     ReadOnlyError,
@@ -56,6 +57,18 @@ def run(group: click.Group) -> int:
             traceback.print_exc()
         return _show(_condition(error) or _bug(error), wants_json=wants_json)
     return code if isinstance(code, int) else 0
+
+
+def give_up(seconds: float) -> NoReturn:
+    """End the command, whose own thread waits for a file system that does not answer."""
+    words = own_arguments(sys.argv[1:])
+    error = DeadlineError(
+        f"certfs {' '.join(words)}: a file system does not answer, after {seconds:g} s",
+        advice="findmnt lists what is mounted on the way to it; umount -l takes it away",
+    )
+    code = _show(error, wants_json="--json" in words)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _wants_json(group: click.Group, words: Sequence[str]) -> bool:

@@ -71,3 +71,7 @@ PROBE: Final = 2.0
 """For a mount to answer whether it is alive."""
 STATUS: Final = 3.0
 """For a mount to answer how it is."""
+COMMAND: Final = 10.0
+"""For one call of a command on a file system to come back; many calls may take as long as they take."""
+COMMAND_THAT_STARTS: Final = RESTART + COMMAND
+"""The same for a command that also waits for supervisor and server."""

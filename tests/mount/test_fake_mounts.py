@@ -11,8 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from certfs.errors import DeadlineError
+from certfs.linux import mount_syscalls
 from certfs.linux.processes import ProcessId
-from tests.support.mounts import CertfsMount, certfs_program, need_fuse, need_root
+from certfs.protocol import timeouts
+from tests.support import pki
+from tests.support.mounts import (
+    CertfsMount,
+    certfs_program,
+    force_unmount,
+    need_fuse,
+    need_root,
+)
+from tests.support.tree import Tree
 
 pytestmark = pytest.mark.mount
 
@@ -117,3 +128,69 @@ def test_what_a_mount_says_of_itself_is_read_through_that_mount(
     assert result.returncode == 0, result
     assert json.loads(result.stdout)["phase"] == "serving"
     assert certfs("list", certfs_mount.tree.root).returncode == 0
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[Path]:
+    """A file system of another user's that lets everybody in and never answers."""
+    need_fuse()
+    need_root()
+    place = tmp_path / "silent"
+    place.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode=40000,user_id={SOMEBODY},group_id={SOMEBODY},allow_other"
+    mount_syscalls.mount("x", str(place), "fuse", 0, options)
+    yield place
+    force_unmount(str(place))
+    os.close(device)
+
+
+def test_a_file_system_that_never_answers_ends_the_command(silent: Path, tmp_path: Path) -> None:
+    """I19: whatever is looked at or written there, the command ends with an error that names it."""
+    good = tmp_path / "good.pem"
+    good.write_bytes(pki.authority().pem)
+    commands: list[list[str | Path]] = [
+        ["status", silent / "x"],
+        ["list", silent / "x"],
+        ["list", "--store", silent],
+        ["check", silent / "x" / "y"],
+        ["repair", "--store", silent / "x"],
+        ["export", silent / "x", "--output", tmp_path / "out"],
+        ["export", good, "--output", silent / "out"],
+        ["host-get-server-certificate", "--store", silent],
+    ]
+    running = [
+        subprocess.Popen(
+            [certfs_program(), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command in commands
+    ]
+    try:
+        for process, command in zip(running, commands, strict=True):
+            said, _ = process.communicate(timeout=60)
+            assert process.returncode == DeadlineError.exit_code, (command, said)
+            assert "does not answer" in said
+            assert str(silent) in said
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_a_pager_may_take_its_time(tmp_path: Path) -> None:
+    """A command whose output is not read waits for its reader, however long that takes."""
+    tree = Tree(root=tmp_path / "store", store=tmp_path / "store")
+    tree.root.mkdir()
+    tree.make()
+    for number in range(400):
+        (tree.certs / f"{'x' * 200}{number}.pem").write_bytes(b"nothing")
+    command = [certfs_program(), "list", "--store", str(tree.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        time.sleep(timeouts.COMMAND + 5)  # more than a call on a file system may take
+        assert process.stdout.read().count(b"\n") == 400
+    assert process.returncode == 0
