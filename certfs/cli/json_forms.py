@@ -305,6 +305,48 @@ class Synchronised(Form, frozen=True):
     objections: tuple[Objection, ...]
 
 
+class PoolMember(Form, frozen=True):
+    """A member of a pool without XAPI.
+
+    ``applied`` is the revision that its bundles show, null while it is not connected; else it may be ``behind``.
+    ``refused`` are names of ``stunnel/certs`` that it does not believe, some of them where they are many.
+    """
+
+    uuid: str
+    publisher: bool
+    applied: int | None
+    state: str
+    behind: bool
+    refused: tuple[str, ...]
+
+
+class PoolSynchronised(Form, frozen=True):
+    """``certfs pool sync``, which ``certfs pool-certificate-sync`` is without XAPI; ``changed`` is the last change."""
+
+    pool: str
+    uuid: str
+    revision: int
+    changed: int
+    hosts: tuple[PoolMember, ...]
+
+
+class PoolStatus(PoolSynchronised, frozen=True):
+    """``certfs pool status``: the pool, and how this host is in it.
+
+    By directory: ``held`` is why nothing is published, ``drift`` are names that differ from the pool and stay here,
+    ``refused`` names of the pool that are not believed, each with the reason.
+    """
+
+    mountpoint: str
+    state: str
+    reason: str
+    endpoint: str
+    applied: int
+    held: dict[str, str]
+    drift: dict[str, tuple[str, ...]]
+    refused: dict[str, dict[str, str]]
+
+
 FORMS: Final[dict[str, Any]] = {
     "certificate-show": Shown,
     "check": Checked,
@@ -318,6 +360,8 @@ FORMS: Final[dict[str, Any]] = {
     "pool-crl-list": CrlFiles,
     "pool-install-ca-certificate": AuthorityChanged,
     "pool-install-crl": CrlChanged,
+    "pool-status": PoolStatus,
+    "pool-sync": PoolSynchronised,
     "pool-uninstall-ca-certificate": AuthorityChanged,
     "pool-uninstall-crl": CrlChanged,
     "repair": Repaired,
@@ -326,7 +370,10 @@ FORMS: Final[dict[str, Any]] = {
     "error": Error,
     "summary": Summary,
 }
-"""The answer of every command that has ``--json``, and of any of them that fails; and the file ``summary.json``."""
+"""The answer of every command that has ``--json``, and of any of them that fails; and the file ``summary.json``.
+
+What ``certfs pool status`` answers is called pool-status.
+"""
 
 
 def answer(form: object) -> None:

@@ -15,6 +15,7 @@ import click
 import msgspec
 import trio
 
+from certfs.cli import json_forms
 from certfs.cli.answers import json_option, say
 from certfs.client import instances
 from certfs.config import DEFAULT_FILE, PoolTable, load_config
@@ -265,9 +266,8 @@ def status(*, state: StateDirectory, as_json: bool) -> None:
     answer, whole = trio.run(asked)
     report = answer.report
     if as_json:
-        click.echo(
-            msgspec.json.encode({"pool": found.pool, "uuid": found.uuid, **report, **asdict(whole)})
-        )
+        said = {"pool": found.pool, "uuid": found.uuid, **report, **asdict(whole)}
+        json_forms.answer(msgspec.convert(said, json_forms.PoolStatus))
         return
     say(f"pool {found.pool}, host {found.uuid}: {report['state']} {report['reason']}".rstrip())
     for name, drift in report["drift"].items():
@@ -313,15 +313,20 @@ def _synchronise(state: StateDirectory, timeout: float, *, as_json: bool) -> Non
 
     whole = trio.run(synchronised)
     if as_json:
-        click.echo(msgspec.json.encode({"pool": found.pool, "uuid": found.uuid, **asdict(whole)}))
+        said = {"pool": found.pool, "uuid": found.uuid, **asdict(whole)}
+        json_forms.answer(msgspec.convert(said, json_forms.PoolSynchronised))
     else:
         _tell_reached(whole, err=False)
 
 
 def waiter(seconds: float) -> Callable[[str], None]:
-    """Return what waits until every live member has what happened to a name; PoolError where there is no pool."""
+    """Return what waits until every live member has what happened to a name.
+
+    PoolError where there is no pool, or nothing would be published.
+    """
     state = _usual_state()
     found = state.read()
+    trio.run(commands.check_publishing, state, found)
 
     def wait(name: str) -> None:
         whole = trio.run(commands.published_everywhere, state, found, name, seconds)

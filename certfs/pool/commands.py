@@ -29,7 +29,7 @@ from certfs.pool.local import Answer, ControlSocket, Request, Told
 from certfs.pool.membership import JoinFile, StateDirectory
 from certfs.pool.process import CERTS, Member, Report
 from certfs.pool.store import Store
-from certfs.pool.view import View
+from certfs.pool.view import View, member_of
 
 _ASK_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -90,6 +90,19 @@ async def carry_out(state: StateDirectory, told: Told, seconds: float) -> Report
             advice="it is done when the engine is back",
         )
     return report
+
+
+async def check_publishing(state: StateDirectory, membership: JoinFile) -> None:
+    """Find out whether what changes on this host would be published; PoolError, and what an engine may answer."""
+    await ask(state)
+    async with Engine(membership.access) as engine:
+        found = await engine.get(membership.keys.member(membership.uuid))
+    table = member_of(found) if found else None
+    if table is None or not table.publisher:
+        raise PoolError(
+            "this host may not publish, so no other host would follow; nothing was changed",
+            advice="run it on a publisher (certfs pool status), or without --wait for this host alone",
+        )
 
 
 async def published_everywhere(

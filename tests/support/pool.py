@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from certfs.cli.json_forms import FORMS
 from tests.support import etcd, mounts, pki
 from tests.support.mounts import CertfsMount, certfs_program, wait_until
 from tests.support.network import Network, Node, network
@@ -116,8 +119,9 @@ class PoolHost:
         return ran.stdout + ran.stderr
 
     def status(self) -> dict[str, Any]:
-        """Return the status for programs."""
+        """Return the status for programs, which has the form of its schema."""
         answer: dict[str, Any] = json.loads(self.certfs("pool", "status", "--json"))
+        msgspec.convert(answer, FORMS["pool-status"], strict=True)
         return answer
 
 
