@@ -314,9 +314,9 @@ def _judge_pool(mountpoint: str | None) -> Iterator[_Judgement]:
     if not os.access(f"{state}/membership.json", os.R_OK):
         return
     # Only now: hosts without a pool do not wait for what it takes.
-    import trio  # noqa: PLC0415
+    import trio  # noqa: PLC0415 - only where there is a pool: it takes a tenth of a second
 
-    from certfs.pool.local import Answer, ControlSocket, Request  # noqa: PLC0415
+    from certfs.pool.local import Answer, ControlSocket, Request  # noqa: PLC0415 - as trio
 
     try:
         raw = trio.run(ControlSocket(state).ask, Request(), _POOL_SECONDS)

@@ -6,6 +6,7 @@ Owns the requests and what becomes of one whose outcome is not known. Must not k
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -30,17 +31,34 @@ _FIRST: Final = "0" * 16
 Changes = Mapping[bytes, Value | None]
 
 
-async def publish(  # noqa: PLR0913, PLR0917 - the parts of one transaction
-    engine: Engine, keys: Keys, uuid: str, sequence: int, view: View, changes: Changes
-) -> int | None:
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a host publishes as one: ``changes`` by name (None for a removal), of the pool as ``view`` has it.
+
+    ``sequence`` is the number of its audit entry.
+    """
+
+    keys: Keys
+    uuid: str
+    sequence: int
+    view: View
+    changes: Changes
+
+    @property
+    def is_small(self) -> bool:
+        """Whether one transaction carries it."""
+        size = sum(
+            len(name) + len(each.pem if each else b"") for name, each in self.changes.items()
+        )
+        return len(self.changes) <= MOST_TRANSACTION_NAMES and size <= MOST_TRANSACTION_BYTES
+
+
+async def publish(engine: Engine, one: Publication) -> int | None:
     """Publish all changes at one revision and return it; None if another publication came first.
 
     EngineUnreachableError: it may have happened; `committed` tells.
     """
-    size = sum(len(name) + len(value.pem if value else b"") for name, value in changes.items())
-    if len(changes) <= MOST_TRANSACTION_NAMES and size <= MOST_TRANSACTION_BYTES:
-        return await engine.transact(_direct(keys, uuid, sequence, view, changes))
-    return await _flip(engine, keys, uuid, sequence, view, changes)
+    return await engine.transact(_direct(one)) if one.is_small else await _flip(engine, one)
 
 
 async def committed(
@@ -53,13 +71,14 @@ async def committed(
     return msgspec.json.decode(found.value, type=AuditEntry), found.mod_revision
 
 
-def _direct(keys: Keys, uuid: str, sequence: int, view: View, changes: Changes) -> wire.Transaction:
+def _direct(one: Publication) -> wire.Transaction:
+    keys, view = one.keys, one.view
     generation = view.generation or _FIRST
     compares = [
         wire.Compare(
             key=keys.name(generation, name), target="MOD", mod_revision=view.mod_revision(name)
         )
-        for name in changes
+        for name in one.changes
     ]
     head = view.head
     if head is None:
@@ -71,19 +90,18 @@ def _direct(keys: Keys, uuid: str, sequence: int, view: View, changes: Changes) 
         _put(keys.name(generation, name), value.pem)
         if value is not None
         else _delete(keys.name(generation, name))
-        for name, value in changes.items()
+        for name, value in one.changes.items()
     ]
-    return _with_audit(keys, uuid, sequence, generation, changes, compares, operations)
+    return _with_audit(one, generation, compares, operations)
 
 
-async def _flip(  # noqa: PLR0913, PLR0917 - as `publish`
-    engine: Engine, keys: Keys, uuid: str, sequence: int, view: View, changes: Changes
-) -> int | None:
+async def _flip(engine: Engine, one: Publication) -> int | None:
     """Write everything into a generation of its own, then make that the one that counts."""
+    keys, view = one.keys, one.view
     head = view.head
     # No other attempt writes there, not even one of this host that is still on its way.
     generation = f"{view.revision:016d}-{secrets.token_hex(4)}"
-    after: dict[bytes, Value | None] = {**view.certs().values, **changes}
+    after: dict[bytes, Value | None] = {**view.certs().values, **one.changes}
     start = keys.generation(generation)
     values = ((name, value) for name, value in after.items() if value is not None)
     for batch in _batches(values):
@@ -97,32 +115,31 @@ async def _flip(  # noqa: PLR0913, PLR0917 - as `publish`
         _delete(keys.directories + b"certs/", start),
         _delete(range_end(start), keys.head),
     ]
-    return await engine.transact(
-        _with_audit(keys, uuid, sequence, generation, changes, [compare], removals)
-    )
+    return await engine.transact(_with_audit(one, generation, [compare], removals))
 
 
-def _with_audit(  # noqa: PLR0913, PLR0917 - the parts of one transaction
-    keys: Keys,
-    uuid: str,
-    sequence: int,
+def _with_audit(
+    one: Publication,
     generation: str,
-    changes: Changes,
     compares: list[wire.Compare],
     operations: list[wire.Operation],
 ) -> wire.Transaction:
+    keys, sequence = one.keys, one.sequence
     entry = AuditEntry(
         time.time(),
-        {name.decode("ascii"): value.digest if value else None for name, value in changes.items()},
+        {
+            name.decode("ascii"): value.digest if value else None
+            for name, value in one.changes.items()
+        },
     )
-    audit = keys.audit(uuid, sequence)
+    audit = keys.audit(one.uuid, sequence)
     compares.append(wire.Compare(key=audit, target="CREATE", create_revision=0))
     operations += [
         _put(keys.head, msgspec.json.encode(DirectoryHead(generation))),
         _put(audit, msgspec.json.encode(entry)),
     ]
     if sequence > MOST_AUDITS:
-        operations.append(_delete(keys.audit(uuid, sequence - MOST_AUDITS)))
+        operations.append(_delete(keys.audit(one.uuid, sequence - MOST_AUDITS)))
     return wire.Transaction(compare=tuple(compares), success=tuple(operations))
 
 

@@ -436,9 +436,10 @@ class Member:
             each.decode("ascii"): digest for each, digest in plan.publish.items()
         }
         self._write(msgspec.structs.replace(self._journal, sending=Sending(sequence, sent)))
-        revision = await outbound.publish(
-            self._engine, self._keys, self._membership.uuid, sequence, view, changes
+        publication = outbound.Publication(
+            self._keys, self._membership.uuid, sequence, view, changes
         )
+        revision = await outbound.publish(self._engine, publication)
         if revision is None:
             await self._settle_sending(name)
             return False  # another publication came first; the watch brings it
