@@ -6,7 +6,8 @@ Knows nothing of what raises them.
 """
 
 import errno
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 
 class CertfsError(Exception):
@@ -116,20 +117,32 @@ class BugError(CertfsError):
     exit_code = 70
 
 
+_RIGHTS: Final = (PrivilegeError, "run this as the owner of the files, usually root")
+_READ_ONLY: Final = (ReadOnlyError, "make the file system writable")
+_FULL: Final = (NoSpaceError, "make room; nothing was changed")
+_MACHINE: Final = (MachineError, "the kernel's log (dmesg) says more")
+_DEAD: Final = (
+    DeadlineError,
+    "the processes that served it are dead: certfs mount serves it again, certfs unmount takes it away",
+)
+_CONDITIONS: Final[Mapping[int, tuple[type[CertfsError], str]]] = {
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _READ_ONLY,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EIO: _MACHINE,
+    errno.EMFILE: _MACHINE,
+    errno.ENFILE: _MACHINE,
+    errno.ENOMEM: _MACHINE,
+    errno.ENOTCONN: _DEAD,  # a mount whose server has died (fuse.rst of the kernel)
+    errno.ECONNABORTED: _DEAD,
+    errno.ENOENT: (StoreError, "check the path"),
+}
+"""What people are told of what the system answers."""
+
+
 def from_os_error(where: str, error: OSError, *, advice: str = "") -> CertfsError:
     """Return what people are told of an ``OSError`` about the file ``where``: its kind decides the exit code."""
-    message = f"{where}: {error.strerror or error}"
-    match error.errno:
-        case errno.EACCES | errno.EPERM:
-            mend = "run this as the owner of the files, usually root"
-            return PrivilegeError(message, advice=advice or mend)
-        case errno.EROFS:
-            return ReadOnlyError(message, advice=advice or "make the file system writable")
-        case errno.ENOSPC | errno.EDQUOT:
-            return NoSpaceError(message, advice=advice or "make room; nothing was changed")
-        case errno.EIO | errno.EMFILE | errno.ENFILE | errno.ENOMEM:
-            return MachineError(message, advice=advice or "the kernel's log (dmesg) says more")
-        case errno.ENOENT:
-            return StoreError(message, advice=advice or "check the path")
-        case _:
-            return StoreError(message, advice=advice or "look at what it is with ls -l")
+    kind, mend = _CONDITIONS.get(error.errno or 0, (StoreError, "look at what it is with ls -l"))
+    return kind(f"{where}: {error.strerror or error}", advice=advice or mend)

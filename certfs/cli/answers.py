@@ -16,7 +16,7 @@ import click
 from certfs.cli.json_forms import Certificate as CertificateForm
 from certfs.cli.places import host_paths
 from certfs.core.text import printable
-from certfs.errors import StoreError
+from certfs.errors import StoreError, from_os_error
 from certfs.identity.describe import Description, with_colons
 from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
 from certfs.identity.validate import Document, iso
@@ -26,12 +26,33 @@ _UNKNOWN = "unknown: it cannot be read"
 Decorator = Callable[[Callable[P, None]], Callable[P, None]]
 
 
-class InputFile(click.Path):
+class ExistingPath(click.Path):
+    """A path at which there is something: what keeps this user from looking is no wrong command line, but said."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path; CertfsError where it cannot be looked at."""
+        try:
+            os.stat(value)
+        except FileNotFoundError:
+            pass  # what that means is the base class's
+        except OSError as error:
+            raise from_os_error(os.fspath(value), error) from None
+        return super().convert(value, param, ctx)
+
+
+class InputFile(ExistingPath):
     """A file to read, ``-`` for standard input; or a pipe, so that a key is in no file."""
 
     def __init__(self) -> None:
         """Make the parameter type."""
-        super().__init__(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+        super().__init__(
+            exists=True, dir_okay=False, readable=False, allow_dash=True, path_type=Path
+        )
 
 
 def read_document(path: Path) -> Document:
@@ -55,7 +76,7 @@ def store_option(function: Callable[P, None]) -> Callable[P, None]:
         "--store",
         "paths",
         metavar="DIR",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        type=ExistingPath(exists=True, file_okay=False, readable=False, path_type=Path),
         callback=_host_paths,
         help="Work on the store or mount DIR (its xensource and stunnel) "
         "instead of /etc/xensource and /etc/stunnel.",

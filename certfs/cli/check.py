@@ -32,7 +32,7 @@ from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.readers import refusals
 from certfs.core.text import printable
-from certfs.errors import CertfsError, NotMountedError
+from certfs.errors import CertfsError, DeadlineError, NotMountedError, PrivilegeError
 from certfs.identity.finding import Finding
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
@@ -91,64 +91,15 @@ def check(
     sources, or certfs is set up for this host and does not serve. [check] in the configuration changes days and
     severity for certificates that are among others in a bundle.
     """
-    place = find_place(mountpoint, store, config_file)
-    now = datetime.now(UTC)
     judgements: list[_Judgement] = []
-    with opened(place) as trust:
-        for bundle in trust.bundles:
-            # The validity of what a host has installed is judged with the host's own files, as the platform alerts it.
-            is_installed = place.paths is not None and bundle.spec.source in _INSTALLED
-            judgements.extend(
-                _judge_bundle(place, items_of(place, bundle), now, is_installed=is_installed)
-            )
-            judgements.extend(_judge_kept_aside(place, bundle, trust.kept_aside(bundle)))
-            problem = trust.problem_of_place(bundle)
-            if problem:
-                judgements.append(
-                    _Judgement(
-                        Grade.CRITICAL,
-                        "BUNDLE_NOT_PRESENTED",
-                        file_form(place.path(bundle.spec.bundle)),
-                        f"is not presented: {printable(problem)}",
-                        "make it a directory; its source directory may be a link",
-                    )
-                )
-    judgements.extend(_judge_serving(place))
-    judgements.extend(judge_incomplete(place, now))
-    judgements.extend(judge_readers(() if store else _readers(mountpoint)))
-    judgements.extend(() if store else _judge_pool(mountpoint))
-    judgements.extend(
-        _Judgement(
-            Grade.WARNING,
-            "NOT_ANSWERING",
-            printable(directory),
-            "does not answer: what was last read of the sources there counts",
-            "look at what is mounted there",
-        )
-        for directory in place.silent
-    )
-    judgements.extend(
-        _Judgement(
-            Grade.WARNING,
-            "TREE_NOT_PRESENTED",
-            tree,
-            "is not presented: it came a moment ago, or dom0.trees has changed",
-            "if it stays so: certfs unmount, then certfs mount; until then certfs repair writes its bundles",
-        )
-        for tree in place.not_presented
-    )
-    host = place.host
-    if host is not None:
-        judgements.extend(
-            _Judgement(
-                _severity_of(found, place.config.check),
-                found.name,
-                file_form(found.file),
-                found.what,
-                found.mend,
-            )
-            for found in judge(host, now=now)
-        )
+    try:
+        judgements.extend(_judge(mountpoint, store, config_file))
+    except DeadlineError as error:
+        where = mountpoint or store or os.fspath(DOM0.stunnel)
+        what = f"is not served: {error.message}"
+        judgements = [
+            _Judgement(Grade.CRITICAL, "NOT_SERVING", file_form(where), what, error.advice)
+        ]
     worst = max((judgement.severity for judgement in judgements), default=0)
     if as_json:
         answer(
@@ -176,6 +127,57 @@ def check(
         if worst == 0:
             click.echo("OK")
     sys.exit(worst)
+
+
+def _judge(
+    mountpoint: str | None, store: str | None, config_file: str | None
+) -> Iterator[_Judgement]:
+    place = find_place(mountpoint, store, config_file)
+    now = datetime.now(UTC)
+    with opened(place) as trust:
+        for bundle in trust.bundles:
+            # The validity of what a host has installed is judged with the host's own files, as the platform alerts it.
+            is_installed = place.paths is not None and bundle.spec.source in _INSTALLED
+            yield from _judge_bundle(place, items_of(place, bundle), now, is_installed=is_installed)
+            yield from _judge_kept_aside(place, bundle, trust.kept_aside(bundle))
+            problem = trust.problem_of_place(bundle)
+            if problem:
+                yield _Judgement(
+                    Grade.CRITICAL,
+                    "BUNDLE_NOT_PRESENTED",
+                    file_form(place.path(bundle.spec.bundle)),
+                    f"is not presented: {printable(problem)}",
+                    "make it a directory; its source directory may be a link",
+                )
+    yield from _judge_serving(place)
+    yield from judge_incomplete(place, now)
+    yield from judge_readers(() if store else _readers(mountpoint))
+    yield from () if store else _judge_pool(mountpoint)
+    for directory in place.silent:
+        yield _Judgement(
+            Grade.WARNING,
+            "NOT_ANSWERING",
+            printable(directory),
+            "does not answer: what was last read of the sources there counts",
+            "look at what is mounted there",
+        )
+    for tree in place.not_presented:
+        yield _Judgement(
+            Grade.WARNING,
+            "TREE_NOT_PRESENTED",
+            tree,
+            "is not presented: it came a moment ago, or dom0.trees has changed",
+            "if it stays so: certfs unmount, then certfs mount; until then certfs repair writes its bundles",
+        )
+    host = place.host
+    for found in judge(host, now=now) if host is not None else ():
+        yield _Judgement(
+            _severity_of(found, place.config.check),
+            found.name,
+            file_form(found.file),
+            found.what,
+            found.mend,
+        )
 
 
 def _severity_of(found: Finding, check: CheckTable) -> Grade:
@@ -288,8 +290,8 @@ def judge_incomplete(place: Place, now: datetime) -> Iterator[_Judgement]:
 
 
 def _readers(mountpoint: str | None) -> tuple[Entry, ...]:
-    """Return the readers that this user's certfs tells of changes; none where it does not serve."""
-    with suppress(NotMountedError):
+    """Return the readers that this user's certfs tells of changes; none where it is another's or does not serve."""
+    with suppress(NotMountedError, PrivilegeError):
         return readers_of(find(mountpoint))
     return ()
 

@@ -6,7 +6,6 @@ reading their sources. Works without a running server.
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,10 +24,10 @@ from certfs.core.certificate import Severity, parse_source
 from certfs.core.readers import Reader
 from certfs.core.text import printable
 from certfs.errors import (
+    CertfsError,
     ConfigError,
     DeadlineError,
     NotMountedError,
-    StoreError,
     from_os_error,
 )
 from certfs.identity.bundles import BUNDLE_LIMIT, expand_bundles
@@ -193,19 +192,13 @@ def _config_of(status: MountReport, *, host: bool) -> Config:
 
 
 def _is_directory(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
-    except OSError as e:
-        if e.errno in _DEAD:
-            raise _dead_mount(path, e) from None
-        return False
-
-
-def _dead_mount(path: str, error: OSError) -> StoreError:
-    return StoreError(
-        f"{path}: {error.strerror}",
-        advice="the processes that served it are dead: certfs mount serves it again, certfs unmount takes it away",
-    )
+    """Tell whether there is a directory; DeadlineError where a mount of certfs keeps the answer back."""
+    top = procfs.top_at(procfs.mounts(), path)
+    if top is not None and top.is_certfs:
+        error = in_child(lambda: _look(path), timeouts.STATUS)
+        if error is not None and (error.errno in _DEAD or isinstance(error, TimeoutError)):
+            raise _unanswering(path, error)
+    return os.path.isdir(path)
 
 
 def _standalone(
@@ -227,15 +220,14 @@ def _status_of(mountpoint: str) -> MountReport | None:
     if answer is None or answer.report is None:
         top = procfs.top_at(procfs.mounts(), path)
         if top is not None and top.is_certfs:
-            raise _unanswering(path)
+            raise _unanswering(path, in_child(lambda: _look(path), timeouts.STATUS))
         return None
     return answer.report if answer.is_trusted else replace(answer.report, config_file=None)
 
 
-def _unanswering(path: str) -> StoreError | DeadlineError:
-    error = in_child(lambda: _look(path), timeouts.STATUS)
+def _unanswering(path: str, error: OSError | None) -> CertfsError:
     if error is not None and error.errno in _DEAD:
-        return _dead_mount(path, error)
+        return from_os_error(path, error)
     return DeadlineError(
         f"{path} is mounted and does not say how it is", advice="certfs status says more"
     )

@@ -23,6 +23,8 @@ from tests.support.mounts import certfs_program, need_namespaces, need_program_f
 from tests.support.openssl import Pair
 
 READING: list[list[str]] = [
+    ["certificate-show", "STORE/xensource/xapi-ssl.pem"],
+    ["certificate-show", "STORE/xensource/not-there.pem"],
     ["check", "--store", "STORE"],
     ["host-get-server-certificate", "--store", "STORE"],
     ["list", "--store", "STORE"],
@@ -65,6 +67,7 @@ def test_every_error_s_code_is_in_the_reference() -> None:
         ("EDQUOT", 12),
         ("EIO", 13),
         ("EMFILE", 13),
+        ("ENOTCONN", 9),
         ("ENOENT", 4),
         ("ELOOP", 4),
     ],

@@ -82,6 +82,46 @@ def test_a_monitor_hears_of_a_mount_that_does_not_serve(dom0: Host) -> None:
     assert as_nobody(dom0, *dom0.program(), "status").returncode == 7
 
 
+def _findings(done: subprocess.CompletedProcess[str]) -> set[tuple[str, str]]:
+    answer = json.loads(done.stdout)
+    msgspec.convert(answer, FORMS["check"])
+    assert answer["exit_code"] == done.returncode
+    return {(each["severity"], each["name"]) for each in answer["findings"]}
+
+
+def test_one_command_tells_a_monitor_that_nothing_serves(dom0: Host) -> None:
+    """`certfs check` is critical for whoever asks, where the mount hangs or is dead; no command hangs with it (I15)."""
+    check = [*dom0.program(), "check", "--json"]
+    assert ("critical", "NOT_SERVING") not in _findings(as_nobody(dom0, *check))
+    for pid in (dom0.supervisor(), dom0.server()):
+        os.kill(pid, signal.SIGSTOP)
+    asking = [[], ["/etc/stunnel"]]
+    for words in asking:
+        for done in (as_nobody(dom0, *check, *words), dom0.run(*check, *words)):
+            assert _findings(done) == {("critical", "NOT_SERVING")}
+    for words in (["list"], ["repair", "--dry-run"], ["pool-certificate-list"]):
+        assert dom0.run(*dom0.program(), *words, seconds=20).returncode == 9
+    kill(*dom0.processes())
+    wait_until(lambda: status(dom0)[1]["phase"] == "dead", what="the death of all")
+    for words in asking:
+        for done in (as_nobody(dom0, *check, *words), dom0.run(*check, *words)):
+            assert _findings(done) == {("critical", "NOT_SERVING")}
+    bundle = "/etc/stunnel/xapi-pool-ca-bundle.pem"
+    for words in (
+        ["list"],
+        ["repair"],
+        ["pool-certificate-list"],
+        ["host-get-server-certificate"],
+        ["certificate-show", bundle],
+        ["export", bundle, "--output", "/run/exported.pem"],
+    ):
+        done = dom0.run(*dom0.program(), *words)
+        assert done.returncode == 9, done.stderr
+        assert "certfs mount serves it again" in done.stderr
+    dom0.certfs("mount")
+    assert dom0.certfs("list")
+
+
 READ = """
 import os, sys
 for path in sys.argv[1:]:
