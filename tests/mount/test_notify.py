@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -471,10 +472,17 @@ def test_a_running_haproxy_accepts_a_client_after_its_reload(scene: Scene) -> No
         wait_until(lambda: _is_told_of(mount), seconds=60, what="the end of the run")
 
 
+def order_of(mount: CertfsMount) -> dict[str, Any]:
+    """Return what the state file says of the only reader."""
+    states = mount.tree.root.with_name("run").glob("notify-*")
+    (state,) = (path for path in states if path.suffix != ".tmp")  # that is a draft, for a moment
+    (order,) = json.loads(state.read_bytes())["orders"].values()
+    return dict(order)
+
+
 def _is_told_of(mount: CertfsMount) -> bool:
     """Whether the only reader was told of what there is now."""
-    (state,) = mount.tree.root.with_name("run").glob("notify-*")
-    (order,) = json.loads(state.read_bytes())["orders"].values()
+    order = order_of(mount)
     there = f"{sha256_of(mount.tree.root / 'ca.pem')} ca.pem"
     return bool(order["told"] == hashlib.sha256(there.encode()).hexdigest() and not order["dirty"])
 
@@ -509,8 +517,7 @@ def test_whatever_is_killed_the_last_change_is_told(scene: Scene) -> None:
 
 def _kills_hook(mount: CertfsMount) -> bool:
     """Kill the hook that is under way, if there is one."""
-    (state,) = mount.tree.root.with_name("run").glob("notify-*")
-    (order,) = json.loads(state.read_bytes())["orders"].values()
+    order = order_of(mount)
     if order["process"] is None:
         return False
     with suppress(ProcessLookupError):
