@@ -83,13 +83,13 @@ class Announcing:
             return False
         stdin = process.stdin
         assert stdin is not None  # noqa: S101 - PIPE makes one
-        with suppress(ProcessLookupError):
-            self._process = ProcessId.of(process.pid)
         try:
-            with trio.move_on_after(_GIVEN_UP_SECONDS):
+            # One that is not known has no order, and is followed by another.
+            with suppress(OSError), trio.move_on_after(_GIVEN_UP_SECONDS):
                 # It acts when it has read its order to the end, so not before it is known.
                 with suppress(trio.BrokenResourceError):
                     async with stdin:
+                        self._process = ProcessId.of(process.pid)
                         await stdin.send_all(json.dumps(order).encode())
                 await process.wait()
         finally:

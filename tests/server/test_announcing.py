@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import trio
 import trio.testing
 
 from certfs.fuse.synthetic import SyntheticFiles
+from certfs.linux.processes import ProcessId
 from certfs.server import announcer, announcing
 from certfs.server.announcing import Announcing
 from certfs.store.path_walk import PathWalker
@@ -74,6 +77,37 @@ async def test_an_announcer_that_fails_is_followed_by_another(
             await trio.testing.wait_all_tasks_blocked(0.2)
             nursery.cancel_scope.cancel()
     assert len(json.loads(order.read_text())["steps"]) == 20_001
+
+
+async def test_an_announcer_that_cannot_be_known_is_followed_by_another(
+    live: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor for /proc the server goes on, and the change is announced a moment later (I16)."""
+    program = tmp_path / "program"
+    program.write_text(FIRST_TIME.format(first="pass"))
+    monkeypatch.setattr(announcer, "__file__", str(program))
+    known = ProcessId.of
+    tries = 0
+
+    def of(pid: int) -> ProcessId:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return known(pid)
+
+    monkeypatch.setattr(ProcessId, "of", of)
+    made = Announcing(ManyGenerations(lambda: b""))
+    made.interval = 0.05
+    made.changed(live.bundle)
+    order = tmp_path / "program.order"
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            while not (order.exists() and order.read_text().endswith("}")):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert tries > 1
 
 
 def test_what_is_mounted_over_the_mount_is_left_alone(tmp_path: Path) -> None:
