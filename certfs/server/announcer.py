@@ -17,20 +17,26 @@ import errno
 import json
 import os
 import sys
-from contextlib import suppress
 from functools import cache
 
+_PASSING = frozenset((errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""Of a server or a machine that is short of something; other errors say that there is nothing to be told any more."""
 
-def main() -> None:
-    """Do what standard input says; a step that fails has nobody to tell."""
+
+def main() -> int:
+    """Do what standard input says; return 1 where that is worth another try."""
     order = json.load(sys.stdin)
+    status = 0
     for operation, *paths in order["steps"]:
-        with suppress(OSError):
+        try:
             (directory, name), *target = [_opened(order, path) for path in paths]
             if operation == "rename":
                 os.rename(name, target[0][1], src_dir_fd=directory, dst_dir_fd=target[0][0])
             else:
                 os.unlink(name, dir_fd=directory)
+        except OSError as error:
+            status |= error.errno in _PASSING
+    return status
 
 
 @cache
@@ -49,4 +55,4 @@ def _opened(order: dict[str, str], path: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

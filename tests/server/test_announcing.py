@@ -110,6 +110,29 @@ async def test_an_announcer_that_cannot_be_known_is_followed_by_another(
     assert tries > 1
 
 
+@pytest.mark.parametrize("descriptors,status", [(4, 1), (64, 0)])
+def test_a_step_that_fails_for_want_of_descriptors_is_a_failure(
+    tmp_path: Path, descriptors: int, status: int
+) -> None:
+    """The announcer says so, and its order is given to another one: no watcher misses the change."""
+    (tmp_path / "stunnel").mkdir()
+    (tmp_path / ".certfs").mkdir()
+    (tmp_path / ".certfs" / "announce").touch()
+    device = os.stat(tmp_path).st_dev
+    steps = [["rename", ".certfs/announce", "stunnel/ca.pem"], ["unlink", ".certfs/gen-1"]]
+    order = {
+        "mount": str(tmp_path),
+        "device": f"{os.major(device)}:{os.minor(device)}",
+        "steps": steps,
+    }
+    limited = ["prlimit", f"--nofile={descriptors}", sys.executable, "-I", "-S"]
+    done = subprocess.run(
+        [*limited, announcer.__file__], input=json.dumps(order).encode(), check=False, timeout=60
+    )
+    assert done.returncode == status
+    assert (tmp_path / "stunnel" / "ca.pem").exists() == (status == 0)
+
+
 def test_what_is_mounted_over_the_mount_is_left_alone(tmp_path: Path) -> None:
     """The announcer acts on the mount that it is told of, by its device, and on nothing else under its path."""
     bundle = tmp_path / "stunnel" / "ca.pem"
