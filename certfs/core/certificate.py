@@ -117,10 +117,10 @@ def parse_source(data: bytes, readers: Collection[Reader] = ()) -> SourceContent
     verifiable = 0
     for block in find_blocks(data):
         if isinstance(block, PemDefect):
-            certificate = _read_unclosed(data, block)
+            certificate, reason = _read_unclosed(data, block)
             is_note = block.commented or certificate is not None
             severity = Severity.NOTE if is_note else Severity.DEFECT
-            remarks.append(Remark(severity, block.line, block.reason))
+            remarks.append(Remark(severity, block.line, reason))
         elif block.label not in CERTIFICATE_LABELS:
             certificate = None
             remarks.append(_remark_on_other_block(block))
@@ -198,11 +198,15 @@ def _no_block_reason(data: bytes) -> str:
     return "no PEM block"
 
 
-def _read_unclosed(data: bytes, defect: PemDefect) -> Certificate | None:
-    """Return the certificate of a block that lost its END, if it is whole; OpenSSL reads it."""
+def _read_unclosed(data: bytes, defect: PemDefect) -> tuple[Certificate | None, str]:
+    """Return the certificate of a block that lost its END, if OpenSSL reads it and may trust it; and the reason."""
     if defect.block is None or defect.block.label not in CERTIFICATE_LABELS:
-        return None
-    return _read_certificate(data, defect.block, [])
+        return None, defect.reason
+    remarks: list[Remark] = []
+    certificate = _read_certificate(data, defect.block, remarks)
+    if certificate is not None:
+        return certificate, defect.reason
+    return None, "; ".join((defect.reason, *(remark.reason for remark in remarks)))
 
 
 def _read_certificate(data: bytes, block: PemBlock, remarks: list[Remark]) -> Certificate | None:

@@ -97,9 +97,10 @@ def read_extensions(der: bytes, fields: Fields) -> tuple[Extension, ...]:
 
 
 def _read_extension(der: bytes, element: Element) -> Extension:
-    identifier, *rest = read_elements(der, element)
-    if not rest:
+    parts = tuple(read_elements(der, element))
+    if len(parts) < 2:  # noqa: PLR2004 - an identifier and a value
         raise DerError("extension has no value")
+    identifier, *rest = parts
     is_critical = rest[0].tag == _BOOLEAN and any(content_of(der, rest[0]))
     value = rest[-1]
     in_pieces = bool(value.tag & CONSTRUCTED)
