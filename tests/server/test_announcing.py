@@ -53,6 +53,22 @@ def live(tmp_path: Path) -> Iterator[Scene]:
     made.bundle.close()
 
 
+async def order_of_an_announcer(live: Scene, program: Path) -> str:
+    """Have a change of a bundle announced by a program, and return the order that it was given in the end."""
+    made = Announcing(ManyGenerations(lambda: b""))
+    made.interval = 0.05
+    made.changed(live.bundle)
+    order = program.with_name(f"{program.name}.order")
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            while not (order.exists() and order.read_text().endswith("}")):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.2)  # the end of the process
+            nursery.cancel_scope.cancel()
+    return order.read_text()
+
+
 @pytest.mark.parametrize(
     "first",
     ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(1)", "time.sleep(300)", "os.close(0)"],
@@ -65,18 +81,8 @@ async def test_an_announcer_that_fails_is_followed_by_another(
     program.write_text(FIRST_TIME.format(first=first))
     monkeypatch.setattr(announcer, "__file__", str(program))
     monkeypatch.setattr(announcing, "_GIVEN_UP_SECONDS", 1.0)
-    made = Announcing(ManyGenerations(lambda: b""))
-    made.interval = 0.05
-    made.changed(live.bundle)
-    order = tmp_path / "program.order"
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.run)
-            while not (order.exists() and order.read_text().endswith("}")):  # noqa: ASYNC110
-                await trio.sleep(0.01)
-            await trio.testing.wait_all_tasks_blocked(0.2)
-            nursery.cancel_scope.cancel()
-    assert len(json.loads(order.read_text())["steps"]) == 20_001
+    order = await order_of_an_announcer(live, program)
+    assert len(json.loads(order)["steps"]) == 20_001
 
 
 async def test_an_announcer_that_cannot_be_known_is_followed_by_another(
@@ -97,16 +103,7 @@ async def test_an_announcer_that_cannot_be_known_is_followed_by_another(
         return known(pid)
 
     monkeypatch.setattr(ProcessId, "of", of)
-    made = Announcing(ManyGenerations(lambda: b""))
-    made.interval = 0.05
-    made.changed(live.bundle)
-    order = tmp_path / "program.order"
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.run)
-            while not (order.exists() and order.read_text().endswith("}")):  # noqa: ASYNC110
-                await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
+    await order_of_an_announcer(live, program)
     assert tries > 1
 
 
