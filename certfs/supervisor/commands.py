@@ -104,9 +104,9 @@ class Commands:
         self._let_in()
 
     @property
-    def restart_seconds(self) -> float:
-        """For how many seconds the restart that was asked for last has been under way."""
-        return time.monotonic() - (self._restart_began or time.monotonic())
+    def restart_began(self) -> float | None:
+        """Since when (time.monotonic) a restart is under way that was asked for; None if none is."""
+        return self._restart_began
 
     def restarted(self, failure: Failure | None) -> None:
         """Tell whoever waits for a restart what came of it."""

@@ -71,6 +71,8 @@ class Supervisor:
         )
         self._waits = False
         """Something of ours is beneath a mount of others."""
+        self._own_restart = ("by itself", time.monotonic())
+        """Why it replaces its server without being asked, and since when (time.monotonic)."""
         self._reply = Reply()
         self._exit_code: int | None = None
 
@@ -197,7 +199,8 @@ class Supervisor:
         elif server.number == self._state.current:
             self._expect_beat(server)
             self._history.save_again()
-            if self._state.phase is machine.Phase.SERVING and self._take_in_trees():
+            if self._state.phase is machine.Phase.SERVING and (came := self._take_in_trees()):
+                self._own_restart = (f"{came} came after the mount", time.monotonic())
                 self._happened(machine.Restart())
             if self._mount.log:
                 log_file.follow(self._mount.log)
@@ -207,14 +210,14 @@ class Supervisor:
         self._take_in_trees()
         self._happened(machine.Restart())
 
-    def _take_in_trees(self) -> bool:
-        """Let servers from now on have the directories that have come since the mount; whether there are any."""
+    def _take_in_trees(self) -> str:
+        """Let servers from now on have the directories that have come since the mount; return which, for people."""
         mount = with_arrived(self._mount)
         came = mount.trees[len(self._mount.trees) :]
         self._mount, self._spec = mount, replace(self._spec, mount=mount)
         for tree in came:
             self._history.log("info", f"{tree.target} is there now: the next server presents it")
-        return bool(came)
+        return " and ".join(tree.target for tree in came)
 
     def _mount_for(self, server: ServerProcess) -> None:
         """Mount, and hand the descriptor to the server, after everyone who cleans up has been told of the mount."""
@@ -553,8 +556,9 @@ class Supervisor:
 
     def _renew(self) -> None:
         """Become a new supervisor, of the code that is installed now, with the same pid."""
-        seconds = self._commands.restart_seconds
-        self._history.note("restarted", "on request", live_seconds=seconds)
+        asked = self._commands.restart_began
+        why, began = self._own_restart if asked is None else ("on request", asked)
+        self._history.note("restarted", why, live_seconds=time.monotonic() - began)
         self._save()
         self._commands.restarted(None)
         server = self._current

@@ -71,6 +71,9 @@ def test_a_tree_that_comes_later_is_presented(dom0: Host) -> None:
     assert authority.pem in bundle.read_bytes()
     wait_until(lambda: len(dom0.state()["targets"]) == 3, what="what the supervisor says of it")
     assert dom0.supervisor() == supervisor
+    (restarted,) = dom0.state()["events"]
+    assert restarted["detail"] == "/etc/trusted-certs came after the mount"
+    assert restarted["live_seconds"] > 0
     assert "trusted-certs/ca-general/second.pem" in dom0.certfs("list")
     assert "TREE_NOT_PRESENTED" not in dom0.command("check").stdout
     server = dom0.server()

@@ -35,6 +35,8 @@ def number(path: Path, pattern: str) -> float:
         (OPERATIONS, r"after (\S+) s without an answer its server", 3 * timeouts.FLUSH),
         (OPERATIONS, r"`certfs unmount` ends them after (\S+) s", timeouts.STOPPED),
         (OPERATIONS, r"server is stopped \| callers wait for (\S+) s", timeouts.HANG),
+        (OPERATIONS, r"certfs looks for it every (\S+) s", timeouts.BEAT),
+        (OPERATIONS, r"thousands of sources, (\S+) minutes at most", timeouts.START / 60),
         (PROMISES, r"stops answering for (\S+) s", timeouts.HANG),
         (PROMISES, r"delayed by more than (\S+) s, any", timeouts.LONGEST_DELAY_KILLED),
         (PROMISES, r"any other by no more than (\S+) s", timeouts.LONGEST_DELAY),
