@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
+from inotify_simple import INotify, flags
 
 from certfs.core.certificate import Certificate, parse_source
 from certfs.identity.paths import POOL_PEM, READ_LIMIT, SERVER_PEM
-from certfs.store.backing import FileId, identity
+from certfs.store.backing import FileId, fd_path, identity
 from certfs.store.bundle import Actor
 from certfs.store.directories import Roots
 
@@ -27,12 +28,21 @@ _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class HostCertificates:
-    """The host's own certificates; ``report`` is told the path in the mount, what is there now, and what was."""
+_CHANGES = flags.CLOSE_WRITE | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
+_ECHO_SECONDS = 0.5
+"""Who changes a file through the mount is known a moment after the store tells that it has changed."""
 
-    def __init__(self, roots: Roots, report: Report) -> None:
+
+class HostCertificates:
+    """The host's own certificates; ``report`` is told the path in the mount, what is there now, and what was.
+
+    It is told nothing while this server is not the one in charge (``is_active``): then that one tells it.
+    """
+
+    def __init__(self, roots: Roots, report: Report, *, is_active: Callable[[], bool]) -> None:
         self._roots = roots
         self._report = report
+        self._is_active = is_active
         self._known: dict[bytes, Certificate | None] = {}
         self._turn = trio.Lock()
         self.shown_at_start = ""
@@ -49,6 +59,22 @@ class HostCertificates:
                 os.close(directory)
             self.shown_at_start = hashlib.sha256(shown).hexdigest() if shown else ""
 
+    async def watch(self) -> None:
+        """Take note of what is changed in the store itself, for ever."""
+        with suppress(OSError), INotify(nonblocking=True) as changes:
+            directory = self._open()
+            try:
+                changes.add_watch(fd_path(directory), _CHANGES)
+                own = identity(directory)[0]
+            finally:
+                os.close(directory)
+            while True:
+                await trio.lowlevel.wait_readable(changes.fileno())
+                await trio.sleep(_ECHO_SECONDS)
+                names = {os.fsencode(event.name) for event in changes.read(timeout=0)}
+                for name in NAMES & names:
+                    await self.changed(own, name, None)
+
     async def changed(self, directory: FileId, name: bytes, actor: Actor | None) -> None:
         """Take note that a file of one of the ``NAMES`` was made, written, replaced or removed in some directory."""
         async with self._turn:
@@ -58,7 +84,7 @@ class HostCertificates:
                 return
             old = self._known.get(name)
             self._known[name] = new
-        if (new and new.fingerprint) != (old and old.fingerprint):
+        if (new and new.fingerprint) != (old and old.fingerprint) and self._is_active():
             self._report(_DIRECTORY + b"/" + name, new, old, actor)
 
     def _look(self, directory: FileId, name: bytes) -> Certificate | None:

@@ -115,7 +115,9 @@ class Server:
         self.operations.on_init = self._served.set
         self.operations.on_absorbed = self._absorbed
         report = partial(audit.report_host_certificate, trust_log=self._trust_log)
-        self.host_certificates = HostCertificates(roots, report)
+        self.host_certificates = HostCertificates(
+            roots, report, is_active=lambda: self.plain.active
+        )
         self.operations.host_files = host_certificates.NAMES
         self.operations.on_host_file = self.host_certificates.changed
         self.operations.flush_plain_copies = self.plain.flush
@@ -195,6 +197,7 @@ class Server:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, nursery.cancel_scope)
             nursery.start_soon(self._watch_store)
+            nursery.start_soon(self.host_certificates.watch)
             nursery.start_soon(self.trust.swaps.expire)
             nursery.start_soon(self.plain.keep)
             nursery.start_soon(self._keep_summary)

@@ -119,3 +119,28 @@ def test_a_replaced_host_certificate_has_a_line(dom0: Host) -> None:
     file.unlink()
     wait_until(lambda: 'removed host certificate "xensource/xapi-ssl' in dom0.log(), what="one")
     assert "PRIVATE KEY" not in dom0.log()
+
+
+def test_a_host_certificate_that_is_changed_beneath_the_mount_is_logged_once(dom0: Host) -> None:
+    """A change in the store itself is said to be one, once, also over a restart (I20)."""
+    beneath, seen = dom0.store.root / "xensource", dom0.inside("/etc/xensource")
+    first, second, third = (pki.issue(f"beneath {number}") for number in range(3))
+
+    def lines(identity: pki.Identity) -> list[str]:
+        about = f"host certificate .* sha256={identity.sha256}.*"
+        return re.findall(about, dom0.log())
+
+    (beneath / "xapi-ssl.pem").write_bytes(first.host_pem)
+    wait_until(lambda: lines(first) != [], what="the line of a file that was made")
+    dom0.certfs("restart")
+    (beneath / "draft").write_bytes(second.host_pem)
+    (beneath / "draft").rename(beneath / "xapi-ssl.pem")
+    wait_until(lambda: lines(second) != [], what="the line of a rename")
+    assert f"before={first.sha256} by=store" in lines(second)[0]
+    (seen / "xapi-ssl.pem").write_bytes(third.host_pem)
+    wait_until(lambda: lines(third) != [], what="the line of a change through the mount")
+    (beneath / "xapi-ssl.pem").unlink()
+    removed = f'removed host certificate "xensource/xapi-ssl.pem": before={third.sha256} by=store'
+    wait_until(lambda: removed in dom0.log(), what="the line of a removal")
+    assert [len(lines(each)) for each in (first, second, third)] == [1, 1, 1]
+    assert "by=store" not in lines(third)[0]
