@@ -188,10 +188,17 @@ def _only_in(directory: int, name: bytes, bundle: LiveBundle) -> tuple[Certifica
 
 
 def date(bundle: LiveBundle, directory: int) -> None:
-    """Let a bundle that is what its copy holds have the time of the copy, and so that of before a restart."""
+    """Let a bundle that is what its copy holds have the time of the copy, and so that of before a restart.
+
+    One that is empty has no copy: what emptied it has changed its source directory.
+    """
     name = bundle.spec.bundle[-1]
     status = status_at(directory, name)
-    if status is not None and bundle.exists and _holds(directory, name, bundle.generation):
+    if not bundle.exists:
+        status = None if status or bundle.directory is None else os.fstat(bundle.directory)
+    elif status is not None and not _holds(directory, name, bundle.generation):
+        status = None
+    if status is not None:
         bundle.generation = replace(bundle.generation, changed_ns=status.st_mtime_ns)
 
 

@@ -54,6 +54,20 @@ async def test_a_restart_without_a_change_moves_no_time(root: Path, tmp_path: Pa
     found.close()
 
 
+async def test_an_empty_bundle_was_last_changed_when_its_directory_was(root: Path) -> None:
+    """I17: also a bundle without a certificate, which has no copy to keep the time, has that of before a restart."""
+    (root / "certs" / "a.pem").unlink()
+    os.utime(root / "certs", ns=(10**18, 10**18))
+    for _ in range(2):
+        found = await serve(root)
+        bundle = found.bundle("ca.pem")
+        assert bundle is not None
+        assert bundle.generation.changed_ns == 10**18
+        found.close()
+    os.rmdir(root / "certs")
+    (await serve(root)).close()
+
+
 @pytest.mark.parametrize("sources", [1, 0], ids=["some sources", "no source"])
 async def test_what_only_the_former_bundle_held_is_kept_aside(
     root: Path, sources: int, caplog: pytest.LogCaptureFixture
