@@ -7,10 +7,11 @@ no-break space), no byte has to be a character of some encoding, and a line of a
 standard library: the supervisor imports this.
 """
 
+import functools
 import os
 import re
 import select
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -20,6 +21,9 @@ MOUNTINFO: Final = "/proc/self/mountinfo"
 _READS: Final = 5
 _BYTES: Final = 1 << 20
 """More than any table of one process has: 65,536 groups are half of it."""
+_PIECE: Final = 1 << 16
+_LONGEST_FIELD: Final = 4 * 4096
+"""More than any path has that a system call takes (PATH_MAX), with each byte of it escaped."""
 _NO_LOGIN: Final = (1 << 32) - 1
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _MOST_DIGITS: Final = 20
@@ -66,12 +70,16 @@ def is_ours(entry: Entry) -> bool:
 
 def mounts() -> tuple[Entry, ...]:
     """Return the mounts of this namespace; OSError without a /proc."""
-    return parse_mounts(_mountinfo())
+    return _entries(_mountinfo())
 
 
 def parse_mounts(raw: bytes) -> tuple[Entry, ...]:
     """Return what a mountinfo table says; never raises."""
-    return tuple(entry for line in raw.split(b"\n") if (entry := _mount(line)))
+    return _entries(_lines((raw,)))
+
+
+def _entries(lines: Iterable[bytes]) -> tuple[Entry, ...]:
+    return tuple(entry for line in lines if (entry := _mount(line)))
 
 
 def top_at(entries: Collection[Entry], point: str) -> Entry | None:
@@ -85,7 +93,7 @@ def mount_of(fd: int) -> Entry | None:
     """Return the mount that an open file was reached by; its file system is not asked."""
     number = mount_id(fd)
     start = b"%d " % number if number is not None else b"none "
-    lines = (line for line in _mountinfo().split(b"\n") if line.startswith(start))
+    lines = (line for line in _mountinfo() if line.startswith(start))
     return next(filter(None, map(_mount, lines)), None)
 
 
@@ -264,20 +272,39 @@ def _address(line: bytes) -> InterfaceAddress | None:
     return None
 
 
-def _mountinfo() -> bytes:
-    """Return /proc/self/mountinfo.
+def _mountinfo() -> list[bytes]:
+    """Return the lines of /proc/self/mountinfo.
 
     The table comes in pieces, and before Linux 5.8 a mount is missing from it if another one goes between two of them.
     So it is read again when it has changed meanwhile.
     """
     for _ in range(_READS):
         with open(MOUNTINFO, "rb", buffering=0) as stream:
-            raw = stream.readall()
+            lines = list(_lines(iter(functools.partial(stream.read, _PIECE), b"")))
             poll = select.poll()
             poll.register(stream, select.POLLPRI)
             if not poll.poll(0):
                 break
-    return raw
+    return lines
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the lines of a table that comes in pieces, each field of a line up to `_LONGEST_FIELD` bytes of it.
+
+    Whoever moves a directory above a mount into others makes its line as long as they like: many megabytes.
+    """
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from map(_bounded, lines)
+        rest = _bounded(rest)
+    yield rest
+
+
+def _bounded(line: bytes) -> bytes:
+    if len(line) <= _LONGEST_FIELD:
+        return line
+    return b" ".join(field[:_LONGEST_FIELD] for field in line.split(b" "))
 
 
 def _mount(line: bytes) -> Entry | None:

@@ -7,8 +7,10 @@ import resource
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -212,6 +214,24 @@ def test_the_mount_in_view_is_the_one_on_top() -> None:
     assert top is not None
     assert top.device == "0:41"
     assert top_at(table, "/etc") is None
+
+
+def test_a_line_of_many_megabytes_costs_little(tmp_path: Path) -> None:
+    """I18: whoever moves a directory with a mount deep into others chooses how long its line is, not what it costs."""
+    table = tmp_path / "mountinfo"
+    long = TABLE.replace(b"/srv/c", b"/\\040" * (4 << 20))
+    table.write_bytes(long + TABLE)
+    tracemalloc.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(procfs, "MOUNTINFO", str(table))
+        found = procfs.mounts()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
+    assert [entry.device for entry in found] == [entry.device for entry in parse_mounts(TABLE)] * 2
+    assert [is_ours(entry) for entry in found] == [
+        is_ours(entry) for entry in parse_mounts(TABLE)
+    ] * 2
 
 
 def test_listening_sockets_are_found() -> None:

@@ -20,6 +20,11 @@ else
     PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 fi
 
+# Print the table of mounts, but for lines that are longer than any of ours: any user can make one of many megabytes.
+table() {
+    awk 'length < 65536' /proc/self/mountinfo
+}
+
 # Whether another mount lies upon the mount $1, at the same place $2.
 covered() {
     # A mount below this one has its number as the second field. Nearly always there is none, and reading the table line
@@ -50,7 +55,7 @@ sweep() {
     round=0 found=yes
     while [ "$found" ] && [ $round -lt 64 ]; do
         round=$((round + 1)) found='' hidden='' gone='' remain=''
-        mounts=$(cat /proc/self/mountinfo)
+        mounts=$(table)
         while read -r id _ device _ point rest; do
             ours "$device" "$point" " $rest" "$1" || continue
             if covered "$id" "$point"; then hidden=yes remain="$remain $device" && continue; fi
@@ -135,7 +140,9 @@ if [ "$stopped" ]; then
     while read -r _ _ device _ point rest; do
         case ",$places," in *",$point,"*) ours "$device" "$point" " $rest" '' ;; *) continue ;; esac &&
             echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"
-    done </proc/self/mountinfo
+    done <<END
+$(table)
+END
 fi
 sweep ${finish:-dead}
 while [ "$hidden" ]; do

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,37 @@ def test_a_name_makes_no_mount_of_ours() -> None:
         with strange_mounts(made, *names, subtype=b"certfs"):
             made.certfs("pool-uninstall-ca-certificate", "ca.pem")
             assert not made.store.user_bundle.exists()
+
+
+def test_a_path_of_many_megabytes_costs_little(dom0: Host) -> None:
+    """I14, I18: a user moves a mount of theirs deep into directories; who reads the table goes on as before."""
+    deep = dom0.directory / "deep"
+    deep.mkdir()
+    try:
+        with strange_mounts(dom0, b"m/point", subtype=b"certfs"):
+            (home,) = dom0.directory.glob("stranger-*")
+            top = os.open(deep, os.O_PATH)
+            directory = os.dup(top)
+            for _ in range(4000):
+                os.mkdir(" " * 250, dir_fd=directory)
+                inner = os.open(" " * 250, os.O_PATH, dir_fd=directory)
+                os.close(directory)
+                directory = inner
+            os.rename(home / "m", "m", dst_dir_fd=directory)
+            try:
+                server, supervisor = dom0.server(), dom0.supervisor()
+                began = time.monotonic()
+                kill(server)
+                dom0.live_again(began, not_pid=server)
+                status = Path(f"/proc/{supervisor}/status").read_bytes()
+                most = int(status.split(b"VmHWM:")[1].split()[0])
+                assert most < 40 << 10  # KiB
+                server = dom0.server()
+                began = kill(supervisor, server)
+                wait_until(lambda: not dom0.in_view(), seconds=5, what="plain files")
+            finally:
+                os.rename("m", home / "m", src_dir_fd=directory)
+                os.close(directory)
+                os.close(top)
+    finally:
+        subprocess.run(["rm", "-rf", deep], check=True, timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,9 @@ TABLE = b"".join(
 )
 
 
-def janitor(shell: list[str], directory: Path, *, said: bytes) -> list[bytes]:
+def janitor(shell: list[str], directory: Path, *, said: bytes, before: bytes = b"") -> list[bytes]:
     """Run the janitor's script as user 4711 with `TABLE` as the mount table; return what it unmounted."""
-    (directory / "table").write_bytes(TABLE)
+    (directory / "table").write_bytes(before + TABLE)
     program = directory / "unmount"
     program.write_text(f'#!/bin/sh\nprintf "%s\\0" "$1" >>{directory}/unmounted; exit 1\n')
     program.chmod(0o755)
@@ -67,6 +68,18 @@ def test_the_janitor_reads_the_table_as_the_supervisor_does(
     expected = [entry for entry in parse_mounts(TABLE) if is_theirs(entry, {"0:40", "0:41"})]
     assert len(expected) == 3
     assert [os.fsdecode(point) for point in unmounted] == [entry.point for entry in expected]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_long_line_holds_the_janitor_up_for_nothing(shell: list[str], tmp_path: Path) -> None:
+    """I14: plain files come into view although another user's mount has a path of many megabytes."""
+    theirs = b"50 27 0:40 / /srv/%s rw - fuse.certfs x rw,user_id=65534\n" % (b"a\\040" * (2 << 20))
+    began = time.monotonic()
+    unmounted = janitor(
+        shell, tmp_path, said=b"watch fuse.certfs 0:0 - 0:40 0:41\nfinish\n", before=theirs
+    )
+    assert len(unmounted) == 3
+    assert time.monotonic() - began < 5
 
 
 STATE_OF = _SCRIPT[_SCRIPT.index("state_of() {") : _SCRIPT.index("# Whether a server can")]
