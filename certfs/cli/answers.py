@@ -23,7 +23,6 @@ from certfs.identity.validate import Document, iso
 
 P = ParamSpec("P")
 _UNKNOWN = "unknown: it cannot be read"
-Decorator = Callable[[Callable[P, None]], Callable[P, None]]
 
 
 class ExistingPath(click.Path):

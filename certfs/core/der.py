@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 BIT_STRING = 0x03
-OCTET_STRING = 0x04
 NULL = 0x05
 OBJECT_IDENTIFIER = 0x06
 SEQUENCE = 0x30

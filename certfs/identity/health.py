@@ -57,10 +57,6 @@ class _Host:
     files: tuple[Installed, ...]
 
     @property
-    def server_pem(self) -> Path:
-        return self.paths.xensource / os.fsdecode(SERVER_PEM)
-
-    @property
     def pool_pem(self) -> Path:
         return self.paths.pool_pem
 

@@ -43,7 +43,6 @@ class Range(_Request, frozen=True):
     revision: int = 0
     serializable: bool = False
     count_only: bool = False
-    keys_only: bool = False
 
 
 class RangeAnswer(_Answer, frozen=True):

@@ -21,8 +21,6 @@ from tests.support.openssl import OpenSsl, Pair
 from tests.support.peer import Peer, User
 from tests.support.pki import certificates_in
 
-LONG_AGO = 946684800
-
 
 def _findings(host: HostPaths) -> list[Finding]:
     """Give what is found but the bundle that follows no change here, where nothing is mounted."""

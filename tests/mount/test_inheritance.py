@@ -28,7 +28,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.namespace]
 
 ONE, TWO = POOL.values()
 NEW = pki.issue("new")
-JUNK = b"-----BEGIN CERTIFICATE-----\nhalf of"
 
 Renewal = Callable[[Host], None]
 

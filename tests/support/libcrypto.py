@@ -174,14 +174,6 @@ def subject_hash(der: bytes) -> str | None:
         )
 
 
-def same_subject(der: bytes, other: bytes) -> bool:
-    """Whether OpenSSL holds the subjects of two certificates equal."""
-    library = _library()
-    with _parsed(der) as one, _parsed(other) as two:
-        names = library.X509_get_subject_name(one), library.X509_get_subject_name(two)
-        return bool(library.X509_NAME_cmp(*names) == 0)
-
-
 def sha256(der: bytes) -> str:
     """Give the fingerprint as the tests write it."""
     return hashlib.sha256(der).hexdigest()
