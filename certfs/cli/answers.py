@@ -19,7 +19,7 @@ from certfs.core.text import printable
 from certfs.errors import StoreError, from_os_error
 from certfs.identity.describe import Description, with_colons
 from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
-from certfs.identity.validate import Document, iso
+from certfs.identity.validate import STANDARD_INPUT, Document, iso
 
 P = ParamSpec("P")
 _UNKNOWN = "unknown: it cannot be read"
@@ -57,7 +57,7 @@ class InputFile(ExistingPath):
 def read_document(path: Path) -> Document:
     """Return what an admin gave a command to read."""
     if str(path) == "-":
-        document = Document(Path("standard input"), sys.stdin.buffer.read(READ_LIMIT + 1))
+        document = Document(STANDARD_INPUT, sys.stdin.buffer.read(READ_LIMIT + 1))
     else:
         with file_errors(path), path.open("rb") as file:
             document = Document(path, file.read(READ_LIMIT + 1))

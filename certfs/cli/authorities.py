@@ -35,7 +35,6 @@ from certfs.core.certificate import Severity, parse_source
 from certfs.identity.authorities import (
     AuthorityChange,
     Purpose,
-    advice_for,
     install_authority,
     library,
     uninstall_authority,
@@ -46,7 +45,7 @@ from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.listing import Installed, installed, installed_by_purpose
 from certfs.identity.paths import DOM0, HostPaths
 from certfs.identity.trusted import Trusted
-from certfs.identity.validate import Document
+from certfs.identity.validate import Document, advice_for
 
 P = ParamSpec("P")
 _NOT_DISTRIBUTED = click.UsageError("--wait: what is for one purpose stays on this host")
@@ -239,10 +238,13 @@ def _all_in(document: Document) -> tuple[Description, ...]:
     content = parse_source(document.data)
     if content.certificates and all(one.severity < Severity.DEFECT for one in content.remarks):
         return tuple(describe(certificate.der) for certificate in content.certificates)
-    reason = strict.reason if isinstance(strict, HostPemDefect) else "nothing in it"
-    raise CertificateCorruptError(
-        f"{document.path} cannot be shown: {reason}", advice=advice_for(document)
+    reason = strict.reason if isinstance(strict, HostPemDefect) else "holds no certificate"
+    advice = advice_for(
+        document,
+        key="no key is shown: give a file of certificates",
+        crl="a revocation list is shown by: openssl crl -noout -text -in {file}",
     )
+    raise CertificateCorruptError(f"{document.path} cannot be shown: {reason}", advice=advice)
 
 
 def _not_trusted(change: AuthorityChange) -> tuple[str, ...]:

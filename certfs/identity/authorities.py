@@ -23,7 +23,7 @@ from certfs.identity.errors import (
 )
 from certfs.identity.paths import SOURCE_DIRECTORY_MODE, HostPaths, file_errors
 from certfs.identity.trusted import Trusted, trusted_through
-from certfs.identity.validate import ANOTHER_NAME, Document, iso, validate_name
+from certfs.identity.validate import ANOTHER_NAME, Document, advice_for, iso, validate_name
 
 _PURPOSE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
@@ -164,25 +164,3 @@ def _doubts(certificates: Iterable[Description], *, pinned: bool) -> Iterable[st
             yield f"{title} is not valid before {iso(begin)}, and it is {iso(now)}"
         if not pinned and certificate.vouches is False:
             yield f"{title} is not a CA: it vouches for no other certificate"
-
-
-_ADVICE = (
-    (b"PRIVATE KEY-----", "a private key must stay secret: give the file with the CA's certificate"),
-    (b"-----BEGIN X509 CRL-----", "a revocation list is installed with: certfs pool-install-crl {file}"),
-    (b"-----BEGIN PKCS7-----", "make certificates of it with: openssl pkcs7 -print_certs -in {file}"),
-    (b"CERTIFICATE REQUEST-----", "a request is no certificate yet: have it signed by the CA"),
-    (b"-----BEGIN", "the file is damaged or cut off: get it anew"),
-)  # fmt: skip
-"""The one thing to do about a file that holds no certificates, by the first of these that it does hold."""
-
-
-def advice_for(document: Document) -> str:
-    """Return the one thing to do about a file from which no certificates can be taken."""
-    if document.data.startswith(b"\x30"):  # a SEQUENCE of DER
-        return (
-            f"it may be DER: openssl x509 -inform DER -in {document.path} -out {document.path}.pem"
-        )
-    for mark, advice in _ADVICE:
-        if mark in document.data:
-            return advice.format(file=document.path)
-    return "give a file of certificates in PEM form"

@@ -5,6 +5,7 @@ xapi-project/xen-api). A list that has expired makes OpenSSL refuse every certif
 """
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -171,9 +172,10 @@ def _only_list(data: bytes) -> tuple[PemBlock, Crl] | str:
 
 
 def _advice(document: Document) -> str:
-    data, file = document.data, document.path
+    data, file = document.data, shlex.quote(str(document.path))
     if b"-----BEGIN CERTIFICATE-----" in data:
         return f"certificates are installed with: certfs pool-install-ca-certificate {file}"
     if data[:1] == b"\x30":
-        return f"it may be DER: openssl crl -inform DER -in {file} -out {file}.pem"
+        made = shlex.quote(f"{document.path}.pem")
+        return f"it may be DER: openssl crl -inform DER -in {file} -out {made}"
     return "give a file with one list in PEM form (BEGIN X509 CRL)"

@@ -7,6 +7,7 @@ xapi-project/xen-api.
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +39,10 @@ from certfs.identity.privatekey import RsaKeyShape, belongs, read_shape
 
 RSA_BITS = range(2048, 4096 + 1)
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,255}(?<=\.pem)")
-_CONVERT_KEY = "convert it with: openssl pkey -in KEY -out KEY.pem"
+STANDARD_INPUT = Path("standard input")
 _NEW_KEY = "make a key and have it certified: openssl genrsa -out KEY.pem 2048"
-_CONVERT_CERTIFICATE = "convert it with: openssl x509 -in FILE -out FILE.pem"
+_KEY_APART = "a private key goes with --private-key, its certificate with --certificate"
+_DAMAGED = "the file is damaged or cut off: copy the file anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,7 @@ def validate_private_key(document: Document) -> RSAPrivateKey:
     path = document.path
     der = decode_body(document.data[block.body_start : block.body_end])
     if der is None:
-        raise ServerKeyInvalidError(
-            f"the private key in {path} is not base64", advice=f"copy it anew, or {_CONVERT_KEY}"
-        )
+        raise ServerKeyInvalidError(f"the private key in {path} is not base64", advice=_DAMAGED)
     shape = read_shape(der, label=block.label)
     if isinstance(shape, str):
         raise ServerKeyAlgorithmError(
@@ -76,7 +76,7 @@ def validate_private_key(document: Document) -> RSAPrivateKey:
     except (ValueError, TypeError):
         # Without the library's error: a traceback would show it, and it is about a key.
         raise ServerKeyInvalidError(
-            f"the private key in {path} cannot be read", advice=f"copy it anew, or {_CONVERT_KEY}"
+            f"the private key in {path} cannot be read", advice=_DAMAGED
         ) from None
     except UnsupportedAlgorithm:
         raise ServerKeyAlgorithmError(
@@ -123,14 +123,57 @@ def validate_chain(document: Document) -> tuple[x509.Certificate, ...]:
     if isinstance(certificates, HostPemDefect):
         raise ServerCertificateChainInvalidError(
             f"{document.path}{_line(certificates)} {certificates.reason}",
-            advice="give the intermediate certificates as PEM, the issuer of the host's own first",
+            advice=advice_for(document, key=_KEY_APART),
         )
     if not certificates:
         raise ServerCertificateChainInvalidError(
             f"{document.path} holds no certificate",
-            advice="give the intermediate certificates as PEM, or leave out --certificate-chain",
+            advice=advice_for(document, key=_KEY_APART),
         )
     return certificates
+
+
+_ADVICE = (
+    (b"PRIVATE KEY-----", "{key}"),
+    (b"-----BEGIN X509 CRL-----", "{crl}"),
+    (b"-----BEGIN PKCS7-----", "make certificates of it with: openssl pkcs7 -print_certs -in {file} -out {made}"),
+    (b"CERTIFICATE REQUEST-----", "a request is no certificate yet: have it signed by the CA"),
+    (b"-----BEGIN", _DAMAGED),
+)  # fmt: skip
+"""The one thing to do about a file that holds no certificates, by the first of these that it does hold."""
+
+
+def advice_for(
+    document: Document,
+    *,
+    key: str = "a private key must stay secret: give the file with the CA's certificate",
+    crl: str = "a revocation list is installed with: certfs pool-install-crl {file}",
+) -> str:
+    """Return the one thing to do about a file from which no certificates can be taken.
+
+    ``key`` and ``crl`` are what is said of a private key and of a revocation list.
+    """
+    file, made = _argument(document.path), _argument(document.path, ".pem")
+    if document.data.startswith(b"\x30"):  # a SEQUENCE of DER
+        return f"it may be DER: openssl x509 -inform DER -in {file} -out {made}"
+    for mark, advice in _ADVICE:
+        if mark in document.data:
+            return advice.format(key=key, crl=crl.format(file=file), file=file, made=made)
+    return "give a file of certificates in PEM form"
+
+
+def _advice_for_key(document: Document) -> str:
+    if document.data.startswith(b"\x30"):
+        file, made = _argument(document.path), _argument(document.path, ".pem")
+        return f"it may be DER: openssl pkey -inform DER -in {file} -out {made}"
+    if b"CERTIFICATE-----" in document.data:
+        return _KEY_APART
+    return "give the key in PEM form (BEGIN PRIVATE KEY)"
+
+
+def _argument(path: Path, ending: str = "") -> str:
+    """Return a path for a shell's command line; what came from standard input may be in any file."""
+    return shlex.quote(f"{'FILE' if path == STANDARD_INPUT else path}{ending}")
 
 
 ANOTHER_NAME = "; --name gives another one than the file's"
@@ -202,7 +245,9 @@ def _only_key(document: Document) -> PemBlock:
         elif block.label.endswith(PRIVATE_KEY_SUFFIX):
             keys.append(block)
     if not keys:
-        raise ServerKeyInvalidError(f"{path} holds no private key in PEM form", advice=_CONVERT_KEY)
+        raise ServerKeyInvalidError(
+            f"{path} holds no private key in PEM form", advice=_advice_for_key(document)
+        )
     if len(keys) > 1:
         raise ServerKeyInvalidError(
             f"{path} holds {len(keys)} private keys",
@@ -212,7 +257,7 @@ def _only_key(document: Document) -> PemBlock:
     if keys[0].label == "ENCRYPTED PRIVATE KEY" or b"ENCRYPTED" in headers:
         raise ServerKeyInvalidError(
             f"the private key in {path} is encrypted",
-            advice="decrypt it with: openssl pkey -in KEY -out KEY.pem",
+            advice=f"decrypt it with: openssl pkey -in {_argument(path)} -out {_argument(path, '.pem')}",
         )
     return keys[0]
 
@@ -222,14 +267,16 @@ def _only_certificate(document: Document) -> x509.Certificate:
     certificates = parse_certificates(document.data)
     if isinstance(certificates, HostPemDefect):
         raise ServerCertificateInvalidError(
-            f"{path}{_line(certificates)} {certificates.reason}", advice=_CONVERT_CERTIFICATE
+            f"{path}{_line(certificates)} {certificates.reason}",
+            advice=advice_for(document, key=_KEY_APART),
         )
     match certificates:
         case (only,):
             return only
         case ():
             raise ServerCertificateInvalidError(
-                f"{path} holds no certificate in PEM form", advice=_CONVERT_CERTIFICATE
+                f"{path} holds no certificate in PEM form",
+                advice=advice_for(document, key=_KEY_APART),
             )
         case _:
             raise ServerCertificateInvalidError(

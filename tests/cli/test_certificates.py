@@ -18,7 +18,7 @@ from certfs.core.pem import render
 from certfs.identity.errors import CertificateError
 from certfs.identity.paths import HostPaths
 from tests.support import pki_deviations, pki_raw
-from tests.support.identity import UUID, run_certfs
+from tests.support.identity import UUID, call_certfs, run_certfs
 from tests.support.mounts import certfs_program, need_root
 from tests.support.openssl import OpenSsl, Pair
 
@@ -214,6 +214,89 @@ def test_install_refuses_with_the_platforms_name(  # noqa: PLR0913 - fixtures an
     assert answer["advice"]
     assert _server_pem(host).read_bytes() == before
     assert len(list(host.xensource.iterdir())) == 2
+
+
+def _named(tmp_path: Path, openssl: OpenSsl, server: Pair) -> dict[str, Path]:
+    """Give a file of each kind that an admin may take for another, in a directory with a blank in its name."""
+    directory = tmp_path / "two words"
+    directory.mkdir()
+    pem, key = server.certificate.read_bytes(), server.key.read_bytes()
+    crl = b"-----BEGIN X509 CRL-----\nMAAA\n-----END X509 CRL-----\n"
+    contents = {
+        "certificate.der": openssl.run("x509", "-in", server.certificate, "-outform", "DER"),
+        "key.der": openssl.run("pkey", "-in", server.key, "-outform", "DER"),
+        "p7": openssl.run("crl2pkcs7", "-nocrl", "-certfile", server.certificate),
+        "certificate": pem,
+        "key": key,
+        "crl": crl,
+        "request": openssl.run("req", "-new", "-subj", "/CN=x", "-key", server.key),
+        "cut certificate": pem[: len(pem) // 2],
+        "cut key": key[: len(key) // 2],
+        "junk": b"hello\n",
+    }
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    return {name: directory / name for name in contents}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("--certificate", "certificate.der", "openssl x509 -inform DER"),
+        ("--certificate", "p7", "openssl pkcs7 -print_certs"),
+        ("--certificate", "key", "--private-key"),
+        ("--certificate", "crl", "pool-install-crl"),
+        ("--certificate", "request", "signed by the CA"),
+        ("--certificate", "cut certificate", "damaged or cut off"),
+        ("--certificate", "junk", "in PEM form"),
+        ("--private-key", "key.der", "openssl pkey -inform DER"),
+        ("--private-key", "certificate", "--certificate"),
+        ("--private-key", "cut key", "copy the file anew"),
+        ("--private-key", "junk", "in PEM form"),
+        ("--certificate-chain", "certificate.der", "openssl x509 -inform DER"),
+        ("--certificate-chain", "p7", "openssl pkcs7 -print_certs"),
+        ("--certificate-chain", "crl", "pool-install-crl"),
+        ("--certificate-chain", "key", "--private-key"),
+        ("certificate-show", "certificate.der", "openssl x509 -inform DER"),
+        ("certificate-show", "p7", "openssl pkcs7 -print_certs"),
+        ("certificate-show", "crl", "openssl crl"),
+        ("certificate-show", "key", "no key"),
+        ("pool-install-ca-certificate", "certificate.der", "openssl x509 -inform DER"),
+        ("pool-install-ca-certificate", "p7", "openssl pkcs7 -print_certs"),
+        ("pool-install-ca-certificate", "crl", "pool-install-crl"),
+        ("pool-install-ca-certificate", "key", "secret"),
+        ("pool-install-crl", "certificate", "pool-install-ca-certificate"),
+    ],
+)
+def test_the_way_out_that_is_said_works(
+    on_host: Run, openssl: OpenSsl, server: Pair, tmp_path: Path, case: tuple[str, str, str]
+) -> None:
+    """Who gives the wrong file is told what fits that file, and a conversion that is said makes one that is taken."""
+    named = _named(tmp_path, openssl, server)
+    option, name, expected = case
+
+    def give(file: Path) -> subprocess.CompletedProcess[str]:
+        given = {"--certificate": server.certificate, "--private-key": server.key, option: file}
+        installing = [
+            "host-server-certificate-install",
+            *(word for pair in given.items() for word in pair),
+        ]
+        words = [option, file, *(["--name", "x.pem"] if option.startswith("pool") else [])]
+        if option == "certificate-show":
+            return call_certfs(*words)
+        return on_host(*(installing if option.startswith("--") else words))
+
+    done = give(named[name])
+    assert done.returncode != 0
+    advice = done.stderr.rpartition(": openssl ")
+    assert expected in done.stderr
+    assert "FILE" not in done.stderr
+    if " -out " in advice[2]:
+        command = f"openssl {advice[2].splitlines()[0]}"
+        subprocess.run(["sh", "-c", command], check=True, cwd=tmp_path, timeout=60)
+        again = give(Path(f"{named[name]}.pem"))
+        assert again.returncode == 0, again.stderr
+    assert (" -out " in advice[2]) == (name.endswith(".der") or name == "p7")
 
 
 def test_install_does_not_show_the_key(on_host: Run, server: Pair, openssl: OpenSsl) -> None:
