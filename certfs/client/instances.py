@@ -41,7 +41,7 @@ def find(mountpoint: str | None) -> str:
         if os.geteuid() != 0 and state_file.OVERRIDE not in os.environ:
             raise PrivilegeError(
                 "only root can manage the host's own directories",
-                advice="become root, or name the mountpoint",
+                advice="become root, or name a mountpoint of your own",
             )
         directory, where = f"{base}/dom0", "the host's own directories"
     else:
@@ -56,13 +56,23 @@ def find(mountpoint: str | None) -> str:
     return directory
 
 
-def _not_found(where: str) -> NotMountedError:
+def _not_found(where: str) -> NotMountedError | PrivilegeError:
     top = procfs.top_at(procfs.mounts(), where)
-    if top is None or not procfs.is_ours(top):
+    if top is None or not top.is_certfs:
         return NotMountedError(
             f"certfs is not mounted at {where}", advice="certfs status lists what is"
         )
-    by_hand = "umount -l" if os.geteuid() == 0 else "fusermount3 -u -z"
+    user = os.geteuid()
+    if top.owner != user:
+        owner = "root" if top.owner == 0 else f"the user {top.owner}"
+        mend = f"umount -l {where}" if user == 0 else ""
+        return PrivilegeError(
+            f"the certfs at {where} is mounted by {owner}",
+            advice=f"run this as that user, or end it with: {mend}"
+            if mend
+            else "run this as that user",
+        )
+    by_hand = "umount -l" if user == 0 else "fusermount3 -u -z"
     return NotMountedError(
         f"a certfs is mounted at {where}, but its runtime directory is gone or elsewhere",
         advice=f"end it with: {by_hand} {where}",

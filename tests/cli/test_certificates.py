@@ -281,7 +281,11 @@ def test_the_way_out_that_is_said_works(
             "host-server-certificate-install",
             *(word for pair in given.items() for word in pair),
         ]
-        words = [option, file, *(["--name", "x.pem"] if option.startswith("pool") else [])]
+        words: list[str | Path] = [
+            option,
+            file,
+            *(["--name", "x.pem"] if option.startswith("pool") else []),
+        ]
         if option == "certificate-show":
             return call_certfs(*words)
         return on_host(*(installing if option.startswith("--") else words))

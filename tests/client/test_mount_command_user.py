@@ -116,6 +116,17 @@ def test_only_root_presents_the_hosts_directories(user: User) -> None:
     assert "only root" in user.certfs("mount", expect=10)
 
 
+@pytest.mark.parametrize("words", [("unmount",), ("restart",), ("detached", "--mountpoint")])
+def test_a_mount_of_another_user_is_called_that(user: User, words: tuple[str, ...]) -> None:
+    """Who names the mount of somebody else is told whose it is, not that it is none or has lost its files (I19)."""
+    command = ["--", "true"] if words[0] == "detached" else []
+    user.host.certfs("mount")
+    assert "is mounted by root" in user.certfs(*words, "/etc/stunnel", *command, expect=10)
+    said = user.host.certfs(*words, user.mountpoint, *command, expect=10)
+    assert f"is mounted by the user {NOBODY}" in said
+    user.host.certfs("unmount")
+
+
 def test_a_crash_and_a_hang_are_overcome(user: User) -> None:
     """After SIGKILL of the server, and of the supervisor too, no path stays at ENOTCONN (I14)."""
     killed = user.state()["server"]["pid"]
