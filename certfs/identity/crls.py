@@ -6,7 +6,7 @@ xapi-project/xen-api). A list that has expired makes OpenSSL refuse every certif
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -82,7 +82,9 @@ def install_crl(
     block, crl = found
     place = library(paths)
     place.add(name, document.data[block.start : block.end].strip() + b"\n", dry_run=dry_run)
-    warnings = tuple(_doubts(crl))
+    now = datetime.now(UTC)
+    others = [file.crl for file in installed_crls(paths) if file.crl and file.path.name != name]
+    warnings = tuple(_doubts(crl, others, now=now))
     if not dry_run:
         warnings += place.rehash(always=True)
     return CrlChange(place.directory / name, crl, changed=True, warnings=warnings)
@@ -123,28 +125,51 @@ def installed_crls(paths: HostPaths) -> Iterator[CrlFile]:
 
 def judge_crls(paths: HostPaths, *, now: datetime) -> Iterator[Finding]:
     """Yield what is wrong with the installed lists."""
-    for file in installed_crls(paths):
-        uninstall = command(paths, f"pool-uninstall-crl {file.path.name}")
+    files = tuple(installed_crls(paths))
+    for file in files:
+        uninstall = command(paths, f"pool-uninstall-crl {shlex.quote(file.path.name)}")
         renew = f"install the CA's current list, then {uninstall}"
         crl = file.crl
         if crl is None:
             yield Finding(
                 Severity.WARNING, "CRL_BROKEN", file.path, f"revokes nothing: {file.defect}", renew
             )
-        elif crl.next_update is not None and crl.next_update < now:
-            what = (
-                f"expired at {iso(crl.next_update)}: every certificate of {crl.issuer} is refused"
+            continue
+        is_needed = not _has_current([other.crl for other in files if other.crl], crl, now=now)
+        if crl.next_update is not None and crl.next_update < now:
+            severity = Severity.CRITICAL if is_needed else Severity.WARNING
+            mend = renew if is_needed else uninstall
+            yield Finding(
+                severity, "CRL_EXPIRED", file.path, _expired(crl, is_needed=is_needed), mend
             )
-            yield Finding(Severity.CRITICAL, "CRL_EXPIRED", file.path, what, renew)
         elif crl.next_update is not None and crl.next_update - now < _SOON:
             what = f"expires at {iso(crl.next_update)} (the list of {crl.issuer})"
             yield Finding(Severity.WARNING, "CRL_EXPIRING", file.path, what, renew)
 
 
-def _doubts(crl: Crl) -> Iterator[str]:
-    now = datetime.now(UTC)
+def _has_current(lists: Iterable[Crl], crl: Crl, *, now: datetime) -> bool:
+    """Tell whether one of the lists is of the same issuer and counts now: OpenSSL takes that one (x509_vfy.c)."""
+    return any(
+        other.issuer == crl.issuer
+        and other.last_update <= now
+        and (other.next_update is None or now <= other.next_update)
+        for other in lists
+    )
+
+
+def _expired(crl: Crl, *, is_needed: bool) -> str:
+    means = (
+        f"every certificate of {crl.issuer} is refused"
+        if is_needed
+        else f"a current list of {crl.issuer} counts"
+    )
+    return f"expired at {iso(crl.next_update)}: {means}" if crl.next_update else means
+
+
+def _doubts(crl: Crl, others: Iterable[Crl], *, now: datetime) -> Iterator[str]:
+    is_needed = not _has_current(others, crl, now=now)
     if crl.next_update is not None and crl.next_update < now:
-        yield f"the list expired at {iso(crl.next_update)}: every certificate of {crl.issuer} is refused"
+        yield f"the list {_expired(crl, is_needed=is_needed)}"
     elif crl.last_update > now:
         yield f"the list counts from {iso(crl.last_update)}, and it is {iso(now)}"
 

@@ -130,6 +130,23 @@ def test_names_of_the_platforms_for_lists(
     assert "--name" not in on_host("pool-uninstall-crl", "x").stderr
 
 
+def test_an_expired_list_beside_a_current_one_refuses_nobody(
+    on_host: Run, crl: Path, tmp_path: Path
+) -> None:
+    """OpenSSL takes the one that counts: the old one is to be removed, and is no emergency."""
+    old = tmp_path / "old.pem"
+    old.write_bytes(_crl(days=-1))
+    on_host("repair")
+    assert on_host("pool-install-crl", crl).returncode == 0
+    assert "a current list of CN=crl CA counts" in on_host("pool-install-crl", old).stderr
+    (finding,) = _json(on_host("check", "--json"), "check")["findings"]
+    assert (finding["severity"], finding["name"]) == ("warning", "CRL_EXPIRED")
+    assert on_host("pool-uninstall-crl", "ca.pem").returncode == 0
+    (finding,) = _json(on_host("check", "--json"), "check")["findings"]
+    assert finding["severity"] == "critical"
+    assert "every certificate of CN=crl CA is refused" in finding["what"]
+
+
 @pytest.mark.parametrize(
     "days,name,code", [(-1, "CRL_EXPIRED", 2), (3, "CRL_EXPIRING", 1), (30, None, 0)]
 )
