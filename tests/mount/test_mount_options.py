@@ -162,7 +162,7 @@ def test_the_mount_table_names_the_store(place: Mounted) -> None:
 @pytest.mark.namespace
 def test_mount_and_fstab(place: Mounted) -> None:
     """`mount -t fuse.certfs` and a line of fstab mount by the helper, remount, and umount ends it."""
-    mounts.need_root()
+    mounts.need_namespaces()
     config = place.store.with_name("certfs.toml")
     config.write_text('[[bundle]]\nsource = "certs"\nbundle = "ca.pem"\n')
     (place.store / "certs").mkdir()
@@ -171,34 +171,39 @@ def test_mount_and_fstab(place: Mounted) -> None:
         f"{place.store} {place.point} fuse.certfs config={config},allow_other,_netdev,nofail,"
         "x-systemd.requires=network.target,noauto 0 0\n"
     )
-    helper = Path("/sbin/mount.fuse.certfs")
-    with installed(helper):
-        subprocess.run(
-            ["mount", "-t", "fuse.certfs", "-o", f"ro,config={config}", place.store, place.point],
-            check=True,
-        )
-        assert place.flags() & os.ST_RDONLY
-        subprocess.run(["umount", place.point], check=True)
+    helpers = place.store.with_name("helpers")
+    helpers.mkdir()
+    (helpers / "mount.fuse.certfs").symlink_to(certfs_program())
+    with helped(helpers) as holder:
+        point = Path(f"/proc/{holder}/root{place.point}")
+
+        def run(*command: str | Path) -> None:
+            entering = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--", *command]
+            subprocess.run(entering, check=True, timeout=60)
+
+        run("mount", "-t", "fuse.certfs", "-o", f"ro,config={config}", place.store, place.point)
+        assert os.statvfs(point).f_flag & os.ST_RDONLY
+        run("umount", place.point)
         wait_until(lambda: not instances.every(), what="the end of the first mount")
-        subprocess.run(["mount", "--fstab", fstab, place.point], check=True)
-        (place.point / "file").write_text("x")
-        subprocess.run(["mount", "-o", "remount,ro", place.point], check=True)
+        run("mount", "--fstab", fstab, place.point)
+        (point / "file").write_text("x")
+        run("mount", "-o", "remount,ro", place.point)
         with refused(errno.EROFS):
-            (place.point / "file").unlink()
-        place.certfs("unmount", place.point)
+            (point / "file").unlink()
+        run(certfs_program(), "unmount", place.point)
 
 
 @contextlib.contextmanager
-def installed(helper: Path) -> Iterator[None]:
-    """Have the mount helper where mount(8) looks for it."""
-    if os.path.lexists(helper):
-        yield
-        return
-    helper.symlink_to(certfs_program())
-    try:
-        yield
-    finally:
-        helper.unlink()
+def helped(helpers: Path) -> Iterator[int]:
+    """Have mount helpers where mount(8) looks for them, in the mount namespace of the process whose pid this gives."""
+    script = 'mount -t overlay -o "lowerdir=$1:$2" none "$2" && echo ready && exec cat'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    command += [str(helpers), os.path.realpath("/sbin")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        yield holder.pid
+        holder.kill()
 
 
 def test_what_mount_fuse_calls(place: Mounted) -> None:
