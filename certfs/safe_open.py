@@ -6,16 +6,24 @@ time, each relative to the descriptor of the one before, so that nothing can be 
 openat2(2) does as much in one call, but not before Linux 5.6.
 """
 
+import ctypes
 import errno
 import os
+import platform
 import stat
 from collections.abc import Iterable
 from typing import Final
 
+from certfs.procfs import mount_of, mounts
+
 _COMPONENT: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_FUSE: Final = 0x65735546
+NOBODY: Final = 65_534
+"""A user and a group that own nothing, where it is not known who serves a file system."""
 _MOST_LINKS: Final = 40
 _MOST_COMPONENTS: Final = 4096
 """As many as a path of PATH_MAX bytes has, for the path and all links on it together."""
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LinkRefusedError(OSError):
@@ -110,9 +118,12 @@ def open_mountpoint(path: str) -> int:
 
 def refusal(directory: str) -> str:
     """Return why a directory is not one that only this user can write to, empty if it is. FileNotFoundError."""
-    status = os.lstat(directory)
-    if stat.S_ISDIR(status.st_mode) and _is_own(status):
-        return ""
+    descriptor = os.open(directory, _COMPONENT)
+    try:
+        if stat.S_ISDIR(os.stat(descriptor).st_mode) and _is_own(descriptor):
+            return ""
+    finally:
+        os.close(descriptor)
     return f"{directory} is not a directory that only you can write to"
 
 
@@ -124,7 +135,7 @@ def read_own(path: str, limit: int) -> bytes:
     parent, name = os.path.split(path)
     directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if not _is_own(os.fstat(directory)):
+        if not _is_own(directory):
             raise PermissionError(errno.EPERM, "others can write to its directory", path)
         # O_NONBLOCK: opening a FIFO must not block.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -132,8 +143,7 @@ def read_own(path: str, limit: int) -> bytes:
     finally:
         os.close(directory)
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not _is_own(status):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_own(descriptor):
             raise PermissionError(errno.EPERM, "not a file that only you can write to", path)
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -146,8 +156,10 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def _is_own(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def _is_own(descriptor: int) -> bool:
+    status = os.stat(descriptor)
+    is_own = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_own and server_of(descriptor) is None
 
 
 def _replaced(old: int, new: int) -> int:
@@ -183,11 +195,42 @@ def _trusted_target(directory: int, name: bytes) -> bytes | None:
         target = link_target(descriptor)
         if target is None or os.geteuid() != 0:
             return target
-        if os.stat(descriptor).st_uid != 0 or not _is_roots_alone(os.stat(directory)):
+        is_roots = os.stat(descriptor).st_uid == 0 and _is_roots_alone(os.stat(directory))
+        if not is_roots or server_of(descriptor) is not None:
             raise LinkRefusedError(" that another user can exchange", name)
         return target
     finally:
         os.close(descriptor)
+
+
+def server_of(descriptor: int) -> int | None:
+    """Return the other user who serves the file system that a file is in, None if it is not another user's.
+
+    Such a file system says of owners and modes what its user likes (mount.fuse3(8), allow_other).
+    """
+    device = os.stat(descriptor).st_dev
+    if os.major(device):  # none of them is on a disk, as nearly all others are
+        return None
+    name = f"{os.major(device)}:{os.minor(device)}"
+    found = mount_of(descriptor) or next((one for one in mounts() if one.device == name), None)
+    if found is not None:
+        return None if found.owner in {None, 0, os.geteuid()} else found.owner
+    # Its user may have unmounted it a moment ago.
+    try:
+        return NOBODY if file_system_type(descriptor) == _FUSE else None
+    except OSError:
+        return NOBODY
+
+
+def file_system_type(fd: int) -> int:
+    """Return the type of a file system as in statfs(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    # The first field has the size of a long, but on s390x that of an int.
+    kind = ctypes.c_uint if platform.machine() == "s390x" else ctypes.c_ulong
+    return int(kind.from_buffer(buffer).value) & 0xFFFFFFFF
 
 
 def link_target(descriptor: int) -> bytes | None:

@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from certfs.safe_open import open_trusted
+from certfs.safe_open import open_trusted, server_of
 
 LOG_BYTES: Final = 4 << 20
 """A log that grows beyond moves to ``NAME.1``."""
@@ -27,7 +27,7 @@ def open_log(path: str) -> int:
     # Without O_NONBLOCK a FIFO without a reader would be waited for.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
     descriptor = open_trusted(path, flags)
-    reason = _refusal(os.fstat(descriptor))
+    reason = _refusal(descriptor)
     if reason:
         os.close(descriptor)
         raise OSError(errno.EPERM, reason, path)
@@ -35,8 +35,9 @@ def open_log(path: str) -> int:
     return descriptor
 
 
-def _refusal(status: os.stat_result) -> str:
-    if status.st_uid not in {0, os.geteuid()}:
+def _refusal(descriptor: int) -> str:
+    status = os.fstat(descriptor)
+    if status.st_uid not in {0, os.geteuid()} or server_of(descriptor) is not None:
         return "it belongs to another user"
     if stat.S_ISREG(status.st_mode):
         return "it has another name (a hard link)" if status.st_nlink > 1 else ""

@@ -8,7 +8,8 @@ and is for a thread.
 import ctypes
 import errno
 import os
-import platform
+
+from certfs.safe_open import file_system_type
 
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_CACHED = 0x20
@@ -106,19 +107,14 @@ def read_cached(fd: int, length: int, offset: int) -> bytes:
 
 
 def is_local(fd: int) -> bool:
-    """Whether a descriptor is of a file system that asks nobody else; blocks if it is not."""
-    return file_system_type(fd) in _LOCAL
+    """Whether a descriptor is of a file system that asks nobody else; blocks if it is not.
 
-
-def file_system_type(fd: int) -> int:
-    """Return the type of a file system as in statfs(2)."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc_waiting.fstatfs(fd, buffer) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    # The first field has the size of a long, but on s390x that of an int.
-    kind = ctypes.c_uint if platform.machine() == "s390x" else ctypes.c_ulong
-    return int(kind.from_buffer(buffer).value) & 0xFFFFFFFF
+    One that does not say what it is, such as another user's, does ask.
+    """
+    try:
+        return file_system_type(fd) in _LOCAL
+    except OSError:
+        return False
 
 
 _libc_waiting = ctypes.CDLL(None, use_errno=True)

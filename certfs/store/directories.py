@@ -167,7 +167,7 @@ class Roles:
             return None
         self.current = path
         descriptor = self.descriptors[directory]
-        return Found(descriptor, directory, through_link, owner, _is_local(descriptor))
+        return Found(descriptor, directory, through_link, owner, is_local(descriptor))
 
     def _note_step(self, directory: int, name: bytes) -> None:
         """Take note of a directory on a way, wherever links lead it: what has this name there decides where it goes."""
@@ -219,10 +219,3 @@ class Roles:
         for descriptor in self._covers.values():
             os.close(descriptor)
         self._covers.clear()
-
-
-def _is_local(directory: int) -> bool:
-    try:
-        return is_local(directory)
-    except OSError:  # a file system that shows this user nothing, for instance another's FUSE
-        return False

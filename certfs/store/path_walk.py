@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from certfs import procfs
 from certfs.procfs import mount_id
-from certfs.safe_open import link_target
+from certfs.safe_open import NOBODY, link_target, server_of
 from certfs.store.backing import O_PATH_NOFOLLOW
 from certfs.store.credentials import Identity
 
@@ -137,6 +137,9 @@ def as_owner(owner: Owner | None) -> AbstractContextManager[object]:
 def _owner_of(link: int) -> Owner | None:
     if os.geteuid() != 0:
         return None
+    server = server_of(link)
+    if server is not None:
+        return server, NOBODY  # its group is what its server says
     status = os.stat(link)
     return (status.st_uid, status.st_gid) if status.st_uid != 0 else None
 

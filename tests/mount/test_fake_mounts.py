@@ -13,9 +13,10 @@ import pytest
 
 from certfs.errors import DeadlineError
 from certfs.linux import mount_syscalls
+from certfs.linux.log_file import open_log
 from certfs.linux.processes import ProcessId
 from certfs.protocol import timeouts
-from tests.support import pki
+from tests.support import liar, pki
 from tests.support.mounts import (
     CertfsMount,
     certfs_program,
@@ -179,6 +180,32 @@ def test_a_file_system_that_never_answers_ends_the_command(silent: Path, tmp_pat
         for process in running:
             process.kill()
             process.wait()
+
+
+def test_what_another_user_serves_is_not_root_s_because_it_says_so(tmp_path: Path) -> None:
+    """I19: root follows no link, obeys no state and writes no log of a file system that another user serves."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == 0 and directory != Path("/tmp"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    secret, place = tmp_path / "secret", tmp_path / "place"
+    for each in (secret, place):
+        each.mkdir(mode=0o700)
+    (secret / "ca.pem").write_bytes(pki.authority().pem)
+    with liar.lying(place, secret):
+        for command in (
+            ("export", place / "link/ca.pem", "--output", tmp_path / "out"),
+            ("export", secret / "ca.pem", "--output", place / "link/out"),
+            ("repair", "--store", place / "link"),
+            ("list", place / "link"),
+        ):
+            result = certfs(*command)
+            assert "symbolic link" in result.stderr or "link of another user" in result.stderr
+            assert result.returncode not in {0, 70}
+        assert os.listdir(secret) == ["ca.pem"]
+        result = certfs("status", CERTFS_RUNTIME_DIR=str(place / "runtime"))
+        assert result.returncode == 10, result
+        with pytest.raises(PermissionError, match="another user"):
+            open_log(str(place / "file"))
 
 
 def test_a_pager_may_take_its_time(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.scenes import Store, spec, store
-from tests.support import pki
+from tests.support import liar, pki
 from tests.support.mounts import need_root
 
 SECRET, PUBLIC = (pki.authority(f"owner {name}") for name in ("secret", "public"))
@@ -86,3 +86,20 @@ async def test_a_source_directory_behind_a_user_s_link(
     found = store(root, [spec("certs", "ca.pem")])
     assert found.content("ca.pem") == expected
     found.close()
+
+
+async def test_a_link_is_its_server_s_whatever_that_says(root: Path) -> None:
+    """I19: a file system of another user's says that a link is root's; what it leads to is for that user to see."""
+    place = root.parent / "place"
+    place.mkdir()
+    link(root / "more", "../place/certs", 0)
+    with liar.lying(place, root.parent / "secret/ca.pem"):
+        found = store(root, [spec("more", "more.pem")])
+        await found.trust.poll_events()
+        bundle = found.bundle("more.pem")
+        assert bundle is not None
+        ((name, source),) = bundle.catalog.sources()
+        found.close()
+    assert name == b"link.pem"
+    assert not source.content.certificates
+    assert "Permission denied" in source.content.remarks[0].reason
