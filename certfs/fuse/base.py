@@ -49,6 +49,7 @@ from certfs.store.bundle import Actor, LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.cached import open_cached, status_cached, status_on_mount
 from certfs.store.directories import Roots
+from certfs.store.patience import Waited
 
 _RELEASE_SECONDS = 0.25
 """How long an answer waits for the next RELEASE that may be on its way behind other requests."""
@@ -257,7 +258,14 @@ class FilesystemBase(pyfuse3.Operations):
         # Where a source has to be looked at again the store may not answer: then the last known content counts.
         name = b"/".join(bundle.spec.bundle).decode("utf-8", "backslashreplace")
         is_step = not all(root.local for root in self.store_roots)
-        await self.patience.wait_for(bundle, name, self._bring_up_to_date, bundle, step=is_step)
+        await self.patience.wait_for(
+            bundle,
+            name,
+            self._bring_up_to_date,
+            bundle,
+            step=is_step,
+            progress=lambda: self.trust.progress,
+        )
 
     async def _bring_up_to_date(self, bundle: LiveBundle) -> None:
         await self.trust.poll_events()
@@ -269,12 +277,12 @@ class FilesystemBase(pyfuse3.Operations):
         Given up when none came for a while though requests keep coming: then a writer is simply not done.
         """
         waiting = {inode for inode in self.unsettled if self._concerns(inode, bundle)}
-        deadline = trio.current_time() + _RELEASE_SECONDS
-        while waiting and trio.current_time() < deadline and not self.pending_requests.is_quiet():
+        waited = Waited()
+        while waiting and waited.step() < _RELEASE_SECONDS and not self.pending_requests.is_quiet():
             await trio.lowlevel.checkpoint()
             if not waiting <= self.unsettled:
                 waiting &= self.unsettled
-                deadline = trio.current_time() + _RELEASE_SECONDS
+                waited.restart()
 
     @staticmethod
     def _concerns(inode: Inode, bundle: LiveBundle) -> bool:

@@ -1,7 +1,7 @@
 """How long an answer waits for something that may never come.
 
-Owns the bound: after a moment the last known is answered, and it is answered at once as long as what was waited for is
-not done. What was begun goes on in the background.
+Owns the bound: after a moment in which nothing went on the last known is answered, and at once as long as what was
+waited for is not done. What was begun goes on in the background.
 """
 
 import logging
@@ -11,6 +11,7 @@ from typing import TypeVarTuple
 import trio
 
 from certfs.fuse.requests import waiting_for_store
+from certfs.store.patience import STEP_SECONDS, Waited
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,12 @@ class Patience:
         work: Callable[[*Ts], Awaitable[None]],
         *args: *Ts,
         step: bool = False,
+        progress: Callable[[], int] = lambda: 0,
     ) -> bool:
         """Do ``work`` and wait for it; False if it is not done, now or since earlier.
 
-        ``name`` is for the log; ``step`` says that it is one of several that the same store is asked for.
+        ``name`` is for the log; ``step`` says that it is one of several that the same store is asked for. As long as
+        ``progress`` returns another number each time, it is waited for.
         """
         if key in self._overdue:
             return False
@@ -62,8 +65,14 @@ class Patience:
 
         trio.lowlevel.spawn_system_task(run)
         seconds = WHILE_OVERDUE_SECONDS if step and self._overdue else self._seconds
-        with trio.move_on_after(seconds), waiting_for_store():
-            await done.wait()
+        waited, reached = Waited(), progress()
+        with waiting_for_store():
+            while waited.step() < seconds and not done.is_set():
+                with trio.move_on_after(min(seconds, STEP_SECONDS)):
+                    await done.wait()
+                if reached != progress():
+                    reached = progress()
+                    waited.restart()
         if done.is_set():
             return True
         is_late = True

@@ -140,6 +140,8 @@ class LiveBundle:
         """Sources that another program had a lease on when they were last to be read: nobody tells when it ends."""
         self._link_turns: dict[bytes, object] = {}
         """The last reading of each link that is under way."""
+        self.progress = 0
+        """Counts what was read and verified of a local store: it takes its time, but it answers."""
 
     @property
     def exists(self) -> bool:
@@ -461,6 +463,7 @@ class LiveBundle:
         readings: dict[bytes, Reading | None] = {}
         links: list[bytes] = []
         for name in names:
+            self.progress += self._is_local
             known = self.catalog.get(name)
             status = status_at(directory, name)
             if status is None or is_lock_link(name, status):
@@ -489,7 +492,10 @@ class LiveBundle:
 
     def _verify(self, batch: _Batch) -> _Batch:
         """Verify the signatures that the order of these sources depends on; for a thread."""
-        verified = {each.fingerprint: own_signature(each) for each in self._unverified(batch)}
+        verified: dict[Fingerprint, OwnSignature] = {}
+        for each in self._unverified(batch):
+            verified[each.fingerprint] = own_signature(each)
+            self.progress += self._is_local
         return replace(batch, verified=verified)
 
     def _apply(

@@ -99,6 +99,11 @@ class Trust:
         """Every bundle, whether it exists now or not."""
         return self._bundles.values()
 
+    @property
+    def progress(self) -> int:
+        """Another number as long as the reading of local directories goes on."""
+        return sum(bundle.progress for bundle in self.bundles)
+
     def load(self) -> None:
         """Find the directories and read all sources; blocks, to be called before anything is served."""
         with suppress(TimeoutError):  # nothing answers: there is nothing yet
@@ -312,12 +317,17 @@ class Trust:
         def find() -> dict[tuple[bytes, ...], int]:
             return find_covers(device, paths, self._roots.components)
 
-        with suppress(TimeoutError, OSError):
+        try:
             covers = await self._looking_at_mounts.run(find)
-            async with self._resolving:
-                old, self._covers = self._covers, covers
-            for descriptor in old.values():
-                os.close(descriptor)
+        except TimeoutError:
+            self._mounts_changed = True  # nothing tells of it again
+            return
+        except OSError:
+            return
+        async with self._resolving:
+            old, self._covers = self._covers, covers
+        for descriptor in old.values():
+            os.close(descriptor)
 
     async def compare(self) -> None:
         """Look at everything that nobody tells of: mounts, the targets of links, directories of other hosts.

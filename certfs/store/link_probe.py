@@ -8,18 +8,17 @@ Knows nothing of what is asked.
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from certfs.store.patience import STEP_SECONDS, Waited
+
 PATIENCE_SECONDS: Final = 1.0
 """How long an asker waits without an answer, where nobody waits for it in turn."""
 MOST_SECONDS: Final = 5.0
 """How long at most where answers keep coming: very many links take long without any of them hanging."""
-_PAUSE_SECONDS: Final = 0.05
-"""After so long without an answer the next places get threads of their own."""
 _THREADS: Final = 8
 _MOST_THREADS: Final = 64
 """How many threads may wait for silent places; beyond, only places that have answered before are asked."""
@@ -102,20 +101,21 @@ class _Inquiry(Generic[T]):
     def wait(self, patience: float, most: float) -> None:
         """Return when all is answered, the time is over, or no answer has come for a while."""
         self._waiting = list(reversed(self.places))
-        deadline = time.monotonic() + most
-        heard, since = -1, time.monotonic()
+        heard, silent, total = -1, Waited(), Waited()
         with self.lock:
             while self.current or self._waiting:
-                now = time.monotonic()
+                total.step()
                 if len(self.answers) > heard:
-                    heard, since = len(self.answers), now
-                if now >= deadline or now - since >= patience or self.error is not None:
+                    heard = len(self.answers)
+                    silent.restart()
+                since = silent.step()
+                if total.seconds >= most or since >= patience or self.error is not None:
                     return
                 busy = len(self.current)
-                if self._waiting and (busy < _THREADS or now - since >= _PAUSE_SECONDS):
+                if self._waiting and (busy < _THREADS or since >= STEP_SECONDS):
                     for _ in range(min(_THREADS, _MOST_THREADS - busy, len(self._waiting))):
                         self._start(self._waiting.pop())
-                self.lock.wait(_PAUSE_SECONDS)
+                self.lock.wait(STEP_SECONDS)
 
     def _start(self, place: bytes) -> None:
         self.current.add(place)

@@ -2,10 +2,11 @@
 
 Owns the two ways in which many askers cost no more than one: a call that is not back in time is left to its thread, and
 none of its kind is made until it is (`PatientCall`); and who asks while an answer is under way shares the next one
-(`Shared`).
+(`Shared`). And the clock for such waits, which stands while this process does not run (`Waited`).
 """
 
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -15,7 +16,33 @@ import trio
 PATIENCE_SECONDS: Final = 0.4
 """Less than what an open of a bundle waits for all of it together (`certfs.fuse.patience`)."""
 
+STEP_SECONDS: Final = 0.05
+"""How long a step of a wait is; also what one counts that took longer."""
+
 T = TypeVar("T")
+
+
+class Waited:
+    """How long somebody has waited in steps of `STEP_SECONDS`.
+
+    On a busy machine, or after it stood still, a step takes longer: the thread that is waited for had no processor
+    either then, and that says nothing of its file system. So a step counts for no more than it was to take.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._last = time.monotonic()
+
+    def step(self) -> float:
+        """Count the step that ends now; return the seconds of all."""
+        now = time.monotonic()
+        self.seconds += min(now - self._last, STEP_SECONDS)
+        self._last = now
+        return self.seconds
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self.seconds, self._last = 0.0, time.monotonic()
 
 
 class PatientCall:
@@ -42,7 +69,15 @@ class PatientCall:
             finally:
                 returned.set()
 
-        with trio.move_on_after(PATIENCE_SECONDS):
+        async def end(scope: trio.CancelScope) -> None:
+            waited = Waited()
+            while waited.step() < PATIENCE_SECONDS and not returned.is_set():  # noqa: ASYNC110 - it counts steps
+                await trio.sleep(STEP_SECONDS)
+            if not returned.is_set():
+                scope.cancel()
+
+        with trio.CancelScope() as scope:
+            trio.lowlevel.spawn_system_task(end, scope)
             return await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._limiter)
         raise TimeoutError
 

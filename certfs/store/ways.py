@@ -15,7 +15,7 @@ from typing import Final
 from certfs.core.bundle import BundleSpec
 from certfs.store.backing import fd_path
 from certfs.store.directories import Path, Roles, RoleSources
-from certfs.store.patience import PATIENCE_SECONDS
+from certfs.store.patience import PATIENCE_SECONDS, STEP_SECONDS, Waited
 from certfs.store.swaps import SWAP_SUFFIX
 
 _MOST_SILENT: Final = 16
@@ -65,14 +65,16 @@ class _Look:
 
     def is_answered(self) -> bool:
         """Wait; whether the look is done, and not stuck on one way for as long as anybody is patient with it."""
-        while True:
-            way = self.roles.current
-            if self.done.wait(PATIENCE_SECONDS):
-                return True
-            if self.roles.current == way:
+        way, waited = self.roles.current, Waited()
+        while not self.done.wait(STEP_SECONDS):
+            if self.roles.current != way:
+                way = self.roles.current
+                waited.restart()
+            elif waited.step() >= PATIENCE_SECONDS:
                 with self.lock:
                     self.abandoned = not self.done.is_set()
                     return not self.abandoned
+        return True
 
     def _expand(self) -> Iterator[BundleSpec]:
         """Yield the specifications without wildcards: as configured, and one for each directory that matches."""

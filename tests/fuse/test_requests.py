@@ -57,6 +57,30 @@ async def test_an_answer_waits_for_what_comes_in_time() -> None:
     assert patience.overdue() == frozenset()
 
 
+async def test_an_answer_waits_as_long_as_something_goes_on() -> None:
+    """I1: what takes longer than the patience and makes progress is waited for to its end."""
+    steps = 0
+
+    async def work() -> None:
+        nonlocal steps
+        for _ in range(6):
+            await trio.sleep(0.1)
+            steps += 1
+
+    assert await Patience(0.3).wait_for("key", "bundle.pem", work, progress=lambda: steps)
+    assert steps == 6
+
+
+async def test_an_answer_waits_while_the_process_stands_still() -> None:
+    """I1: the time in which this process did not run at all is no patience spent."""
+
+    async def work() -> None:
+        time.sleep(0.5)  # noqa: ASYNC251 - nothing of this process is to run
+        await trio.sleep(0.05)
+
+    assert await Patience(0.3).wait_for("key", "bundle.pem", work)
+
+
 async def test_an_answer_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     """I18: it waits once, then not at all until the store answers; the log says both, once."""
     patience = Patience(0.05)

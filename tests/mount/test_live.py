@@ -260,6 +260,27 @@ def test_a_burst_of_closes_is_complete_when_the_last_returned(
             assert set(pki.certificates_in(seen)) == {one.sha256 for one in identities}
 
 
+@pytest.mark.slow
+def test_a_change_is_seen_however_much_there_is_to_read(
+    certfs_mount: CertfsMount, other_process: Peer
+) -> None:
+    """I1: what is written while thousands of files of a local store are read is seen by the next open."""
+    tree = certfs_mount.tree
+    (first, written) = pki.many(2)
+    coming = tree.store / "stunnel" / "coming"
+    coming.mkdir()
+    (coming / "0.pem").write_bytes(first.pem)
+    for number in range(1, 6000):
+        os.link(coming / "0.pem", coming / f"{number}.pem")
+    tree.certs.rename(tree.stunnel / "gone")
+    assert other_process.call(peer.read_or_none, str(tree.user_bundle)) is None
+    coming.rename(tree.store / "stunnel" / "certs")
+    (tree.certs / "written.pem").write_bytes(written.pem)
+    seen = other_process.call(peer.read_or_none, str(tree.user_bundle))
+    assert seen is not None
+    assert written.pem in seen
+
+
 def test_the_end_of_a_process_closes_its_files(
     certfs_mount: CertfsMount, other_process: Peer
 ) -> None:
