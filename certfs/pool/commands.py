@@ -15,7 +15,7 @@ from certfs.errors import CertfsError
 from certfs.pool import wire
 from certfs.pool.approvals import ApprovalTable, Approved, approval_of
 from certfs.pool.directory import SourceDirectory
-from certfs.pool.engine import Engine
+from certfs.pool.engine import reached
 from certfs.pool.keys import (
     MOST_TRANSACTION_NAMES,
     Digest,
@@ -95,7 +95,7 @@ async def carry_out(state: StateDirectory, told: Told, seconds: float) -> Report
 async def check_publishing(state: StateDirectory, membership: JoinFile) -> None:
     """Find out whether what changes on this host would be published; PoolError, and what an engine may answer."""
     await ask(state)
-    async with Engine(membership.access) as engine:
+    async with reached(membership.access) as engine:
         found = await engine.get(membership.keys.member(membership.uuid))
     table = member_of(found) if found else None
     if table is None or not table.publisher:
@@ -151,7 +151,7 @@ async def to_approve(
     PoolError where this host and the pool differ: who approves looks at what this host has.
     """
     report = await carry_out(state, Told(flush=True), _ASK_SECONDS)
-    async with Engine(membership.access) as engine:
+    async with reached(membership.access) as engine:
         start, end = membership.keys.watched
         view = View(membership.keys, await engine.snapshot(start, end))
     there, records = view.certs().values, view.approvals()
@@ -185,7 +185,7 @@ async def to_approve(
 
 async def approve(membership: JoinFile, signed: Sequence[tuple[ToApprove, str]]) -> None:
     """Write approvals with their signatures into the pool; PoolError where one was changed meanwhile."""
-    async with Engine(membership.access) as engine:
+    async with reached(membership.access) as engine:
         for start in range(0, len(signed), MOST_TRANSACTION_NAMES):
             batch = signed[start : start + MOST_TRANSACTION_NAMES]
             keys = [membership.keys.approval(each.name.encode("ascii")) for each, _ in batch]
@@ -222,7 +222,7 @@ def _local(mountpoint: str) -> dict[bytes, Digest]:
 
 async def pool_state(membership: JoinFile) -> PoolState:
     """Return how every member is, by what the engine has; linearizable."""
-    async with Engine(membership.access) as engine:
+    async with reached(membership.access) as engine:
         start, end = membership.keys.watched
         view = View(membership.keys, await engine.snapshot(start, end))
         prefix = membership.keys.status("")

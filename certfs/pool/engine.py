@@ -7,7 +7,7 @@ unnoticed. Must not know what the keys mean.
 import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
@@ -115,6 +115,17 @@ class Engine:
         """Ask the next endpoint from now on."""
         self._at = (self._at + 1) % len(self._access.endpoints)
         self._token = ""
+
+    async def find(self) -> None:
+        """Go on to the first endpoint that answers and has a leader; where there is none, the next request says so."""
+        for _ in self._access.endpoints[1:]:
+            try:
+                with suppress(EngineRefusedError):
+                    await self.get(b"\0")
+            except EngineUnreachableError:
+                self.rotate()
+            else:
+                return
 
     async def ask(
         self, method: str, request: msgspec.Struct, kind: type[T], seconds: float = CALL_SECONDS
@@ -344,6 +355,14 @@ class Engine:
         return EngineRefusedError(
             f"{self.endpoint}: {method}: {said}", advice=advice if failure.code == _DENIED else ""
         )
+
+
+@asynccontextmanager
+async def reached(access: Access) -> AsyncIterator[Engine]:
+    """Connect for a command, which ends before there would be a reason to rotate."""
+    async with Engine(access) as engine:
+        await engine.find()
+        yield engine
 
 
 class _StaleTokenError(Exception):

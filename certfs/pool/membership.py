@@ -17,7 +17,7 @@ import msgspec
 from certfs.errors import StoreError, from_os_error
 from certfs.pool import wire
 from certfs.pool.approvals import Approved
-from certfs.pool.engine import Access, Engine, EngineRefusedError, pinned
+from certfs.pool.engine import Access, Engine, EngineRefusedError, pinned, reached
 from certfs.pool.journal import FILE as JOURNAL
 from certfs.pool.journal import JournalFile
 from certfs.pool.keys import FORMAT, Keys, MemberTable, PoolError, PoolTable, is_uuid, range_end
@@ -159,13 +159,13 @@ def read_join_file(name: bytes, shown: str, *, at: int | None = None) -> JoinFil
 async def init_pool(access: Access, keys: Keys) -> None:
     """Turn on the engine's authentication if it is off, with ``access`` as its root, and make the pool."""
     try:
-        async with Engine(access) as engine:
+        async with reached(access) as engine:
             await engine.get(keys.format_key)
     except EngineRefusedError as error:
         if _NO_AUTH not in error.message:
             raise
         await _enable(access)
-    async with Engine(access) as engine:
+    async with reached(access) as engine:
         table = wire.Put(key=keys.format_key, value=msgspec.json.encode(PoolTable(FORMAT)))
         made = await engine.transact(
             wire.Transaction(
@@ -182,7 +182,7 @@ async def init_pool(access: Access, keys: Keys) -> None:
 
 async def _enable(access: Access) -> None:
     open_to_all = Access(access.endpoints, access.ca, "", "")
-    async with Engine(open_to_all) as engine:
+    async with reached(open_to_all) as engine:
         await _unless_there(
             engine, "auth/user/add", wire.UserAdd(name=access.user, password=access.password)
         )
@@ -205,11 +205,12 @@ async def admit(access: Access, keys: Keys, uuid: str, *, publisher: bool) -> Jo
     """Make a host a member, with a new password; return what it needs to join. Also changes a membership."""
     if not is_uuid(uuid):
         raise PoolError(
-            f"{uuid!r} is no UUID in lower case", advice="certfs pool join prints the host's own"
+            f"{uuid!r} is no UUID in lower case",
+            advice="it is the name of the host's file in stunnel/certs-pool",
         )
     name = keys.user(uuid)
     password = secrets.token_urlsafe(32)
-    async with Engine(access) as engine:
+    async with reached(access) as engine:
         if await engine.get(keys.format_key) is None:
             raise PoolError(f"there is no pool {keys.pool}", advice=f"certfs pool init {keys.pool}")
         await _remove_user(engine, name)
@@ -232,7 +233,7 @@ async def eject(access: Access, keys: Keys, uuid: str) -> bool:
         raise PoolError(
             f"{uuid!r} is no UUID in lower case", advice="certfs pool status lists the members"
         )
-    async with Engine(access) as engine:
+    async with reached(access) as engine:
         member = await engine.get(keys.member(uuid))
         await _remove_user(engine, keys.user(uuid))
         removals = tuple(

@@ -16,6 +16,7 @@ from certfs.pool.engine import (
     Engine,
     EngineRefusedError,
     EngineUnreachableError,
+    reached,
 )
 from tests.support import etcd, pki
 
@@ -122,8 +123,10 @@ async def test_a_watch_of_a_stopped_member_ends(cluster: etcd.Cluster) -> None:
 
 
 async def test_an_endpoint_that_is_not_there(cluster: etcd.Cluster) -> None:
-    """A dead endpoint is an error that names it; the next one answers after a rotation (I22)."""
+    """A dead endpoint is an error that names it; the next one answers after a rotation, and answers commands (I22)."""
     dead = Access(("https://127.0.0.1:1", *cluster.endpoints), cluster.ca.read_text(), "", "")
+    async with reached(dead) as engine:
+        assert await engine.get(b"/nothing") is None
     async with Engine(dead) as engine:
         with pytest.raises(EngineUnreachableError, match=r"127\.0\.0\.1:1"):
             await engine.get(b"/x")

@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from certfs.cli.json_forms import FORMS
 from tests.support import pki
 from tests.support.mounts import wait_until
-from tests.support.pool import POOL_BUNDLE, Pool, pool
+from tests.support.pool import POOL, POOL_BUNDLE, Pool, pool
 
 pytestmark = [
     pytest.mark.mount,
@@ -162,13 +163,16 @@ def test_without_the_engine_everything_local_goes_on(three: Pool) -> None:
 
 
 def test_the_leader_is_killed(three: Pool) -> None:
-    """When the engine's leader is killed, a change reaches every host through the other two members (I22)."""
+    """When the engine's leader is killed, changes and commands go through the other two members (I22)."""
     after = pki.authority("after the leader")
     victim = three.cluster.members[0]
     victim.kill()
     try:
         (three.hosts[0].certs / "leader.pem").write_bytes(after.pem)
         wait_until(lambda: three.all_trust(after), seconds=40, what="trust everywhere")
+        three.hosts[0].certfs("pool", "sync")
+        assert len(three.hosts[0].status()["hosts"]) == 3
+        three.root("pool", "eject", POOL, str(uuid.uuid4()))
     finally:
         three.cluster.start()
         wait_until(three.cluster.is_serving, seconds=40, what="the member")
