@@ -159,7 +159,7 @@ def eject(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @state_option
 def join(*, file: str, state: StateDirectory) -> None:
-    """Make this host a member by the FILE that certfs pool admit printed.
+    """Make this host a member by the FILE that certfs pool admit printed, or anew; its process must not run.
 
     The pool's certificates come; this host's own stay here until certfs pool publish.
     """
@@ -167,6 +167,7 @@ def join(*, file: str, state: StateDirectory) -> None:
         found = membership.read_join_file(os.fsencode(file), file)
     except OSError as error:
         raise from_os_error(file, error) from None
+    _need_stopped(state)
     state.write(found)
     state.forget_journal()
     say(f"this host is a member of {found.pool}; start certfs pool run (certfs-pool.service)")
@@ -175,10 +176,18 @@ def join(*, file: str, state: StateDirectory) -> None:
 @pool.command("leave", epilog="\b\nExample:\n  certfs pool leave")
 @state_option
 def leave(*, state: StateDirectory) -> None:
-    """Forget the pool on this host; its certificates stay, and the pool keeps this host's until it is ejected."""
+    """Forget the pool on this host, whose process must not run.
+
+    Its certificates stay, and the pool keeps this host's until it is ejected.
+    """
     found = state.read()
+    _need_stopped(state)
     state.forget()
     say(f"this host has left; to be forgotten: certfs pool eject {found.pool} {found.uuid}")
+
+
+def _need_stopped(state: StateDirectory) -> None:
+    trio.run(ControlSocket(state.path).need_silence)
 
 
 @pool.command(

@@ -161,13 +161,18 @@ class ControlSocket:
         """Where it is."""
         return f"{self.path}/{SOCKET}"
 
-    async def serve(self, answer: Callable[[Request], Awaitable[msgspec.Struct]]) -> None:
-        """Answer requests until cancelled; AlreadyRunningError where another process does."""
-        with suppress(FileNotFoundError, ConnectionRefusedError):
+    async def need_silence(self) -> None:
+        """Raise AlreadyRunningError where a process answers: it has its membership and its journal in memory."""
+        with suppress(OSError):
             await (await trio.open_unix_socket(self.address)).aclose()
             raise AlreadyRunningError(
-                f"{self.path}: another certfs pool run is at work", advice="end it first"
+                f"{self.path}: certfs pool run is at work on it",
+                advice="end it first; where systemd runs it: systemctl stop certfs-pool",
             )
+
+    async def serve(self, answer: Callable[[Request], Awaitable[msgspec.Struct]]) -> None:
+        """Answer requests until cancelled; AlreadyRunningError where another process does."""
+        await self.need_silence()
         with suppress(FileNotFoundError):
             os.unlink(self.address)
         listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)

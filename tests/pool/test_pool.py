@@ -58,6 +58,25 @@ def test_every_host_trusts_the_certificates_of_all(three: Pool) -> None:
     )
 
 
+def test_a_host_neither_leaves_nor_joins_while_its_process_runs(three: Pool) -> None:
+    """A process keeps the membership it started with: a host that only seems to have left would follow on (I22)."""
+    first = three.hosts[0]
+    kept = (first.state / "membership.json").read_bytes()
+    for words in (("leave",), ("join", first.state.with_name("join"))):
+        assert "systemctl stop certfs-pool" in first.certfs("pool", *words, expect=8)
+    assert (first.state / "membership.json").read_bytes() == kept
+    assert (first.state / "journal.json").exists()
+    first.end()
+    try:
+        first.certfs("pool", "leave")
+        assert "is in no pool" in first.certfs("pool", "status", expect=50)
+        first.certfs("pool", "join", first.state.with_name("join"))
+    finally:
+        before = first.log.count("in sync")
+        first.start()
+    wait_until(lambda: first.log.count("in sync") > before, seconds=20, what="the start")
+
+
 def test_a_member_that_may_not_publish_injects_no_trust(three: Pool) -> None:
     """What a mere member copies in stays on it, is shown as drift, and the engine refuses its writing (I22)."""
     first, _, member = three.hosts
