@@ -272,13 +272,14 @@ class LiveBundle:
             readings = await self._links.read(directory, names, self.catalog.get)
             batch = await trio.to_thread.run_sync(self._verify, _Batch(readings, []))
             if identity == self.directory_id:
-                # What was read again since then counts, be it a link or not.
-                last = {
-                    name: reading
-                    for name, reading in batch.readings.items()
-                    if self._link_turns.get(name) is turn
-                }
+                # What was read again since then counts, be it a link or not. What is only being read again comes later,
+                # and whoever asked for this reading does not wait for that.
+                turns = {name: self._link_turns.get(name) for name in batch.readings}
+                last = {name: batch.readings[name] for name, last in turns.items() if last}
                 self._apply(last, actor, batch.verified)
+                self._link_turns |= {
+                    name: each for name, each in turns.items() if each not in {None, turn}
+                }
         finally:
             os.close(directory)
 

@@ -230,6 +230,33 @@ def test_a_turned_link_reaches_the_plain_copy_while_nobody_reads() -> None:
         mount.start()
 
 
+async def test_whoever_asks_for_a_link_is_answered_with_what_it_leads_to(root: Path) -> None:
+    """I1: of many who have a link read at once, each finds in the bundle what was there before it asked."""
+    (root / "certs").mkdir()
+    target = root / "target"
+    (root / "certs" / "a.pem").symlink_to(target)
+    target.write_bytes(OLD.pem)
+    stale = []
+    with opened(root) as found:
+        bundle = found.bundle(BUNDLE)
+        assert bundle is not None
+
+        async def ask(ca: pki.Identity, number: int) -> None:
+            await bundle.refresh([b"a.pem"], None)
+            if found.content(BUNDLE) != ca.pem:
+                stale.append(number)
+
+        for turn_number in range(10):
+            ca = (NEW, OLD)[turn_number % 2]
+            draft = root / "draft"
+            draft.write_bytes(ca.pem)
+            draft.rename(target)
+            async with trio.open_nursery() as nursery:
+                for number in range(10):
+                    nursery.start_soon(ask, ca, number)
+    assert not stale
+
+
 async def test_what_no_link_leads_over_is_watched_no_more(root: Path) -> None:
     """I18: links that come and go leave no watches behind."""
     (root / "certs").mkdir()
