@@ -4,6 +4,7 @@ Owns the options that these commands share and the two forms of an answer. Must 
 commands do.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -42,6 +43,19 @@ class ExistingPath(click.Path):
         except OSError as error:
             raise from_os_error(os.fspath(value), error) from None
         return super().convert(value, param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """So many seconds; what float() takes besides (nan, inf) are none."""
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return number
 
 
 class InputFile(ExistingPath):

@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from certfs.cli.answers import (
     InputFile,
+    Seconds,
     certificate_form,
     certificate_lines,
     description_lines,
@@ -81,7 +82,7 @@ def wait_option(function: Callable[P, None]) -> Callable[P, None]:
     """Add ``--wait``; the command's argument ``wait`` is what waits for a name, or None."""
     return click.option(
         "--wait",
-        type=click.FloatRange(min=1),
+        type=Seconds(min=1),
         metavar="SECONDS",
         callback=_waiter,
         help="Without XAPI: wait, so long at most, until every live host of the pool (certfs pool) follows.",

@@ -12,6 +12,7 @@ import click
 
 from certfs.cli.answers import (
     InputFile,
+    Seconds,
     certificate_form,
     certificate_lines,
     dry_run_option,
@@ -144,7 +145,7 @@ def reset_server_certificate(*, paths: HostPaths, dry_run: bool, as_json: bool) 
 @click.option(
     "--overlap",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, max=3600),
+    type=Seconds(min=0, max=3600),
     default=_OVERLAP_SECONDS,
     show_default=True,
     help="With --reload: how long both stay trusted after it.",

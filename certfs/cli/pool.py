@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from certfs.cli import json_forms
-from certfs.cli.answers import json_option, say
+from certfs.cli.answers import Seconds, json_option, say
 from certfs.client import instances
 from certfs.config import DEFAULT_FILE, PoolTable, load_config
 from certfs.core.certificate import parse_source
@@ -197,7 +197,7 @@ def _need_stopped(state: StateDirectory) -> None:
 )
 @click.argument("names", nargs=-1)
 @click.option("--accept-deletions", is_flag=True, help="Publish also that most names are gone.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=30, show_default=True)
+@click.option("--timeout", type=Seconds(min=0), default=30, show_default=True)
 @state_option
 def publish(
     *, names: tuple[str, ...], accept_deletions: bool, timeout: float, state: StateDirectory
@@ -293,7 +293,7 @@ def status(*, state: StateDirectory, as_json: bool) -> None:
 
 
 @pool.command("sync", epilog="\b\nExample:\n  certfs pool sync --timeout 60")
-@click.option("--timeout", type=click.FloatRange(min=0), default=30, show_default=True)
+@click.option("--timeout", type=Seconds(min=0), default=30, show_default=True)
 @state_option
 @json_option
 def sync(*, timeout: float, state: StateDirectory, as_json: bool) -> None:

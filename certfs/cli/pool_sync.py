@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from certfs.cli.answers import json_option, say, store_option, warn
+from certfs.cli.answers import Seconds, json_option, say, store_option, warn
 from certfs.cli.json_forms import Objection as ObjectionForm
 from certfs.cli.json_forms import Pool as PoolForm
 from certfs.cli.json_forms import PoolHost, Synchronised, answer
@@ -33,7 +33,7 @@ _POOL_STATE: Final = "/var/lib/certfs/pool"
 @click.option("--dry-run", is_flag=True, help="Check, say what would be done, and change nothing.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=Seconds(min=1),
     default=600,
     show_default=True,
     metavar="SECONDS",

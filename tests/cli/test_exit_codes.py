@@ -49,6 +49,25 @@ def test_wrong_command_line_is_2(name: str) -> None:
     assert call_certfs(name, "--no-such-option").returncode == 2
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "x"])
+def test_what_is_no_number_of_seconds_is_a_wrong_command_line(number: str) -> None:
+    """Every option that takes a number takes a finite one that is not negative: else 2, and no bug."""
+    found = []
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        subcommands = (
+            command.commands.items() if isinstance(command, click.Group) else [("", command)]
+        )
+        for below, one in subcommands:
+            for option in one.params if one else ():
+                if isinstance(option.type, click.types.FloatParamType):
+                    done = call_certfs(name, *filter(None, [below]), option.opts[0], number)
+                    assert done.returncode == 2, done.stderr
+                    assert f"Invalid value for '{option.opts[0]}'" in done.stderr
+                    found.append(option.name)
+    assert len(found) >= 4
+
+
 def test_every_error_s_code_is_in_the_reference() -> None:
     """No two kinds of errors share a code, and the documentation lists each."""
     collect(group)
