@@ -46,7 +46,7 @@ class ConfigError(CertfsError):
 
 
 class StoreError(CertfsError):
-    """The store is missing, is not a directory, or cannot be read or written."""
+    """The store, or another file or directory that is needed, is missing or is not what it must be."""
 
     exit_code = 4
 
@@ -109,6 +109,12 @@ class SystemdError(CertfsError):
     """systemd refused a request, or is not there."""
 
     exit_code = 14
+
+
+class BusyError(CertfsError):
+    """Another certfs command is changing the same files."""
+
+    exit_code = 15
 
 
 class BugError(CertfsError):

@@ -135,6 +135,12 @@ class StillPresentedError(CertfsError):
     exit_code = 38
 
 
+class NotInUseError(CertfsError):
+    """The host's new pool certificate is not in use yet: the old one cannot be retired."""
+
+    exit_code = 39
+
+
 class CrlNameInvalidError(CertificateError):
     """The name of a revocation list has characters that are not allowed, a leading dot, or does not end in .pem."""
 

@@ -21,7 +21,14 @@ from certfs.identity.crls import judge_crls
 from certfs.identity.expiry import Alert, alert
 from certfs.identity.finding import Finding, Severity
 from certfs.identity.leftovers import find_leftovers
-from certfs.identity.listing import Access, Installed, Kind, find_host_uuid, installed
+from certfs.identity.listing import (
+    Access,
+    Installed,
+    Kind,
+    find_host_uuid,
+    how_to_tell,
+    installed,
+)
 from certfs.identity.paths import (
     POOL_PEM,
     POOL_PEM_BACKUP,
@@ -149,11 +156,20 @@ def _pool_key(host: _Host) -> Iterator[Finding]:
         "POOL_KEY_MISSING",
         file.path,
         file.defect,
-        command(host.paths, "repair")
-        if remedy is not None
-        else f"certfs gencert {file.path} xapi:pool, then copy the new certificate to certs-pool of "
-        "every host of the pool",
+        _pool_key_mend(host, file, remedy),
         remedy,
+    )
+
+
+def _pool_key_mend(host: _Host, file: Installed, remedy: Remedy | None) -> str:
+    repair = command(host.paths, "repair")
+    if remedy is not None:
+        return repair
+    if not host.uuid:
+        return f"{how_to_tell(host.paths)}, then {repair}"
+    return (
+        f"certfs gencert {file.path} xapi:pool, then {repair}, then copy {host.public} to certs-pool of "
+        "every host of the pool"
     )
 
 

@@ -105,10 +105,16 @@ def need_host_uuid(paths: HostPaths) -> str:
             read_file(pool_pem)
         raise StoreError(
             f"{paths.xensource}: nothing here tells the UUID of this host",
-            advice="a store gets one when it is mounted for the first time; on a host of the "
-            "platform look at INSTALLATION_UUID in /etc/xensource-inventory",
+            advice=how_to_tell(paths),
         )
     return known
+
+
+def how_to_tell(paths: HostPaths) -> str:
+    """Return what makes the UUID of a host known of which nothing tells it."""
+    if paths.root is not None:
+        return f"certfs mount --store {paths.root} MOUNTPOINT gives it one"
+    return "put INSTALLATION_UUID='UUID' into /etc/xensource-inventory (uuidgen makes one)"
 
 
 def _kept_uuid(root: Path) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from certfs.core.bundle import SOURCE_SUFFIX
 from certfs.core.readers import Reader
 from certfs.core.text import printable
-from certfs.errors import StoreError, from_os_error
+from certfs.errors import BusyError, from_os_error
 from certfs.safe_open import open_trusted
 
 SERVER_PEM = b"xapi-ssl.pem"
@@ -146,14 +146,14 @@ def host_directory(path: Path, *, create_mode: int | None = None) -> Iterator[in
 def exclusive(path: Path) -> Iterator[int]:
     """Open the directory ``path`` for one command that changes several of its files at a time.
 
-    Raises ``StoreError`` if another certfs command is at it.
+    Raises ``BusyError`` if another certfs command is at it.
     """
     with host_directory(path) as fd:
         try:
             # Bound to the descriptor: gone with the process, however it ends (flock(2)).
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(
+            raise BusyError(
                 f"{path}: another certfs command is working there",
                 advice="wait for it to end, then run this one again",
             ) from None

@@ -29,9 +29,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certfs.core.bundle import is_source_name
-from certfs.errors import StoreError
 from certfs.identity.bundles import update_plain_bundle
-from certfs.identity.errors import NotDistributedError, StillPresentedError
+from certfs.identity.errors import NotDistributedError, NotInUseError, StillPresentedError
 from certfs.identity.generate import generate_pool_certificate
 from certfs.identity.hostpem import HostPem, parse_certificates, parse_host_pem, public_pem
 from certfs.identity.paths import (
@@ -181,14 +180,16 @@ def _hosts(names: tuple[str, ...]) -> str:
 def finish(paths: HostPaths, *, host_uuid: str) -> RefreshReport:
     """Take the old certificate out of trust; does nothing if there is none to take out.
 
-    Raises ``StoreError`` if the new one is not in use yet, ``StillPresentedError`` if a running
+    Raises ``NotInUseError`` if the new one is not in use yet (``NotDistributedError`` if others lack it),
+    ``StillPresentedError`` if a running
     stunnel presents the old one even after it had time to reload.
     """
     warnings: tuple[str, ...] = ()
     with _opened(paths, host_uuid) as host:
         found = read_stage(paths, host_uuid=host_uuid)
         if found is Stage.PREPARED:
-            raise StoreError(
+            refuse_undistributed(paths, report(paths, host_uuid=host_uuid), host_uuid=host_uuid)
+            raise NotInUseError(
                 f"{paths.xensource / os.fsdecode(POOL_PEM)} is still the old certificate",
                 advice=f"run {command(paths, REFRESH)} without --finish first",
             )

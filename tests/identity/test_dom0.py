@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -29,6 +31,31 @@ def dom0(request: pytest.FixtureRequest) -> Iterator[Host]:
         yield made
         if request.param == "mounted":
             made.certfs("unmount")
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_host_without_pool_key_and_uuid_is_led_out(authority: Pair, *, others: bool) -> None:
+    """What check says of the missing pool key is what makes it, one step after the other."""
+    with host() as made:
+        if others:
+            shutil.copy(authority.certificate, made.store.certs_pool / "other.pem")
+        made.certfs("repair", expect=2)
+        steps = []
+        for _ in range(5):
+            said = made.command("check", "--json").stdout
+            found = [one for one in json.loads(said)["findings"] if "POOL" in one["name"]]
+            if not found:
+                break
+            mend = found[0]["mend"]
+            steps.append(mend.split(" ")[0])
+            if mend.startswith("put INSTALLATION_UUID='UUID' into "):
+                inventory = made.store.root / "xensource-inventory"
+                inventory.write_text(f"INSTALLATION_UUID='{UUID}'\n")
+            else:
+                words = mend.split(",")[0].split(" ")
+                assert words[0] == "certfs"
+                made.command(*words[1:])
+        assert steps == (["put", "certfs", "certfs"] if others else ["put", "certfs"])
 
 
 def test_host_is_healthy_after_repair(dom0: Host) -> None:

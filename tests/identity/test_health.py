@@ -85,6 +85,10 @@ def test_missing_pool_key_in_a_pool_is_left_to_the_admin(host: HostPaths, server
     (host.xensource / "xapi-pool-tls.pem").unlink()
     (left,) = repair(host).left
     assert left.name == "POOL_KEY_MISSING"
+    assert "certfs mount --store" in left.mend  # what first tells the UUID of this host
+    (host.root or Path()).joinpath(".certfs").mkdir()
+    (host.root or Path()).joinpath(".certfs/host-uuid").write_text(UUID)
+    (left,) = repair(host).left
     assert "gencert" in left.mend
 
 

@@ -6,9 +6,8 @@ import stat
 
 import pytest
 
-from certfs.errors import StoreError
 from certfs.identity import refresh
-from certfs.identity.errors import NotDistributedError
+from certfs.identity.errors import NotDistributedError, NotInUseError
 from certfs.identity.paths import HostPaths
 from certfs.identity.refresh import Stage
 from tests.support.identity import UUID
@@ -75,7 +74,10 @@ def test_finish_without_a_refresh_changes_nothing(host: HostPaths, openssl: Open
 def test_finish_before_the_switch_is_refused(host: HostPaths) -> None:
     """The old certificate is not taken out of trust while its key is in use."""
     _as_if_interrupted_before_the_switch(host)
-    with pytest.raises(StoreError, match="still the old certificate"):
+    with pytest.raises(NotInUseError, match="still the old certificate"):
+        refresh.finish(host, host_uuid=UUID)
+    (host.certs_pool / "other.pem").write_bytes((host.certs_pool / f"{UUID}.pem").read_bytes())
+    with pytest.raises(NotDistributedError, match="--distributed"):
         refresh.finish(host, host_uuid=UUID)
 
 
