@@ -494,7 +494,8 @@ def test_whatever_is_killed_the_last_change_is_told(scene: Scene) -> None:
     """Each process of the mount, or the hook, at another point each time: the reader has the last content."""
     reader = scene.noting()
     with (scene.root / "hook").open("a") as hook:
-        hook.write("sleep 0.05\n")
+        hook.write(f"sleep 0.05\nwhile [ -e {scene.root}/held ]; do sleep 0.05; done\n")
+    held = scene.root / "held"
     with scene.mounted(reader) as mount:
         mount.expected_log += [".*"]
         source, bundle = mount.tree.root / "trusted" / "second.pem", mount.tree.root / "ca.pem"
@@ -503,6 +504,8 @@ def test_whatever_is_killed_the_last_change_is_told(scene: Scene) -> None:
             # One fault at a time: two at once leave plain files, and no process to tell anybody.
             wait_until(partial(_are_whole, mount, victim), seconds=60, what="all four processes")
             victim = (*_four(mount), 0)[number % 5]
+            if not victim:
+                held.touch()
             source.write_bytes(pki.issue(f"kill {number}").pem)
             if victim:
                 # At another point each time: a hook is told some 0.15 s after a change, and takes 0.05 s.
@@ -510,6 +513,7 @@ def test_whatever_is_killed_the_last_change_is_told(scene: Scene) -> None:
                 os.kill(victim, signal.SIGKILL)
             else:
                 wait_until(partial(_kills_hook, mount), seconds=60, what="a hook to kill")
+                held.unlink()
             wait_until(partial(scene.is_told_of, bundle), seconds=60, what="the last content")
             wait_until(partial(_is_told_of, mount), seconds=60, what="the end of the run")
         wait_until(lambda: 0 not in _four(mount), seconds=60, what="all four")
