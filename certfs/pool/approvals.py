@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from certfs.pool.keys import Value
+from certfs.pool.keys import Digest, Value
 from certfs.pool.ssh_signature import Signers
 from certfs.pool.view import Remote
 
@@ -57,11 +57,16 @@ class Approvals:
         return cls(pool, signers, {})
 
     def judge(
-        self, remote: Remote, records: Mapping[bytes, bytes], known: Mapping[str, Approved]
+        self,
+        remote: Remote,
+        records: Mapping[bytes, bytes],
+        known: Mapping[str, Approved],
+        base: Mapping[bytes, Digest],
     ) -> tuple[Remote, dict[str, Approved]]:
         """Return what of ``remote`` is approved, the rest refused with its reason, and what to remember.
 
-        ``records`` are the pool's approvals by name, ``known`` what was remembered before.
+        ``records`` are the pool's approvals by name, ``known`` what was remembered before, ``base`` what was agreed
+        last, some of it perhaps before approvals were asked for.
         """
         checked = {(name, raw): self._check(name, raw) for name, raw in records.items()}
         self._checked.clear()
@@ -69,7 +74,12 @@ class Approvals:
         remembered = dict(known)
         values: dict[bytes, Value] = {}
         refused = dict(remote.refused)
-        every = remote.values.keys() | records.keys() | {name.encode("ascii") for name in known}
+        every = (
+            remote.values.keys()
+            | records.keys()
+            | base.keys()
+            | {name.encode("ascii") for name in known}
+        )
         for name in sorted(every - refused.keys()):
             found = checked.get((name, records[name])) if name in records else None
             before = known.get(name.decode("ascii", "replace"))
@@ -82,8 +92,8 @@ class Approvals:
                     values[name] = value
             elif value is not None:
                 refused[name] = reason or "it is not what was approved"
-            elif approved is not None:
-                refused[name] = reason or "its removal is not approved"
+            elif approved is not None or name in base:
+                refused[name] = (reason if found else "") or "its removal is not approved"
         return replace(remote, values=values, refused=refused), remembered
 
     def _check(self, name: bytes, raw: bytes) -> Approved | str:

@@ -266,7 +266,8 @@ class Member:
         certs = view.certs()
         if self._approvals is not None:
             known = self._journal.approved
-            certs, approved = self._approvals.judge(certs, view.approvals(), known)
+            base = self._journal.agreed("certs")
+            certs, approved = self._approvals.judge(certs, view.approvals(), known, base)
             if approved != known:  # remembered before anything is done by it
                 self._write(msgspec.structs.replace(self._journal, approved=approved))
         remotes = {"certs": certs, "certs-pool": pool}

@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certfs.pool import reconcile, wire
 from certfs.pool.approvals import ApprovalTable, Approved, statement
@@ -350,6 +352,31 @@ async def test_what_nobody_has_approved_is_not_applied(
         await remove(engine, *host.name("x.pem", one))
         await put(engine, host.approved(key, "x.pem", b"", 3))
         await until(lambda: not file.exists())
+
+
+async def test_a_list_of_signers_that_changes_takes_nothing_away(
+    host: Host, key: Path, signers: Signers
+) -> None:
+    """Without another approval a host keeps what it had before it asked, and what a former signer approved (I22)."""
+    one, two = pki.authority("one").pem, pki.authority("two").pem
+    file = host.certs / "x.pem"
+    async with host.running() as (_, engine):
+        await put(engine, host.head() | host.name("x.pem", one))
+        await until(file.exists)
+    async with host.running(signers=signers) as (member, engine):
+        await remove(engine, *host.name("x.pem", one))
+        await until(lambda: "removal" in member.report.refused.get("certs", {}).get("x.pem", ""))
+        assert file.read_bytes() == one
+        await put(engine, host.approved(key, "x.pem", b"", 1))
+        await until(lambda: not file.exists())
+        await put(engine, host.name("x.pem", two) | host.approved(key, "x.pem", two, 2))
+        await until(file.exists)
+    other = Ed25519PrivateKey.generate().public_key()
+    listed = other.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    async with host.running(signers=read_signers(f"admin {listed}")) as (member, engine):
+        await put(engine, host.name("x.pem", one) | host.approved(key, "x.pem", one, 3))
+        await until(lambda: "list" in member.report.refused.get("certs", {}).get("x.pem", ""))
+        assert file.read_bytes() == two
 
 
 async def test_a_sync_restores_what_is_believed_alone(
