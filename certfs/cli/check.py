@@ -349,7 +349,10 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
     for directory, refused in report["refused"].items():
         for each, why in refused.items():
             what = f"is not believed as the pool has it: {why}"
-            mend = "find out who wrote it: the audit keys of the engine name the host"
+            mend = (
+                "if it is meant and waits for approval: certfs pool approve NAME; else find out who wrote it: "
+                "the audit keys of the engine name the host"
+            )
             yield _Judgement(
                 Grade.WARNING, "POOL_REFUSED", f"{where}/{directory}/{each}", what, mend
             )

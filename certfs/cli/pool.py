@@ -210,6 +210,13 @@ def publish(
         raise click.UsageError("name files, or --accept-deletions")
 
     async def told() -> None:
+        here = await commands.local((await commands.ask(state)).report["mountpoint"])
+        missing = [name for name in names if os.fsencode(name) not in here]
+        if missing:
+            raise PoolError(
+                f"no certificates in stunnel/certs: {', '.join(missing)}",
+                advice="certfs pool status names what differs from the pool",
+            )
         wish = Told(publish=names, accept_deletions=accept_deletions)
         report = await commands.carry_out(state, wish, timeout)
         left = [name for name in names if name in report.drift.get("certs", ())]

@@ -148,7 +148,8 @@ async def to_approve(
 ) -> list[ToApprove]:
     """Return what there is to be approved of these names, or of all that were changed since they were approved.
 
-    PoolError where this host and the pool differ: who approves looks at what this host has.
+    PoolError where this host and the pool differ (who approves looks at what this host has), and for the removal of
+    what was never approved and no host has.
     """
     report = await carry_out(state, Told(flush=True), _ASK_SECONDS)
     async with reached(membership.access) as engine:
@@ -156,8 +157,10 @@ async def to_approve(
         view = View(membership.keys, await engine.snapshot(start, end))
     there, records = view.certs().values, view.approvals()
     seen = state.approved()
-    here = await trio.to_thread.run_sync(_local, report.mountpoint)
-    wanted = [os.fsencode(name) for name in names] or sorted(there | here | records)
+    here = await local(report.mountpoint)
+    hosts = (await pool_state(membership)).hosts
+    refused = {os.fsencode(name) for host in hosts for name in host.refused}
+    wanted = [os.fsencode(name) for name in names] or sorted({*there, *here, *records, *refused})
     found = []
     for name in wanted:
         shown = printable(os.fsdecode(name))
@@ -174,7 +177,11 @@ async def to_approve(
                 )
             continue
         last = approval_of(records[name]) if name in records else None
-        if not names and (defect or (last.digest if last else None) == digest):
+        if names and digest is None and name not in records.keys() | refused:
+            raise PoolError(
+                f"{shown}: neither this host nor the pool has it", advice="see certfs pool status"
+            )
+        if not names and (defect or (last and last.digest == digest)):
             continue
         # Also above what this host has seen: an engine that hides it would make the new one count for nothing.
         numbers = (each.number for each in (last, seen.get(name.decode("ascii"))) if each)
@@ -211,13 +218,14 @@ async def approve(membership: JoinFile, signed: Sequence[tuple[ToApprove, str]])
                 raise PoolError("another approval came first", advice="run the command again")
 
 
-def _local(mountpoint: str) -> dict[bytes, Digest]:
+async def local(mountpoint: str) -> dict[bytes, Digest]:
     """Return what this host has in ``certs``, by the names."""
     root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return SourceDirectory(Store({b"": root}), CERTS).scan().content or {}
+        found = await trio.to_thread.run_sync(SourceDirectory(Store({b"": root}), CERTS).scan)
     finally:
         os.close(root)
+    return found.content or {}
 
 
 async def pool_state(membership: JoinFile) -> PoolState:

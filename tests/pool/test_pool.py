@@ -320,6 +320,8 @@ def test_a_host_that_asks_for_signatures_believes_what_a_person_has_approved(
     assert refused["approved.pem"] == "its removal is not approved"
     assert "removed" in first.certfs("pool", "approve", "--all", "--key", key)
     wait_until(lambda: three.none_trusts(approved), what="trust nowhere")
+    for words in (("approve", "--key", key), ("publish",)):
+        assert "misspelt.pem" in first.certfs("pool", *words, "misspelt.pem", expect=50)
     careful.config = None
     careful.end()
     careful.start()
