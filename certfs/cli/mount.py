@@ -53,6 +53,7 @@ _CONFIG = click.option(
 )
 @click.option("--sloppy", is_flag=True, hidden=True)
 @click.option("--fake", is_flag=True, hidden=True)
+@click.option("--quiet", is_flag=True, hidden=True)
 @click.argument("mountpoint", required=False)
 def mount(  # noqa: PLR0913  one for each option
     *,
@@ -65,6 +66,7 @@ def mount(  # noqa: PLR0913  one for each option
     words: tuple[str, ...],
     sloppy: bool,
     fake: bool,
+    quiet: bool,
 ) -> None:
     """Mount a store at MOUNTPOINT, or without arguments the host's own directories over themselves.
 
@@ -110,8 +112,9 @@ def mount(  # noqa: PLR0913  one for each option
     if foreground:
         mounting.become_supervisor(plan)
     pid = mounting.launch(plan)
-    where = " and ".join(place.target for place in places)
-    click.echo(f"serving {where} (process {pid})")
+    if not quiet:
+        where = " and ".join(place.target for place in places)
+        click.echo(f"serving {where} (process {pid})")
 
 
 def _options(words: tuple[str, ...], *, sloppy: bool) -> MountOptions:

@@ -44,7 +44,11 @@ def translated(arguments: Sequence[str]) -> list[str] | None:
     result = ["mount", "--store", *places[:1]] if len(places) >= _PLACES else ["mount"]
     if options:
         result += ["-o", ",".join(options)]
-    for letter, option in (("s", "--sloppy"), ("f", "--fake")):
-        if letter in flags:
+    for letter, given, option in (
+        ("s", True, "--sloppy"),
+        ("f", True, "--fake"),
+        ("v", False, "--quiet"),
+    ):
+        if (letter in flags) == given:
             result.append(option)
     return [*result, "--", *places[1:]]

@@ -10,23 +10,23 @@ HELPER = "/sbin/mount.fuse.certfs"
 
 
 @pytest.mark.parametrize(
-    "call",
+    "call,said",
     [
-        [HELPER, "/s", "/m", "-o", "rw,config=/c"],
-        [HELPER, "/s", "/m", "-n", "-v", "-o", "rw,config=/c", "-t", "fuse.certfs"],
-        [HELPER, "-nvo", "rw,config=/c", "/s", "/m"],
-        [HELPER, "/s", "/m", "-o", "rw", "-o", "config=/c", "-N", "/proc/1/ns/mnt"],
-        ["certfs", "/s", "/m", "-o", "rw,config=/c"],
+        ([HELPER, "/s", "/m", "-o", "rw,config=/c"], ["--quiet"]),
+        ([HELPER, "/s", "/m", "-n", "-v", "-o", "rw,config=/c", "-t", "fuse.certfs"], []),
+        ([HELPER, "-nvo", "rw,config=/c", "/s", "/m"], []),
+        ([HELPER, "/s", "/m", "-o", "rw", "-o", "config=/c", "-N", "/proc/1/ns/mnt"], ["--quiet"]),
+        (["certfs", "/s", "/m", "-o", "rw,config=/c"], ["--quiet"]),
     ],
 )
-def test_the_calls_of_mount(call: list[str]) -> None:
-    """Two places and options, in whatever order, are a mount of a store."""
-    assert translated(call) == ["mount", "--store", "/s", "-o", "rw,config=/c", "--", "/m"]
+def test_the_calls_of_mount(call: list[str], said: list[str]) -> None:
+    """Two places and options, in whatever order, are a mount of a store; only -v has it say so."""
+    assert translated(call) == ["mount", "--store", "/s", "-o", "rw,config=/c", *said, "--", "/m"]
 
 
 def test_a_fake_and_sloppy_mount() -> None:
     """-f tries without mounting, -s forgives options that are not known (mount(8))."""
-    expected = ["mount", "--store", "s", "--sloppy", "--fake", "--", "/m"]
+    expected = ["mount", "--store", "s", "--sloppy", "--fake", "--quiet", "--", "/m"]
     assert translated([HELPER, "s", "/m", "-sf"]) == expected
 
 
@@ -47,11 +47,12 @@ def test_any_other_call_is_a_command(call: list[str]) -> None:
 
 def test_a_place_that_is_missing_is_left_to_the_command() -> None:
     """The helper is always a mount; what it lacks is said by `certfs mount`."""
-    assert translated([HELPER, "/s"]) == ["mount", "--"]
+    assert translated([HELPER, "/s"]) == ["mount", "--quiet", "--"]
     assert translated([HELPER, "/s", "/m", "more", "-o"]) == [
         "mount",
         "--store",
         "/s",
+        "--quiet",
         "--",
         "/m",
         "more",

@@ -177,11 +177,14 @@ def test_mount_and_fstab(place: Mounted) -> None:
     with helped(helpers) as holder:
         point = Path(f"/proc/{holder}/root{place.point}")
 
-        def run(*command: str | Path) -> None:
+        def run(*command: str | Path) -> str:
             entering = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--", *command]
-            subprocess.run(entering, check=True, timeout=60)
+            return subprocess.run(
+                entering, check=True, timeout=60, capture_output=True, text=True
+            ).stdout
 
-        run("mount", "-t", "fuse.certfs", "-o", f"ro,config={config}", place.store, place.point)
+        options = ("-t", "fuse.certfs", "-o", f"ro,config={config}")
+        assert run("mount", *options, place.store, place.point) == ""
         assert os.statvfs(point).f_flag & os.ST_RDONLY
         run("umount", place.point)
         wait_until(lambda: not instances.every(), what="the end of the first mount")
