@@ -8,7 +8,8 @@ paths of files absolute. A key keeps its meaning for good; new ones may come. ``
 import json
 import os
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, get_args
 
 import click
 import msgspec
@@ -356,7 +357,7 @@ FORMS: Final[dict[str, Any]] = {
     "host-server-certificate-install": Replaced,
     "list": tuple[ListItem, ...],
     "pool-certificate-list": InstalledFiles,
-    "pool-certificate-sync": Synchronised,
+    "pool-certificate-sync": Synchronised | PoolSynchronised,
     "pool-crl-list": CrlFiles,
     "pool-install-ca-certificate": AuthorityChanged,
     "pool-install-crl": CrlChanged,
@@ -372,7 +373,7 @@ FORMS: Final[dict[str, Any]] = {
 }
 """The answer of every command that has ``--json``, and of any of them that fails; and the file ``summary.json``.
 
-What ``certfs pool status`` answers is called pool-status.
+What ``certfs pool status`` answers is called pool-status. A union is of what a command answers with XAPI and without.
 """
 
 
@@ -393,8 +394,13 @@ def file_form(path: os.PathLike[str] | str) -> str:
 
 def schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a command's answer."""
-    made = _open(msgspec.json.schema(FORMS[name]))
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+    form = FORMS[name]
+    # msgspec makes no schema of a union of objects without a tag.
+    forms = get_args(form) if isinstance(form, UnionType) else (form,)
+    made, parts = msgspec.json.schema_components(forms)
+    whole = {"anyOf": list(made)} if len(made) > 1 else made[0]
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **_open({**whole, **({"$defs": parts} if parts else {})})}
 
 
 def _open(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema

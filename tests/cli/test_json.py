@@ -11,11 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 
 from certfs.cli import COMMANDS, group
 from certfs.cli.json_forms import FORMS, schema
+from certfs.cli.pool import pool
 from certfs.identity.paths import HostPaths
 from tests.support.identity import call_certfs
 from tests.support.openssl import Pair
@@ -26,7 +28,8 @@ _PATH_KEYS = {"path", "file", "bundle", "source", "duplicate_of", "output"}
 
 
 def _has_json(name: str) -> bool:
-    command = group.commands.get(name) or group.get_command(None, name)  # type: ignore[arg-type]
+    of_pool = name.startswith("pool ")
+    command = pool.commands[name[5:]] if of_pool else group.get_command(click.Context(group), name)
     assert command is not None
     return any(parameter.name == "as_json" for parameter in command.params)
 
@@ -50,7 +53,7 @@ EXAMPLES: dict[str, list[str]] = {
     "export": ["STORE/stunnel/xapi-pool-ca-bundle.pem", "--output", "STORE/out.pem"],
 }
 """What each command is called with here; those that need a mount or XAPI are tried where these are."""
-OF_POOLS = {"pool-status", "pool-sync"}
+OF_POOLS = {f"pool-{name}" for name in pool.commands if _has_json(f"pool {name}")}
 """Tried where there is a pool."""
 ELSEWHERE = {
     "pool-certificate-sync",

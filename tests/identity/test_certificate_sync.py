@@ -9,10 +9,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from certfs.cli.json_forms import Synchronised
 from certfs.errors import DeadlineError
 from certfs.identity import certificate_sync
 from certfs.identity.certificate_sync import Here, Pool, PoolHost, covered, objections
@@ -201,10 +203,10 @@ def test_the_command_refuses_and_force_overrules(
     assert (done.returncode, done.stdout) == (41, "")
     assert ONE in done.stderr
     assert "--force" in done.stderr
-    assert (
-        json.loads(sync("--dry-run", "--json").stdout)["objections"][0]["code"]
-        == "CERTIFICATE_MISSING"
+    answer = msgspec.convert(
+        json.loads(sync("--dry-run", "--json").stdout), Synchronised, strict=True
     )
+    assert answer.objections[0].code == "CERTIFICATE_MISSING"
     assert "Async.pool.certificate_sync" not in xapi.calls
     xapi.error = ["HOST_OFFLINE", "OpaqueRef:x"]
     done = sync("--force", "--json")

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -255,6 +256,7 @@ def test_the_platforms_commands_wait_for_every_host(three: Pool, tmp_path: Path)
         second.signal(signal.SIGCONT)
     said = first.certfs("pool-certificate-sync", "--socket", tmp_path / "no-xapi", "--json")
     msgspec.convert(json.loads(said), FORMS["pool-sync"], strict=True)
+    assert FORMS["pool-sync"] in get_args(FORMS["pool-certificate-sync"])
     assert three.none_trusts(authority)
     install = ("pool-install-ca-certificate", tmp_path / "named.pem", "--wait", "30")
     elsewhere = ("--store", member.mount.tree.root)

@@ -23,6 +23,7 @@ def names() -> tuple[str, ...]:
     epilog="\b\nExamples:\n"
     "  certfs schema check\n"
     "  certfs schema error        what every command answers that fails\n"
+    "  certfs schema pool-status  what certfs pool status answers\n"
     "  certfs schema summary      what everybody may know of a mount"
 )
 @click.argument("command", type=click.Choice(names()), metavar="COMMAND|error|summary")
