@@ -139,6 +139,16 @@ def test_who_names_bundles_gets_no_host_certificates(load: Loader) -> None:
         ('[dom0]\ntrees = ["/a/x", "/b/x"]', "two directories of one name"),
         ('[dom0]\ntrees = ["/a/x", "/a"]', "/a/x lies in /a"),
         ('[dom0]\ntrees = ["/a\\u0000b"]', "is not an absolute, plain path"),
+        ('[pool]\nrequire_signature = "yes"', "pool.require_signature: expected `bool`"),
+        ("[pool]\nrequire_signature = true", "pool.signers: with require_signature it is"),
+        (
+            '[pool]\nrequire_signature = true\nsigners = "here"',
+            "pool.signers: with require_signature it is the absolute path",
+        ),
+        (
+            "[pool]\nsignatures = true",
+            "unknown key pool.signatures (allowed here: require_signature, signers)",
+        ),
         ("= 1", "is not TOML"),
         ("a = \x00", "is not TOML"),
     ],

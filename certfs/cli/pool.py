@@ -420,6 +420,12 @@ def _signers(config_file: str | None, *, host: bool) -> Signers | None:
         return None
     try:
         with open(open_trusted(table.signers, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o022:
+                raise ConfigError(
+                    f"{table.signers}: another user can write to it, and so decide who approves",
+                    advice=f"chown root: {table.signers}; chmod 644 {table.signers}",
+                )
             return read_signers(file.read(_MOST_SIGNERS_BYTES).decode())
     except OSError as error:
         raise from_os_error(table.signers, error) from None

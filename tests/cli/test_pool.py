@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -12,6 +13,17 @@ from tests.support import pki
 from tests.support.identity import UUID, run_certfs
 
 _CA = pki.authority("engine").pem
+_JOIN = {
+    "pool": "prod",
+    "uuid": UUID,
+    "endpoints": ["https://127.0.0.1:1"],
+    "ca": _CA.decode(),
+    "user": "user",
+    "password": "secret",
+}
+_SIGNER = b"admin ssh-ed25519 " + base64.b64encode(
+    b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(range(32))
+)
 
 
 @pytest.mark.parametrize(
@@ -57,22 +69,41 @@ def test_nobody_waits_for_a_pool_that_there_is_not(
 def test_a_join_file_with_a_broken_ca_is_none(tmp_path: Path) -> None:
     """A host does not become a member of an engine that it could never reach (I22)."""
     file = tmp_path / "host.join"
-    file.write_text(
-        json.dumps(
-            {
-                "pool": "prod",
-                "uuid": UUID,
-                "endpoints": ["https://127.0.0.1:1"],
-                "ca": "junk",
-                "user": "user",
-                "password": "secret",
-            }
-        )
-    )
+    file.write_text(json.dumps({**_JOIN, "ca": "junk"}))
     ended = run_certfs("pool", "join", file, "--state", tmp_path / "state")
     assert ended.returncode == 50, ended.stderr
     assert "no CA certificate in PEM" in ended.stderr
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "listed, mode, said",
+    [
+        (None, 0, "No such file"),
+        (b"", 0o644, "it names no key for certfs-pool"),
+        (b"admin ssh-ed25519 AAAA\n", 0o644, "line 1: its key cannot be read"),
+        (b"\xff\n", 0o644, "ssh-keygen(1)"),
+        (_SIGNER, 0o664, "another user can write to it"),
+        (_SIGNER, 0o646, "another user can write to it"),
+        (_SIGNER, 0o644, "/nowhere"),
+    ],
+)
+def test_a_list_of_signers_that_cannot_be_used_is_named(
+    tmp_path: Path, listed: bytes | None, mode: int, said: str
+) -> None:
+    """A host that is to ask for approvals starts with a list that is its admin's alone, or not at all (I22)."""
+    state, signers, config = (tmp_path / name for name in ("state", "signers", "certfs.toml"))
+    state.mkdir(mode=0o700)
+    (state / "membership.json").write_text(json.dumps(_JOIN))
+    config.write_text(f'[pool]\nrequire_signature = true\nsigners = "{signers}"\n')
+    if listed is not None:
+        signers.write_bytes(listed)
+        signers.chmod(mode)
+    run = ("pool", "run", "--state", state, "--config", config, "--store", "/nowhere", tmp_path)
+    ended = run_certfs(*run)
+    assert ended.returncode in {3, 4}, ended.stderr
+    assert said in ended.stderr
+    assert (str(signers) in ended.stderr) == (said != "/nowhere")
 
 
 def test_check_names_what_a_pool_process_says(tmp_path: Path) -> None:
