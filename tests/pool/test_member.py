@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
+import re
 import secrets
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -399,3 +403,123 @@ async def test_a_sync_restores_what_is_believed_alone(
         await until(lambda: not member.report.refused)
         member.tell(Told(restore=True))
         await until((host.certs / "x.pem").exists)
+
+
+@pytest.fixture
+def full(host: Host) -> Iterator[Host]:
+    """The host, with 256 KiB for its store, which another file fills."""
+    mounts.need_root()
+    store = host.certs.parents[1]
+    os.close(host.store.trees[b""])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", store], check=True)
+    host.certs.mkdir(parents=True)
+    host.store = Store({b"": os.open(store, os.O_PATH | os.O_DIRECTORY)})
+    with contextlib.suppress(OSError), (store / "full").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    yield host
+    os.close(host.store.trees[b""])
+    mounts.force_unmount(
+        str(store)
+    )  # a thread of the process that was cancelled may still look into it
+    host.store = Store({b"": os.open(store, os.O_PATH | os.O_DIRECTORY)})
+
+
+async def test_a_full_store_keeps_all_of_the_old(full: Host) -> None:
+    """Where a swap does not fit into the store the state says so, no name is torn, it comes with room (I10, I22)."""
+    pems = {f"{number}.pem": pki.authority(str(number)).pem * 20 for number in range(4)}
+    names = [name for n, pem in pems.items() for name in full.name(n, pem).items()]
+    async with full.running() as (member, engine):
+        await until(lambda: member.report.state == "in sync")
+        await put(engine, full.head() | dict(names))
+        await until(lambda: member.report.state == "failing")
+        assert "space" in member.report.reason
+        assert all(path.read_bytes() == pems[path.name] for path in full.certs.glob("*.pem"))
+        full.certs.parents[1].joinpath("full").unlink()
+        await until(lambda: member.report.state == "in sync")
+        assert {path.name: path.read_bytes() for path in full.certs.iterdir()} == pems
+        assert not full.certs.with_name("certs.bk").exists()
+
+
+class Recorder:
+    """A proxy before an engine without TLS that keeps everything that passes, in both directions."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._target = (address, port)
+        self.passed = bytearray()
+
+    async def serve(self, connection: trio.SocketStream) -> None:
+        """Pass on what comes until one side ends."""
+        async with await trio.open_tcp_stream(*self._target) as engine, trio.open_nursery() as both:
+            both.start_soon(self._pass, connection, engine, both.cancel_scope)
+            both.start_soon(self._pass, engine, connection, both.cancel_scope)
+
+    async def _pass(
+        self, one: trio.SocketStream, other: trio.SocketStream, scope: trio.CancelScope
+    ) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for piece in one:
+                self.passed += piece
+                await other.send_all(piece)
+        scope.cancel()
+
+    def decoded(self) -> bytes:
+        """Return what passed, and what is in base64 in it, also in what that holds: the gateway and PEM use that."""
+        found = last = bytes(self.passed)
+        while last:
+            runs = re.findall(rb"[A-Za-z0-9+/]{4,}", re.sub(rb"\\n|\n", b"", last))
+            whole = [run[:-1] if len(run) % 4 == 1 else run for run in runs]
+            last = b"\0".join(base64.b64decode(run + b"=" * (-len(run) % 4)) for run in whole)
+            found += last
+        return found
+
+
+@pytest.fixture
+def unencrypted() -> Iterator[etcd.Cluster]:
+    """Run one etcd whose traffic can be read."""
+    with etcd.cluster(plain=True) as made:
+        yield made
+
+
+async def test_no_private_key_is_in_the_traffic(unencrypted: etcd.Cluster, tmp_path: Path) -> None:
+    """Of the keys in a source and in a host's own PEM no byte passes to the engine, in whatever encoding (I4, I22)."""
+    careless, own_key = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
+    (engine,) = unencrypted.members
+    recorder = Recorder(engine.address, engine.client)
+    host = Host(unencrypted, tmp_path)
+    own = pki.pool_certificate(uuid.UUID(host.membership.uuid), key=own_key)
+    (host.certs.parents[1] / "xensource").mkdir()
+    (host.certs.parents[1] / "xensource/xapi-pool-tls.pem").write_bytes(own.host_pem)
+    source = pki.authority("careless", key=careless)
+    (host.certs / "careless.pem").write_bytes(source.key_pem + source.pem)
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(
+            partial(trio.serve_tcp, host="127.0.0.1"), recorder.serve, 0
+        )
+        port = listener.socket.getsockname()[1]
+        host.membership = msgspec.structs.replace(
+            host.membership, endpoints=(f"http://127.0.0.1:{port}",), ca=""
+        )
+        async with host.running() as (member, _):
+            await until(lambda: member.report.state == "in sync")
+            (host.certs / "later.pem").write_bytes(source.pem + source.key_pem)
+            await until(lambda: member._acknowledged.applied > 0 and member._journal.sequence > 1)
+        nursery.cancel_scope.cancel()
+    host.close()
+    passed = recorder.decoded()
+    for identity in (own, source):
+        assert identity.der in passed, "what is looked for would be found"
+        assert unencrypted.data_holds(identity.pem.splitlines()[1])
+    for key in (careless, own_key):
+        number = key.private_numbers().private_value
+        secret = number.to_bytes(32, "big")
+        for form in (secret, secret.hex().encode(), str(number).encode()):
+            assert form not in passed
+            assert not unencrypted.data_holds(form)
+    for identity in (own, source):
+        for line in identity.key_pem.splitlines()[1:-1]:
+            assert line not in passed
+            assert not unencrypted.data_holds(line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import ipaddress
+import os
 import shutil
 import socket
 import subprocess
@@ -32,12 +33,14 @@ class Member:
     peer: int
     directory: Path
     entering: list[str] = field(default_factory=list)
+    plain: bool = False
+    """Without TLS towards clients."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         """Where clients ask it."""
-        return f"https://{self.address}:{self.client}"
+        return f"http{'' if self.plain else 's'}://{self.address}:{self.client}"
 
     @property
     def peer_url(self) -> str:
@@ -51,8 +54,9 @@ class Member:
 
     def start(self, initial: str) -> None:
         """Start it with what it has."""
-        at = f"https://{self.address}:{self.client}"
+        at = self.endpoint
         certificate, key = (str(self.directory / f"{self.name}.{end}") for end in ("pem", "key"))
+        shown = () if self.plain else ("--cert-file", certificate, "--key-file", key)
         with (self.directory / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -63,7 +67,7 @@ class Member:
                     *("--listen-peer-urls", self.peer_url),
                     *("--initial-advertise-peer-urls", self.peer_url),
                     *("--initial-cluster", initial, "--initial-cluster-token", "certfs-test"),
-                    *("--cert-file", certificate, "--key-file", key),
+                    *shown,
                     *("--peer-cert-file", certificate, "--peer-key-file", key),
                     *("--peer-trusted-ca-file", str(self.directory / "ca.pem")),
                     "--peer-client-cert-auth",
@@ -110,7 +114,8 @@ class Cluster:
     def control(self, *arguments: str, at: Member | None = None, user: str = "") -> str:
         """Run etcdctl on the node of a member."""
         member = at or self.members[0]
-        options = [f"--endpoints={member.endpoint}", f"--cacert={self.ca}"]
+        options = [f"--endpoints={member.endpoint}"]
+        options += [] if member.plain else [f"--cacert={self.ca}"]
         options += [f"--user={user}"] if user else []
         ran = subprocess.run(
             [*member.entering, "etcdctl", *options, *arguments],
@@ -118,7 +123,7 @@ class Cluster:
             capture_output=True,
             text=True,
             timeout=30,
-            env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"},
+            env={"ETCDCTL_API": "3", "PATH": os.environ["PATH"]},
         )
         return ran.stdout
 
@@ -149,13 +154,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(places: Sequence[tuple[str, list[str]]] = ()) -> Iterator[Cluster]:
+def cluster(
+    places: Sequence[tuple[str, list[str]]] = (), *, plain: bool = False
+) -> Iterator[Cluster]:
     """Run one member on the loopback, or one for each of ``places``: an address, and what enters its node."""
     mounts.need_program("etcd", "etcdctl")
     directory = mounts.scratch_directory()
     authority = pki.authority("etcd of a test")
     members = [
-        Member(f"m{number}", address, *_ports(address), directory, entering)
+        Member(f"m{number}", address, *_ports(address), directory, entering, plain)
         for number, (address, entering) in enumerate(places or [("127.0.0.1", [])])
     ]
     made = Cluster(members, authority, directory)

@@ -191,7 +191,7 @@ def pool(hosts: int, *, members: int = 3, publishers: int | None = None) -> Iter
             host.start()
         wait_until(
             lambda: all("in sync" in host.log for host in made.hosts),
-            seconds=60,
+            seconds=60 + 5 * hosts,
             what="every host in sync",
         )
         yield made
