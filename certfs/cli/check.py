@@ -24,15 +24,21 @@ from certfs.cli.json_forms import (
     file_form,
 )
 from certfs.cli.json_forms import Finding as FindingForm
-from certfs.cli.places import Place, find_place, items_of, opened, with_place
+from certfs.cli.places import Place, find_place, host_config, items_of, opened, with_place
 from certfs.client.instances import find
 from certfs.client.query import readers_of
-from certfs.config import CheckTable
+from certfs.config import DEFAULT_FILE, CheckTable
 from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.readers import refusals
 from certfs.core.text import printable
-from certfs.errors import CertfsError, DeadlineError, NotMountedError, PrivilegeError
+from certfs.errors import (
+    CertfsError,
+    ConfigError,
+    DeadlineError,
+    NotMountedError,
+    PrivilegeError,
+)
 from certfs.identity.finding import Finding
 from certfs.identity.finding import Severity as Grade
 from certfs.identity.health import judge
@@ -94,6 +100,10 @@ def check(
     judgements: list[_Judgement] = []
     try:
         judgements.extend(_judge(mountpoint, store, config_file))
+    except ConfigError as error:
+        if config_file is not None or not os.access(DEFAULT_FILE, os.R_OK):
+            raise
+        judgements = [_broken_configuration(error, Grade.CRITICAL)]
     except DeadlineError as error:
         where = mountpoint or store or os.fspath(DOM0.stunnel)
         what = f"is not served: {error.message}"
@@ -190,8 +200,15 @@ def _severity_of(found: Finding, check: CheckTable) -> Grade:
 
 
 def _judge_serving(place: Place) -> Iterator[_Judgement]:
-    """Yield that certfs was set up for this host and does not serve it."""
-    if place.paths is not DOM0 or place.is_live:
+    """Yield that certfs was set up for this host and does not serve it, or will not when it is started next."""
+    if place.paths is not DOM0:
+        return
+    if place.is_live:
+        if os.access(DEFAULT_FILE, os.R_OK):
+            try:
+                host_config(None)
+            except ConfigError as error:
+                yield _broken_configuration(error, Grade.WARNING)
         return
     is_enabled = any(glob.iglob(_UNIT_LINKS))
     directory = f"{state_file.runtime_directory()}/{state_file.HOST_INSTANCE}"
@@ -200,6 +217,12 @@ def _judge_serving(place: Place) -> Iterator[_Judgement]:
         what = "is not served by certfs, which is set up for this host: its bundles do not follow"
         mend = "systemctl start certfs, or certfs mount; certfs status says more"
         yield _Judgement(Grade.CRITICAL, "NOT_SERVING", file_form(place.paths.stunnel), what, mend)
+
+
+def _broken_configuration(error: ConfigError, severity: Grade) -> _Judgement:
+    what = f"keeps certfs from starting: {error.message}"
+    mend = f"mend it ({error.advice}), then certfs restart or systemctl start certfs"
+    return _Judgement(severity, "CONFIGURATION_BROKEN", DEFAULT_FILE, what, mend)
 
 
 def _judge_bundle(

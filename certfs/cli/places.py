@@ -147,10 +147,11 @@ def _host_trees(config_file: str | None) -> set[str]:
     status = _host_status()
     if status is not None:
         return {mount.target for mount in status.mounts}
-    return {canonical(tree) for tree in _host_config(config_file).dom0_trees}
+    return {canonical(tree) for tree in host_config(config_file).dom0_trees}
 
 
-def _host_config(config_file: str | None) -> Config:
+def host_config(config_file: str | None) -> Config:
+    """Return the configuration by which the host's own mount would be made now. ConfigError."""
     if config_file is None and os.path.lexists(DEFAULT_FILE):
         config_file = DEFAULT_FILE
     return load_config(config_file, host=True)
@@ -159,7 +160,7 @@ def _host_config(config_file: str | None) -> Config:
 def _host(config_file: str | None) -> Place:
     status = _host_status() if config_file is None else None
     if status is None:
-        config = _host_config(config_file)
+        config = host_config(config_file)
         candidates, specs = config.dom0_trees, config.bundles
     else:
         config = _config_of(status, host=True)

@@ -228,6 +228,22 @@ def test_a_host_that_is_set_up_and_not_served_is_critical(dom0: Host) -> None:
     assert "NOT_SERVING" not in names()
 
 
+def test_a_configuration_that_certfs_would_not_start_with_is_found_before(dom0: Host) -> None:
+    """`certfs check` warns of it while certfs serves by the one before, and is critical where it does not serve."""
+    check = [*dom0.program(), "check", "--json"]
+    file = dom0.store.root / "certfs.toml"
+    file.write_text("no_such_key = 1\n")
+    for done in (dom0.run(*check), as_nobody(dom0, *check)):
+        assert ("warning", "CONFIGURATION_BROKEN") in _findings(done)
+    file.chmod(0o600)
+    assert "CONFIGURATION_BROKEN" not in str(_findings(as_nobody(dom0, *check)))
+    dom0.certfs("unmount")
+    assert _findings(dom0.run(*check)) == {("critical", "CONFIGURATION_BROKEN")}
+    assert "no_such_key" in dom0.certfs("check", "--config", "/etc/certfs.toml", expect=3)
+    file.unlink()
+    assert "CONFIGURATION_BROKEN" not in str(_findings(dom0.run(*check)))
+
+
 def _texts(answer: object, key: str = "") -> Iterator[tuple[str, object]]:
     match answer:
         case dict():
