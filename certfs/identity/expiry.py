@@ -49,7 +49,8 @@ def alert(certificate: Description, kind: Kind, *, now: datetime) -> Alert | Non
         return Alert(f"{subject}_EXPIRED", f"expired at {iso(end)}", is_critical=True)
     if now < begin:
         what = f"is not valid before {iso(begin)}, and it is {iso(now)}"
-        return Alert(f"{subject}_NOT_VALID_YET", what, is_critical=True, is_early=True)
+        critical = kind not in {Kind.CA, Kind.PINNED}  # what is one among others cuts nobody off
+        return Alert(f"{subject}_NOT_VALID_YET", what, is_critical=critical, is_early=True)
     for days in _THRESHOLDS:
         if end - now < timedelta(days=days):
             what = f"expires in less than {days} days, at {iso(end)}"

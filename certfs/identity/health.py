@@ -361,6 +361,8 @@ def _renewal(host: _Host, file: Installed, due: Alert) -> str:
                 f"pool-uninstall-ca-certificate {shlex.quote(printable(file.path.name))}",
             )
             renewal = f"install the CA's renewed certificate, then {uninstall}"
+            if due.is_early:
+                renewal = f"wait until then, or {uninstall}"
     return prefix + renewal
 
 

@@ -50,7 +50,7 @@ def _crl(*, days: int = 30, encoding: Encoding = Encoding.PEM) -> bytes:
     )
 
 
-def _certificate(*, ca: bool | None, days: int = 365) -> bytes:
+def _certificate(*, ca: bool | None, days: int = 365, begins: int = -400) -> bytes:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "doubtful")])
     builder = (
         x509.CertificateBuilder()
@@ -58,7 +58,7 @@ def _certificate(*, ca: bool | None, days: int = 365) -> bytes:
         .issuer_name(name)
         .public_key(_KEY.public_key())
         .serial_number(1)
-        .not_valid_before(_NOW - timedelta(days=400))
+        .not_valid_before(_NOW + timedelta(days=begins))
         .not_valid_after(_NOW + timedelta(days=days))
     )
     if ca is not None:
@@ -167,6 +167,20 @@ def test_broken_list_is_a_finding(on_host: Run, host: HostPaths) -> None:
     host.crls.mkdir()
     (host.crls / "x.pem").write_bytes(b"junk")
     assert "CRL_BROKEN" in on_host("check", "--json").stdout
+
+
+def test_an_authority_of_tomorrow_is_a_warning(on_host: Run, tmp_path: Path) -> None:
+    """One among others that is not valid yet is as bad as one that has expired, and the way out is not to renew it."""
+    file = tmp_path / "tomorrow.pem"
+    file.write_bytes(_certificate(ca=True, begins=1))
+    on_host("repair")
+    on_host("pool-install-ca-certificate", file)
+    (finding,) = _json(on_host("check", "--json"), "check")["findings"]
+    assert (finding["severity"], finding["name"]) == (
+        "warning",
+        "POOL_CA_CERTIFICATE_NOT_VALID_YET",
+    )
+    assert "wait until then, or certfs pool-uninstall-ca-certificate" in finding["mend"]
 
 
 # --- what the platform installs without a word ------------------------------------------------------

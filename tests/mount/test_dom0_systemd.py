@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -128,6 +129,27 @@ def test_the_service_through_good_and_bad_days(machine: Machine) -> None:
     machine.run(mounts.certfs_program(), "unmount")
     machine.run("systemctl", "start", "certfs")
     wait_until(machine.serves, what="the service")
+
+
+def test_the_page_from_a_broken_start_to_an_ordinary_host(machine: Machine) -> None:
+    """What docs/operations.md says of a service that systemd gave up, and of the way back, works as it stands there."""
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    (again,) = re.findall(r"then `(systemctl reset-failed [^`]*)`", page)
+    machine.run("systemctl", "stop", "certfs")
+    configuration = machine.directory / "etc" / "certfs.toml"
+    configuration.write_text("no_such_key = 1\n")
+    for _ in range(11):
+        machine.run("sh", "-c", "! systemctl start certfs")
+    assert machine.show("ActiveState") == "failed"
+    assert machine.targets() == []
+    configuration.unlink()
+    machine.run("sh", "-c", "! systemctl start certfs")
+    machine.run("sh", "-ec", again)
+    wait_until(machine.serves, what="the service")
+    machine.run("systemctl", "disable", "--now", "certfs")
+    machine.run(mounts.certfs_program(), "unmount", "--all")
+    assert machine.targets() == []
+    assert b"BEGIN" in machine.inside("/etc/stunnel/xapi-pool-ca-bundle.pem").read_bytes()
 
 
 def test_a_signal_to_everything_in_the_service(machine: Machine) -> None:
