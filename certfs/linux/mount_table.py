@@ -37,25 +37,33 @@ def detach(devices: Collection[str], unmount: Unmount) -> Detachment:
     """Detach every mount of ``devices`` that is in view.
 
     Outermost first: no path is resolved through one of the mounts, and a lazy detachment takes along what is nested.
-    What lies beneath another file system's mount stays. Only what is there at the beginning is touched: as soon as a
-    file system is gone, the kernel may give its number to the mount of somebody else.
+    What lies beneath another file system's mount stays, be that at the same place or over a directory above it. Only
+    what is there at the beginning is touched: as soon as a file system is gone, the kernel may give its number to the
+    mount of somebody else.
     """
     ours = {_key(entry) for entry in mounts() if entry.device in devices}
     errors: dict[str, OSError] = {}
+    beneath: set[str] = set()
     for _ in range(_ROUNDS):
         entries = mounts()
         tops = [entry for entry in outermost(entries, devices) if _key(entry) in ours]
         # The youngest first: binds, which people see, before the hidden mount that they are made of.
         places = {entry.point: entry.device for entry in reversed(tops)}
-        places = {point: device for point, device in places.items() if point not in errors}
+        places = {
+            point: device
+            for point, device in places.items()
+            if point not in errors.keys() | beneath
+        }
         if not places:
             break
         for point, device in places.items():
             try:
                 unmount(point, device)
             except OSError as error:
-                if error.errno != errno.EINVAL:
-                    errors[point] = error
+                if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+                    beneath.add(point)
+                elif error.errno != errno.EINVAL:
+                    errors[point] = OSError(error.errno, error.strerror, point)
     left = frozenset(entry.device for entry in entries if _key(entry) in ours)
     return Detachment(tuple(errors.values()), left)
 

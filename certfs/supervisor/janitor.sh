@@ -38,6 +38,27 @@ END
     return 1
 }
 
+# Whether another mount lies over a directory above the mount $1, or above one that this is in: no path leads there.
+out_of_reach() {
+    child=$1
+    while :; do
+        up='' place=''
+        while read -r number parent _ _ there _; do
+            [ "$number" != "$child" ] || { up=$parent place=$there && break; }
+        done <<END
+$mounts
+END
+        [ "$up" ] && [ "$up" != "$child" ] || return 1
+        while read -r number parent _ _ there _; do
+            [ "$parent" = "$up" ] && [ "$number" != "$child" ] || continue
+            case $place in "${there%/}"/*) return 0 ;; esac
+        done <<END
+$mounts
+END
+        child=$up
+    done
+}
+
 # Whether a line of the mount table, of a device $1, at the place $2, with the end $3, is to be detached: certfs's, made
 # by this user or by root, and known by its device or, where only what is dead is detached ($4), by its place. The maker
 # stands in the last field, which is the kernel's; the others hold what their user has chosen.
@@ -72,7 +93,12 @@ sweep() {
             dead*) stat -f -- "${point%.}" >/dev/null 2>&1 && continue ;;
             esac
             gone="$gone $device "
-            if $unmount "${point%.}"; then found=yes; else remain="$remain $device"; fi
+            if $unmount "${point%.}"; then
+                found=yes
+            else
+                remain="$remain $device"
+                ! out_of_reach "$id" || hidden=yes
+            fi
         done <<END
 $mounts
 END

@@ -476,7 +476,7 @@ class Supervisor:
         self._look()
         table = procfs.mounts()
         self._memory = view.refresh(self._memory, table)
-        covered = view.covered(self._memory, table)
+        covered = view.covered(self._memory, table) or view.out_of_reach(self._memory, table)
         if current and not current.gone(0 if covered else timeouts.END) and current.let_go():
             lingering = current.process.pid
         self._notifier.dismiss()

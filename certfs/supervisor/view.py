@@ -186,6 +186,12 @@ def covered(memory: Memory, table: Table) -> tuple[str, ...]:
     return tuple(point for point, top in tops.items() if not _is_ours(memory, top))
 
 
+def out_of_reach(memory: Memory, table: Table) -> tuple[str, ...]:
+    """Return the targets where ours still is after all that can be reached was detached: one above is covered."""
+    here = {entry.point for entry in table if _is_ours(memory, entry)}
+    return tuple(view.point for view in memory.targets if view.point in here)
+
+
 def shows(memory: Memory, table: Table, live: str) -> bool:
     """Whether every target has the device ``live`` in view, or ours beneath somebody else's."""
     over_ours = covered(memory, table)

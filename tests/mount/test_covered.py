@@ -166,3 +166,49 @@ def test_a_supervisor_that_ends_by_a_signal_beneath_another_mount(covered: Host)
     assert stunnel(covered) == []
     uncover(covered)
     gone(covered)
+
+
+ABOVE = "/run/above/mount"
+STATE = "at-run-above-mount"
+
+
+@pytest.fixture
+def beneath(dom0: Host) -> Host:
+    """A host with a standalone mount, and another file system over the directory that this is in."""
+    assert dom0.run("mkdir", "-p", ABOVE, "/run/plain/certs").returncode == 0
+    dom0.certfs("mount", "--store", "/run/plain", ABOVE)
+    assert dom0.run("mount", "-t", "tmpfs", "theirs", "/run/above").returncode == 0
+    return dom0
+
+
+def live(made: Host) -> bool:
+    """Whether the standalone mount is in view and answers."""
+    return made.run("test", "-e", f"{ABOVE}/.certfs/status.json").returncode == 0
+
+
+def test_a_mount_that_nobody_can_see_keeps_no_command_from_plain_files(beneath: Host) -> None:
+    """`certfs detached` runs its command although a mount lies beneath another one, over a directory above it."""
+    assert beneath.certfs("detached", "--", "cat", "/etc/stunnel/certs-pool/0.pem")
+    assert beneath.run("umount", "/run/above").returncode == 0
+    assert live(beneath)
+
+
+def test_a_crash_beneath_a_mount_over_a_directory_above(beneath: Host) -> None:
+    """A server dies where nobody can see it: nothing is mounted elsewhere, and the next one is there afterwards."""
+    server = beneath.state(STATE)["server"]["pid"]
+    assert beneath.run("mkdir", ABOVE).returncode == 0
+    kill(server)
+    wait_until(lambda: beneath.state(STATE)["server"] is not None, what="the state")
+    assert beneath.run("ls", ABOVE).stdout == ""
+    assert beneath.run("umount", "/run/above").returncode == 0
+    wait_until(lambda: live(beneath), what="the live mount")
+    beneath.certfs("unmount", ABOVE)
+    wait_until(lambda: ABOVE not in beneath.certfs_mounts(), what="the end of the mount")
+
+
+def test_unmounting_what_lies_beneath_a_mount_over_a_directory_above(beneath: Host) -> None:
+    """`certfs unmount` ends what nobody can see, and what it cannot reach goes when it is uncovered."""
+    beneath.certfs("unmount", ABOVE)
+    assert beneath.run("umount", "/run/above").returncode == 0
+    wait_until(lambda: ABOVE not in beneath.certfs_mounts(), what="the end of the mount")
+    assert beneath.run("ls", ABOVE).returncode == 0
