@@ -16,6 +16,7 @@ from certfs.core.der import (
     CONSTRUCTED,
     NULL,
     OBJECT_IDENTIFIER,
+    SEQUENCE,
     TAG_NUMBER,
     DerError,
     Element,
@@ -36,12 +37,41 @@ from certfs.core.fields import (
 )
 
 _INTEGER = 0x02
+_OCTET_STRING = 0x04
 _VERSION_WITH_EXTENSIONS = 3
-# Extensions that Java parses: where they are critical and broken, it refuses the certificate.
-_KNOWN_TO_JAVA = frozenset(
-    bytes.fromhex(f"551d{last}")
-    for last in ("0e", "0f", "10", "11", "12", "13", "1e", "1f", "20", "21", "23", "24", "25", "36")
-)
+_LARGEST_VERSION = 128
+_BOTH_ALTERNATIVE_NAMES = frozenset((SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("551d12")))
+# Extensions that Java parses, with their types: where they are critical and broken, it refuses the certificate.
+_KNOWN_TO_JAVA = {
+    **{
+        bytes.fromhex(f"551d{last}"): SEQUENCE
+        for last in (
+            "10",
+            "11",
+            "12",
+            "13",
+            "1c",
+            "1d",
+            "1e",
+            "1f",
+            "20",
+            "21",
+            "23",
+            "24",
+            "25",
+            "2e",
+        )
+    },
+    bytes.fromhex("551d0e"): _OCTET_STRING,
+    bytes.fromhex("551d0f"): BIT_STRING,
+    **{bytes.fromhex(f"551d{last}"): _INTEGER for last in ("14", "1b", "36")},
+    bytes.fromhex("2b06010505070101"): SEQUENCE,  # authority information access
+    bytes.fromhex("2b0601050507010b"): SEQUENCE,  # subject information access
+    bytes.fromhex("6086480186f8420101"): BIT_STRING,  # Netscape's type
+}
+# The types of names (RFC 5280, 4.2.1.6) that both read, and those of them which must not be empty.
+_NAMES = frozenset((0x81, 0x82, 0x86, 0x87, 0x88, 0xA0, 0xA4))
+_NAMES_WITH_CONTENT = frozenset((0x81, 0x82, 0x86, 0x87))
 _RSA = bytes.fromhex("2a864886f70d010101")
 _EC = bytes.fromhex("2a8648ce3d0201")
 # The curves of today that Java knows by name, with the bytes of a coordinate; older ones are taken for unknown.
@@ -57,8 +87,15 @@ _CURVES = {
     bytes.fromhex("2b240303020801010b"): 48,  # brainpoolP384r1
     bytes.fromhex("2b240303020801010d"): 64,  # brainpoolP512r1
 }
+_KEY_LENGTHS = {
+    bytes.fromhex("2b656e"): 32,  # X25519
+    bytes.fromhex("2b656f"): 56,  # X448
+    bytes.fromhex("2b6570"): 32,  # Ed25519
+    bytes.fromhex("2b6571"): 57,  # Ed448
+}
 _UNCOMPRESSED = 0x04
-_RSA_BITS = range(512, 16_385)
+_RSA_BITS = range(505, 16_385)
+"""Java counts 512, in whole bytes."""
 _LARGE_RSA_BITS = 3072
 _LARGE_RSA_EXPONENT_BITS = 64
 _MOST_LENGTH_OCTETS = 4
@@ -162,24 +199,37 @@ def _two_algorithms(subject: _Subject) -> str:
 
 def _broken_alternative_name(subject: _Subject) -> str:
     for extension in subject.extensions:
-        if extension.identifier == SUBJECT_ALTERNATIVE_NAME and not _is_well_formed(
-            extension.value
-        ):
-            return "its subjectAltName is broken"
+        if extension.identifier in _BOTH_ALTERNATIVE_NAMES and _has_broken_name(extension.value):
+            return "an alternative name in it is broken"
     return ""
+
+
+def _has_broken_name(value: bytes) -> bool:
+    if not _is_well_formed(value) or value[0] != SEQUENCE:
+        return True
+    names = tuple(read_elements(value, read_element(value, 0, len(value))))
+    return any(
+        one.tag not in _NAMES or (one.tag in _NAMES_WITH_CONTENT and one.content == one.content_end)
+        for one in names
+    )
 
 
 def _broken_critical_extension(subject: _Subject) -> str:
     for extension in subject.extensions:
-        is_read = extension.is_critical and extension.identifier in _KNOWN_TO_JAVA
-        if is_read and not _is_well_formed(extension.value):
+        kind = _KNOWN_TO_JAVA.get(extension.identifier) if extension.is_critical else None
+        if kind is not None and not (
+            _is_well_formed(extension.value) and extension.value[0] == kind
+        ):
             return "a critical extension of it is broken"
     return ""
 
 
 def _empty_issuer(subject: _Subject) -> str:
     issuer = subject.fields.issuer
-    return "its issuer is empty" if issuer.content == issuer.content_end else ""
+    has_attributes = any(
+        one.content != one.content_end for one in read_elements(subject.der, issuer)
+    )
+    return "" if has_attributes else "its issuer is empty"
 
 
 def _elliptic_key(subject: _Subject) -> str:
@@ -193,16 +243,25 @@ def _elliptic_key(subject: _Subject) -> str:
     return "" if len(point) == 1 + 2 * _CURVES[curve] else "its elliptic key is broken"
 
 
-def _rsa_key(subject: _Subject) -> str:
+def _modern_key(subject: _Subject) -> str:
+    algorithm, _, key = subject.key
+    length = _KEY_LENGTHS.get(algorithm)
+    return "its key has a wrong length" if length is not None and len(key) != length else ""
+
+
+def _rsa_key(subject: _Subject) -> str:  # noqa: PLR0911 - one for each reason
     algorithm, _, key = subject.key
     if algorithm != _RSA:
         return ""
     try:
-        numbers = read_first(key, read_element(key, 0, len(key)), 2)
+        outermost = read_element(key, 0, len(key))
+        numbers = list(read_elements(key, outermost))
     except DerError:
         return "its RSA key is broken"
+    if outermost.end != len(key) or len(numbers) != 2:  # noqa: PLR2004 - modulus and exponent
+        return "its RSA key is broken"
     modulus, exponent = (int.from_bytes(content_of(key, one), signed=True) for one in numbers)
-    if any(one.tag != _INTEGER for one in numbers) or modulus <= 0 or exponent < 3:  # noqa: PLR2004 - the smallest one
+    if any(one.tag != _INTEGER for one in numbers) or modulus <= exponent or exponent < 3:  # noqa: PLR2004 - the smallest one
         return "its RSA key is broken"
     bits = modulus.bit_length()
     if bits not in _RSA_BITS:
@@ -218,8 +277,17 @@ def _date_with_an_offset(subject: _Subject) -> str:
     return "a date in it is not in UTC" if has_zone else ""
 
 
-def _negative_version(subject: _Subject) -> str:
-    return "its version is negative" if subject.fields.version < 1 else ""
+def _date_with_a_fraction(subject: _Subject) -> str:
+    dates = read_first(subject.der, subject.fields.validity, 2)
+    has_fraction = any(b"." in content_of(subject.der, date) for date in dates)
+    return "a date in it has a fraction of a second" if has_fraction else ""
+
+
+def _odd_version(subject: _Subject) -> str:
+    version = subject.fields.version
+    return (
+        "" if 1 <= version <= _LARGEST_VERSION else "its version is negative or has several octets"
+    )
 
 
 def _string_in_pieces(subject: _Subject) -> str:
@@ -297,8 +365,9 @@ _ALL: tuple[Callable[[_Subject], str], ...] = (
 _RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
     Reader.GNUTLS: (
         *_ALL,
-        _negative_version,
+        _odd_version,
         _date_with_an_offset,
+        _date_with_a_fraction,
         _broken_alternative_name,
         _extension_in_pieces,
         _open_length,
@@ -308,6 +377,7 @@ _RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
         _empty_issuer,
         _elliptic_key,
         _rsa_key,
+        _modern_key,
         _open_length_of_a_field,
         _broken_critical_extension,
         _wide_length,

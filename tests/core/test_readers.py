@@ -62,10 +62,29 @@ def _rsa(*numbers: bytes) -> bytes:
 
 
 def _extended(
-    identifier: bytes, value: bytes, *, version: bytes = b"\xa0\x03\x02\x01\x02"
+    identifier: bytes,
+    value: bytes,
+    *,
+    version: bytes = b"\xa0\x03\x02\x01\x02",
+    critical: bytes = _CRITICAL,
 ) -> bytes:
-    extension = sequence(identifier, _CRITICAL, element(0x04, value))
+    extension = sequence(identifier, critical, element(0x04, value))
     return certificate(_NAME, version=version, extensions=[extension])
+
+
+def _other_key(algorithm: str, key: bytes) -> bytes:
+    return certificate(
+        _NAME, key=sequence(sequence(bytes.fromhex(algorithm)), element(0x03, b"\0", key))
+    )
+
+
+def _dated(*dates: bytes) -> bytes:
+    return certificate(_NAME, dates=sequence(*dates))
+
+
+_MODULUS = pki_raw.integer(1 << 2047 | 1)
+_EXPONENT = pki_raw.integer(65537)
+_LATER = element(0x17, b"440101000000Z")
 
 
 _ODD = pki_deviations.every()
@@ -123,6 +142,61 @@ _REFUSED = {
     ),
     "RSA key that is none": (_rsa(b"junk"), frozenset({_JAVA})),
     **{kind: (_ODD[kind], frozenset({_JAVA})) for kind in _ODD if "in a tag of" in kind},
+    "alternative name that is empty": (
+        _extended(_ALTERNATIVE, sequence(b"\x82\x00"), critical=b""),
+        frozenset({_GNUTLS}),
+    ),
+    "alternative name without an address": (
+        _extended(_ALTERNATIVE, sequence(b"\x87\x00"), critical=b""),
+        frozenset({_GNUTLS}),
+    ),
+    "alternative name of no known type": (
+        _extended(_ALTERNATIVE, sequence(b"\x89\x01a"), critical=b""),
+        frozenset({_GNUTLS}),
+    ),
+    "alternative names that are none": (
+        _extended(_ALTERNATIVE, b"\x05\x00", critical=b""),
+        frozenset({_GNUTLS}),
+    ),
+    "broken issuerAltName": (
+        _extended(bytes.fromhex("0603551d12"), b"\x30\x05", critical=b""),
+        frozenset({_GNUTLS}),
+    ),
+    "date with a fraction": (
+        _dated(element(0x18, b"20240101000000.5Z"), _LATER),
+        frozenset({_GNUTLS}),
+    ),
+    "version of two octets": (
+        certificate(_NAME, version=b"\xa0\x04\x02\x02\x01\x00"),
+        frozenset({_GNUTLS}),
+    ),
+    "critical key usage of another type": (
+        _extended(bytes.fromhex("0603551d0f"), b"\x04\x01\x06"),
+        frozenset({_JAVA}),
+    ),
+    "critical identifier of another type": (
+        _extended(bytes.fromhex("0603551d0e"), sequence()),
+        frozenset({_JAVA}),
+    ),
+    "critical access to information of another type": (
+        _extended(bytes.fromhex("06082b06010505070101"), b"\x05\x00"),
+        frozenset({_JAVA}),
+    ),
+    "issuer without attributes": (
+        certificate(_NAME, issuer=sequence(element(0x31))),
+        frozenset({_JAVA}),
+    ),
+    "Ed25519 of 33 bytes": (_other_key("06032b6570", b"x" * 33), frozenset({_JAVA})),
+    "X448 of 3 bytes": (_other_key("06032b656f", b"xxx"), frozenset({_JAVA})),
+    "RSA of three numbers": (_rsa(sequence(_MODULUS, _EXPONENT, _EXPONENT)), frozenset({_JAVA})),
+    "bytes behind an RSA key": (
+        _rsa(sequence(_MODULUS, _EXPONENT), b"\x05\x00"),
+        frozenset({_JAVA}),
+    ),
+    "RSA with more exponent than modulus": (
+        certificate(_NAME, key=pki_raw.rsa_key(1024, (1 << 1030) + 1)),
+        frozenset({_JAVA}),
+    ),
     "outermost tag in two octets": (_ODD["outermost tag in two octets"], frozenset({_JAVA})),
     "very padded length": (_ODD["very padded length"], frozenset({_JAVA})),
 }
@@ -130,6 +204,29 @@ _ACCEPTED = {
     **{kind: der for kind, der in _ODD.items() if kind not in _REFUSED and kind != "empty name"},
     "empty subject": certificate(name(), issuer=_NAME),
     "unknown critical extension": _extended(bytes.fromhex("06032a0304"), b"\x30"),
+    "RSA of 511 bits": certificate(_NAME, key=pki_raw.rsa_key(511)),
+    "constraints on names, critical": _extended(
+        bytes.fromhex("0603551d1e"), sequence(element(0xA0, sequence(b"\x82\x02.x")))
+    ),
+    "alternative names of many types": _extended(
+        _ALTERNATIVE,
+        sequence(
+            b"\x82\x05*.a.b",
+            b"\x81\x03a@b",
+            element(0x86, b"http://a/"),
+            element(0x87, b"\0" * 16),
+            b"\x88\x02\x2a\x03",
+            element(0xA4, _NAME),
+        ),
+    ),
+    "Ed25519": _other_key("06032b6570", b"\1" * 32),
+    "empty set among those of a name": certificate(
+        sequence(element(0x31), element(0x31, attribute(b"x")))
+    ),
+    "until 9999": _dated(element(0x17, b"240101000000Z"), element(0x18, b"99991231235959Z")),
+    "MD5 and RSA": certificate(
+        _NAME, algorithm=bytes.fromhex("300d06092a864886f70d0101040500"), signature=b"\1" * 64
+    ),
     "RSA of 16,384 bits": certificate(_NAME, key=pki_raw.rsa_key(16_384)),
     "DSA of 10,000 bits": pki_raw.large_dsa("large", 1),
     "version 2": certificate(_NAME, version=b"\xa0\x03\x02\x01\x01"),
