@@ -37,6 +37,7 @@ from certfs.protocol import state_file, timeouts
 from certfs.protocol.report import MountReport
 from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
+from certfs.store.cached import names_in
 from certfs.store.directories import Roots
 from certfs.store.inspection import Item, inspect
 
@@ -342,7 +343,7 @@ def opened(place: Place) -> Iterator[Trust]:
             try:
                 fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 stack.callback(os.close, fd)
-                os.listdir(path)
+                names_in(fd)
             except OSError as e:
                 raise from_os_error(path, e) from None
             directories[name] = fd
@@ -379,7 +380,7 @@ def _refuse_unreadable(trust: Trust, place: Place) -> None:
     for bundle in trust.bundles:
         if bundle.directory is not None:
             try:
-                os.listdir(f"/proc/self/fd/{bundle.directory}")
+                names_in(bundle.directory)
             except OSError as e:
                 raise from_os_error(printable(place.path(bundle.spec.source)), e) from None
 

@@ -47,6 +47,7 @@ from certfs.server.supervision import Supervision, fail, show_life
 from certfs.store.backing import FileId
 from certfs.store.bundle import Actor, LiveBundle, Published
 from certfs.store.bundles import Trust
+from certfs.store.cached import names_in
 from certfs.store.directories import Roots
 from certfs.store.layout import make_directories
 from certfs.store.source_reader import ignore_lease_breaks
@@ -316,7 +317,7 @@ def _prepare(mount: MountSpec, config: Config) -> None:
 def _check_readable(mount: MountSpec) -> None:
     for tree in mount.trees:
         try:
-            os.listdir(f"/proc/self/fd/{tree.fd}")
+            names_in(tree.fd)
         except OSError as e:
             raise StoreError(
                 f"store {tree.store} cannot be read: {e.strerror}", advice="check its permissions"

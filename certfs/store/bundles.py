@@ -17,9 +17,9 @@ import trio
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import Certificate, SourceContent
 from certfs.safe_open import LinkRefusedError, open_beneath
-from certfs.store.backing import FileId, describe, fd_path, file_id, identity, status_at
+from certfs.store.backing import FileId, describe, file_id, identity, status_at
 from certfs.store.bundle import Actor, LiveBundle, Observer
-from certfs.store.cached import is_local
+from certfs.store.cached import is_local, names_in
 from certfs.store.covers import find_covers
 from certfs.store.directories import Roles, RoleSources, Roots
 from certfs.store.events import PendingEvents, StoreEvents, StoreWatcher
@@ -302,7 +302,7 @@ class Trust:
     def _list_roots(self) -> None:
         for directory in self._roots.directories.values():
             with suppress(OSError):
-                os.listdir(fd_path(directory))
+                names_in(directory)
 
     async def _find_covers(self) -> None:
         ways = (

@@ -8,6 +8,8 @@ and is for a thread.
 import ctypes
 import errno
 import os
+from itertools import islice
+from typing import Final
 
 from certfs.safe_open import file_system_type
 
@@ -17,6 +19,8 @@ _OPENAT2 = 437
 """The number of openat2(2), the same for every architecture but alpha."""
 _OPEN_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
+MOST_NAMES: Final = 1 << 18
+"""Of a directory that is not on a local file system."""
 _LOCAL = frozenset(
     {
         0xEF53,  # ext2, ext3, ext4
@@ -115,6 +119,18 @@ def is_local(fd: int) -> bool:
         return file_system_type(fd) in _LOCAL
     except OSError:
         return False
+
+
+def names_in(directory: int) -> list[bytes]:
+    """Return the names in a directory; OSError, EFBIG for too many of a file system that can make up names for ever."""
+    path = f"/proc/self/fd/{directory}".encode()
+    if is_local(directory):
+        return os.listdir(path)
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in islice(entries, MOST_NAMES + 1)]
+    if len(names) > MOST_NAMES:
+        raise OSError(errno.EFBIG, f"a directory of more than {MOST_NAMES} names", path)
+    return names
 
 
 _libc_waiting = ctypes.CDLL(None, use_errno=True)

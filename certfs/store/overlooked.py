@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from certfs.core.bundle import BundleSpec
 from certfs.core.certificate import parse_source
-from certfs.store.backing import O_PATH_NOFOLLOW, fd_path, status_at
+from certfs.store.backing import O_PATH_NOFOLLOW, status_at
+from certfs.store.cached import names_in
 
 _SUFFIXES = (b".pem", b".crt", b".cer", b".cert", b".der", b".ca", b".p7b", b".p7c", b".p7s")
 _PUT_ASIDE = re.compile(
@@ -30,7 +31,7 @@ _MOST_BYTES = 32 << 20
 def overlooked(directory: int, spec: BundleSpec) -> Iterator[tuple[bytes, str]]:
     """Yield name and reason of what looks like a source in ``directory`` and is none; blocks, and never raises."""
     try:
-        names = sorted(os.listdir(fd_path(directory).encode()))[:_MOST_NAMES]
+        names = sorted(names_in(directory))[:_MOST_NAMES]
     except OSError:
         return
     bundle = spec.bundle[-1] if spec.bundle[:-1] == spec.source else None
@@ -78,7 +79,7 @@ def _sources_inside(directory: int, name: bytes, spec: BundleSpec) -> int:
     except OSError:
         return 0
     try:
-        names = os.listdir(fd_path(inside).encode())[:_MOST_NAMES]
+        names = names_in(inside)[:_MOST_NAMES]
     except OSError:
         return 0
     finally:

@@ -17,8 +17,9 @@ from certfs.core.bundle import Generation
 from certfs.core.certificate import Certificate, SourceContent, parse_source
 from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
-from certfs.store.backing import describe, fd_path, stamp, status_at
+from certfs.store.backing import describe, stamp, status_at
 from certfs.store.bundle import LiveBundle
+from certfs.store.cached import names_in
 
 TEMPORARY_PREFIX = b".certfs-plain-"
 """What a copy's name begins with while it is being written; the mount never shows such a name."""
@@ -262,7 +263,7 @@ def digest(generation: Generation) -> str:
 
 def sweep(directory: int) -> None:
     """Remove what a killed server left of a copy that it was writing."""
-    for name in os.listdir(fd_path(directory).encode()):
+    for name in names_in(directory):
         if name.startswith(TEMPORARY_PREFIX):
             with suppress(OSError):
                 os.unlink(name, dir_fd=directory)

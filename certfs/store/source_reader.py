@@ -29,6 +29,7 @@ from certfs.store.backing import (
     stamp_head,
     status_at,
 )
+from certfs.store.cached import names_in
 from certfs.store.path_walk import Owner, PathWalker, as_owner
 
 DEFAULT_SIZE_LIMIT = 1 << 20
@@ -90,7 +91,7 @@ def source_names(
     """Return the names in a directory that can be sources."""
     return [
         name
-        for name in os.listdir(fd_path(directory).encode())
+        for name in names_in(directory)
         if is_source(name)
         and not (is_editors_lock(name) and is_lock_link(name, status_at(directory, name)))
     ]

@@ -6,14 +6,13 @@ alone, and the look is made again without that way, which leads where it led unt
 I15).
 """
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from certfs.core.bundle import BundleSpec
-from certfs.store.backing import fd_path
+from certfs.store.cached import names_in
 from certfs.store.directories import Path, Roles, RoleSources
 from certfs.store.patience import PATIENCE_SECONDS, STEP_SECONDS, Waited
 from certfs.store.swaps import SWAP_SUFFIX
@@ -106,7 +105,7 @@ class _Look:
         if self.roles.is_silent(path):
             return sorted(spec.source[-1] for spec in self.expanded if spec.source[:-1] == path)
         self.roles.current = path
-        return sorted(os.listdir(fd_path(directory).encode()))
+        return sorted(names_in(directory))
 
 
 class WayFinder:

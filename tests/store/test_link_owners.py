@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from certfs.store import backing, cached
 from tests.store.scenes import Store, spec, store
 from tests.support import liar, pki
 from tests.support.mounts import need_root
@@ -103,3 +104,23 @@ async def test_a_link_is_its_server_s_whatever_that_says(root: Path) -> None:
     assert name == b"link.pem"
     assert not source.content.certificates
     assert "Permission denied" in source.content.remarks[0].reason
+
+
+async def test_a_directory_without_an_end_is_not_listed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I18: another user's file system makes up names for ever; nobody collects them for as long."""
+    monkeypatch.setattr(cached, "MOST_NAMES", 10_000)
+    place = root.parent / "place"
+    place.mkdir()
+    link(root / "more", "../place/endless", USER)
+    with liar.lying(place, root):
+        fd = os.open(place / "endless", os.O_RDONLY)
+        for list_it in (cached.names_in, lambda directory: backing.list_names(directory, 0)):
+            with pytest.raises(OSError, match="more than 10000 names"):
+                list_it(fd)
+        os.close(fd)
+        found = store(root, [spec("more", "more.pem"), spec("certs", "ca.pem")])
+        await found.trust.poll_events()
+        assert found.content("more.pem") == b""
+        found.close()

@@ -1,8 +1,8 @@
 """A file system of another user's which says that everything in it is root's.
 
 Owns a tree of fixed names: ``link`` and ``certs/link.pem`` are links to the target that it is started with, ``file``
-is a file, ``runtime`` a directory. Run as ``python -m tests.support.liar MOUNTPOINT USER TARGET``; root mounts it, with
-the options that fusermount3 would give it for that user.
+is a file, ``runtime`` a directory, and ``endless`` one that never ends. Run as ``python -m tests.support.liar
+MOUNTPOINT USER TARGET``; root mounts it, with the options that fusermount3 would give it for that user.
 """
 
 # ruff: noqa: ARG002 - arguments of pyfuse3's, which this needs none of
@@ -26,14 +26,16 @@ from tests.support import mounts
 
 LIAR = 20_001
 _DIRECTORY, _FILE, _LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
+_ENDLESS = 6
 _NAMES = {
     (1, b"link"): 2,
     (1, b"certs"): 3,
     (3, b"link.pem"): 2,
     (1, b"file"): 4,
     (1, b"runtime"): 5,
+    (1, b"endless"): _ENDLESS,
 }
-_MODES = {1: _DIRECTORY, 2: _LINK, 3: _DIRECTORY, 4: _FILE, 5: _DIRECTORY}
+_MODES = {1: _DIRECTORY, 2: _LINK, 3: _DIRECTORY, 4: _FILE, 5: _DIRECTORY, _ENDLESS: _DIRECTORY}
 
 
 class _Operations(pyfuse3.Operations):
@@ -63,6 +65,11 @@ class _Operations(pyfuse3.Operations):
         return inode
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if fh == _ENDLESS:
+            entry = await self.getattr(_ENDLESS)
+            while pyfuse3.readdir_reply(token, b"%d.pem" % start_id, entry, start_id + 1):
+                start_id += 1
+            return
         names = [(name, number) for (parent, name), number in _NAMES.items() if parent == fh]
         for position, (name, number) in enumerate(names, start=1):
             if position > start_id:
