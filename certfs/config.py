@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from certfs import procfs
 from certfs.core.bundle import PLATFORM_BUNDLES, WILDCARD, BundleSpec
 from certfs.core.readers import Reader
 from certfs.errors import ConfigError
@@ -345,7 +346,13 @@ def _text(path: tuple[bytes, ...]) -> str:
 
 def _platform_trees() -> tuple[str, ...]:
     """Return the directories of a host of the platform; the newer layout's only where the host has it."""
-    return (XENSOURCE, STUNNEL, *((TRUSTED_CERTS,) if os.path.isdir(TRUSTED_CERTS) else ()))
+    return (XENSOURCE, STUNNEL, *((TRUSTED_CERTS,) if _has_trusted_certs() else ()))
+
+
+def _has_trusted_certs() -> bool:
+    top = procfs.top_at(procfs.mounts(), TRUSTED_CERTS)
+    # A mount of certfs is not asked: it may hang, or be dead.
+    return (top is not None and top.is_certfs) or os.path.isdir(TRUSTED_CERTS)
 
 
 def _check_uuid(path: str, text: str) -> None:

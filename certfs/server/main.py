@@ -234,7 +234,11 @@ class Server:
                     fails = False
                 except OSError as e:
                     if not fails:
-                        log.warning("%s: the summary of the status: %s", e.filename, e.strerror)
+                        log.warning(
+                            "%s: the summary of the status cannot be written: %s",
+                            self._mount.runtime,
+                            e.strerror,
+                        )
                     fails = True
             with trio.move_on_after(_SUMMARY_RETRY_SECONDS if fails else float("inf")):
                 await self.plain.changed.wait()

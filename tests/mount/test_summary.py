@@ -92,6 +92,8 @@ def _findings(done: subprocess.CompletedProcess[str]) -> set[tuple[str, str]]:
 def test_one_command_tells_a_monitor_that_nothing_serves(dom0: Host) -> None:
     """`certfs check` is critical for whoever asks, where the mount hangs or is dead; no command hangs with it (I15)."""
     check = [*dom0.program(), "check", "--json"]
+    dom0.inside("/etc/trusted-certs").mkdir()
+    dom0.certfs("restart")
     assert ("critical", "NOT_SERVING") not in _findings(as_nobody(dom0, *check))
     for pid in (dom0.supervisor(), dom0.server()):
         os.kill(pid, signal.SIGSTOP)
@@ -118,7 +120,7 @@ def test_one_command_tells_a_monitor_that_nothing_serves(dom0: Host) -> None:
         done = dom0.run(*dom0.program(), *words)
         assert done.returncode == 9, done.stderr
         assert "certfs mount serves it again" in done.stderr
-    dom0.certfs("mount")
+    assert "/etc/trusted-certs" in dom0.certfs("mount")
     assert dom0.certfs("list")
 
 
