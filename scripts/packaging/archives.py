@@ -12,9 +12,15 @@ from scripts.packaging.debian import HERE
 from scripts.packaging.shell import run
 from scripts.packaging.tree import PREFIX, Release, size
 
-HELPER: Final = "usr/sbin/mount.fuse.certfs"
-"""What mount(8) runs for the type fuse.certfs."""
-_PROGRAM: Final = f"{PREFIX}/current/bin/certfs"
+LINKS: Final = {
+    "usr/bin/certfs": "bin/certfs",
+    "usr/sbin/mount.fuse.certfs": "bin/certfs",
+    "usr/share/man/man1/certfs.1": "share/man/man1/certfs.1",
+}
+"""What leads into the version that is in use: the command, what mount(8) runs for fuse.certfs, and the manual.
+
+`install`, `lifecycle` and the .spec file name them as well.
+"""
 _DEPENDS: Final = "python3.11 (>= 3.11.2), libc6 (>= 2.36), libfuse3-3 (>= 3.14), fuse3"
 _CONTROL: Final = """\
 Package: certfs
@@ -116,10 +122,9 @@ def deb(tree: Path, release: Release, output: Path, scratch: Path) -> Path:
 def _lay(root: Path, tree: Path, release: Release) -> None:
     """Put the tree and the command where they are installed, below ``root``."""
     shutil.copytree(tree, root / release.prefix.lstrip("/"), symlinks=True)
-    (root / "usr/bin").mkdir(parents=True)
-    (root / "usr/sbin").mkdir()
-    for name in ("usr/bin/certfs", HELPER):
-        os.symlink(_PROGRAM, root / name)
+    for name, file in LINKS.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(f"{PREFIX}/current/{file}", root / name)
     run(["chmod", "-R", "u+rwX,go=rX", root])
 
 

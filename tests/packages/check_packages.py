@@ -22,14 +22,18 @@ from typing import Self
 import pytest
 
 from certfs import __version__
+from scripts.packaging.archives import LINKS
 from scripts.packaging.chroot import populate
 from tests.support import mounts, pki
 
 PACKAGES = Path(os.environ.get("CERTFS_TEST_PACKAGES", "dist"))
+PARENTS = {str(parent) for link in LINKS for parent in Path(link).parents}
+"""The directories of the links, which every host has and a root directory with busybox may not."""
 CONFIG = '[[bundle]]\nsource = "certs"\nbundle = "ca.pem"\n'
 _SETUP = """
 set -e
 umount --all --lazy --types fuse.certfs || true
+mount --bind "$1" "$1"
 mount -t tmpfs none "$1/run"
 mount --rbind /proc "$1/proc"
 mount --rbind /dev "$1/dev"
@@ -73,7 +77,7 @@ class Root:
 
     def mount(self) -> None:
         """Serve a store with one certificate at /store."""
-        self.path("/store/certs").mkdir(parents=True)
+        self.path("/store/certs").mkdir(parents=True, exist_ok=True)
         self.path("/certfs.toml").write_text(CONFIG)
         self.path("/store/certs/one.pem").write_bytes(pki.issue("one").pem)
         self.inside(
@@ -194,6 +198,13 @@ class Readers:
             time.sleep(0.001)
 
 
+def read_manual(root: Root) -> None:
+    """`man certfs` finds its page, where there is a man."""
+    if (root.directory / "usr/bin/man").exists():
+        assert "certfs" in root.inside("/usr/bin/man", "certfs")
+    assert "\n.TH CERTFS 1 " in root.inside("/bin/cat", "/usr/share/man/man1/certfs.1")
+
+
 def test_the_rpm_needs_nothing(tmp_path: Path) -> None:
     """It is installed into a root directory in which there is nothing at all, and certfs runs there."""
     mounts.need_root()
@@ -260,6 +271,7 @@ def test_a_removed_rpm_leaves_an_ordinary_host(empty: Root) -> None:
     empty.path("/usr/lib/systemd/system").mkdir(parents=True)
     empty.rpm("-i", rpm(1))
     assert empty.path("/usr/lib/systemd/system/certfs.service").exists()
+    read_manual(empty)
     empty.mount()
     served = empty.path("/store/ca.pem").read_bytes()
     empty.rpm("-e", "certfs")
@@ -275,8 +287,75 @@ def test_a_removed_rpm_leaves_an_ordinary_host(empty: Root) -> None:
         "usr/lib/systemd",
         "usr/lib/systemd/system",
         "usr/lib/modules-load.d",
-        "usr/sbin",
+        *PARENTS,
     }
+
+
+_SYSTEMCTL_219 = """#!/bin/sh
+[ "$1" != --version ] || echo systemd 219
+"""
+_HOST_BACKUP = """#!/bin/sh
+exec find /etc -xdev -type f
+"""
+"""What XAPI's archive has in it: tar --one-file-system, without the tar."""
+
+
+@pytest.fixture
+def dom0(empty: Root) -> Root:
+    """A root directory laid out as EL7's, with what XAPI has in it, and with systemd 219 as far as it can be asked."""
+    for name in ("bin", "sbin", "lib64"):
+        place = empty.directory / "usr" / name
+        place.mkdir(exist_ok=True)
+        old = empty.directory / name
+        if old.exists():
+            shutil.copytree(old, place, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(old)
+        old.symlink_to(f"usr/{name}")
+    for name in (
+        "usr/lib/systemd/system", "usr/lib/modules-load.d", "etc/xapi.conf.d", "etc/xensource",
+        "etc/stunnel/certs", "etc/stunnel/certs-pool", "opt/xensource/libexec",
+    ):  # fmt: skip
+        empty.path(f"/{name}").mkdir(parents=True)
+    empty.path("/etc/xapi.conf").write_text("# XAPI\n")
+    empty.path("/etc/xensource/ptoken").write_text("secret\n")
+    empty.path("/etc/stunnel/certs-pool/one.pem").write_bytes(pki.issue("one").pem)
+    for name, text in (
+        ("/usr/bin/systemctl", _SYSTEMCTL_219),
+        ("/opt/xensource/libexec/host-backup", _HOST_BACKUP),
+    ):
+        empty.path(name).write_text(text)
+        empty.path(name).chmod(0o755)
+    return empty
+
+
+def test_the_rpm_on_a_host_like_dom0(dom0: Root) -> None:
+    """The unit is for systemd 219, the host's backup has what certfs presents, and rpm -e leaves the plain bundle."""
+    before = dom0.listing()
+    dom0.rpm("-i", rpm(1))
+    unit = dom0.path("/usr/lib/systemd/system/certfs.service").read_text()
+    assert "StartLimitInterval=" in unit.partition("[Service]")[2]
+    assert "SystemCallFilter" not in unit
+    assert "fuse" in dom0.path("/usr/lib/modules-load.d/certfs.conf").read_text().splitlines()
+    dom0.inside("/usr/bin/certfs", "mount")
+    bundle = dom0.path("/etc/stunnel/xapi-pool-ca-bundle.pem")
+    served = bundle.read_bytes()
+    assert b"BEGIN" in served
+    lost = {"/etc/xensource/ptoken", "/etc/stunnel/xapi-pool-ca-bundle.pem"}
+    original = dom0.inside("/opt/xensource/libexec/host-backup").splitlines()
+    assert not lost & set(original)
+    setting = dom0.path("/etc/xapi.conf.d/certfs.conf").read_text().splitlines()[-1]
+    name, _, program = setting.partition(" = ")
+    assert name == "host-backup"
+    assert lost <= set(dom0.inside(program).splitlines())
+    assert dom0.mounted()
+    dom0.rpm("-e", "certfs")
+    assert not dom0.mounted()
+    assert dom0.programs() == set()
+    assert bundle.read_bytes() == served
+    assert dom0.path("/etc/xensource/ptoken").read_text() == "secret\n"
+    assert lost <= set(dom0.inside("/opt/xensource/libexec/host-backup").splitlines())
+    left = {name for name in dom0.listing() - before if not name.startswith("etc/stunnel/")}
+    assert left <= PARENTS
 
 
 def test_the_archive_installs_upgrades_and_uninstalls(empty: Root) -> None:
@@ -293,6 +372,7 @@ def test_the_archive_installs_upgrades_and_uninstalls(empty: Root) -> None:
             )
             empty.inside(f"/tmp/{name}/install")
         if readers is None:
+            read_manual(empty)
             empty.mount()
         else:
             assert readers.failures == []
@@ -303,7 +383,7 @@ def test_the_archive_installs_upgrades_and_uninstalls(empty: Root) -> None:
     left = {
         name for name in empty.listing() - before if not name.startswith(("store", "certfs.toml"))
     }
-    assert left <= {"opt", "usr/sbin"}
+    assert left <= {"opt", *PARENTS}
 
 
 def test_the_archive_prepares_another_root(empty: Root) -> None:
@@ -327,7 +407,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("debian")
     subprocess.run(
         [
-            "debootstrap", "--variant=minbase", "--include=ca-certificates,fuse3,python3,python3-venv",
+            "debootstrap", "--variant=minbase", "--include=ca-certificates,fuse3,man-db,python3,python3-venv",
             "bookworm", directory, *_mirror(),
         ],
         check=True,
@@ -354,6 +434,7 @@ def test_the_deb_installs_upgrades_and_goes(debian: Path) -> None:
             name = f"certfs_{__version__}-{release}_amd64.deb"
             shutil.copy(package(name), debian / "tmp" / name)
         root.inside("dpkg", "-i", f"/tmp/certfs_{__version__}-1_amd64.deb")
+        read_manual(root)
         root.mount()
         with Readers(root.path("/store/ca.pem")) as readers:
             root.inside("dpkg", "-i", f"/tmp/certfs_{__version__}-2_amd64.deb")
@@ -365,7 +446,7 @@ def test_the_deb_installs_upgrades_and_goes(debian: Path) -> None:
         assert not root.mounted()
         assert root.path("/store/ca.pem").read_bytes() == served
         assert not root.path("/opt/certfs").exists()
-        assert not root.path("/usr/bin/certfs").is_symlink()
+        assert not [name for name in LINKS if root.path(f"/{name}").is_symlink()]
 
 
 # --- wheels
