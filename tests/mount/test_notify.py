@@ -141,6 +141,8 @@ def test_a_reader_that_cannot_be_told_is_seen(scene: Scene) -> None:
         check = command("check", mount)
         assert check.returncode == 1
         assert "hook could not be told of a change" in check.stdout
+        findings = json.loads(command("check", mount, "--json").stdout)["findings"]
+        assert "NOTIFY_FAILING" in {finding["name"] for finding in findings}
 
 
 def command(name: str, mount: CertfsMount, *options: str) -> subprocess.CompletedProcess[str]:
