@@ -142,6 +142,7 @@ class Notifier:
 
     def _end(self) -> None:
         self._ending = True
+        self._loop.clear()  # what falls due now is for the next notifier
         for process in self._processes():  # it is recorded as begun: the next notifier repeats it
             _kill(process, signal.SIGTERM)
 

@@ -362,6 +362,23 @@ def test_it_ends_with_the_supervisor(scene: Scene) -> None:
     assert process.wait(timeout=60) == 0
 
 
+def test_a_notifier_that_is_to_end_begins_nothing_more(scene: Scene) -> None:
+    """A run that falls due at the same moment is for the next one: it would be killed at once."""
+    spec = replace(QUICK, command=scene.noting(), delay=0.5, max_delay=0.5)
+    process = scene.start(spec)
+    scene.publish(1)
+    wait_until(lambda: scene.orders()[0]["waiting"], seconds=60, what="an order")
+    process.send_signal(signal.SIGSTOP)
+    assert process.stdin is not None
+    process.stdin.close()
+    time.sleep(0.6)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=60) == 0
+    assert scene.told() == []
+    scene.start(spec)
+    wait_until(lambda: scene.told() != [], seconds=60, what="a call")
+
+
 def test_a_copy_follows_the_bundle_and_is_made_at_the_start(scene: Scene) -> None:
     """Whatever it holds at the start, it becomes the bundle, and goes with it (I12)."""
     copy = scene.root / "copy.pem"
