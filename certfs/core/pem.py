@@ -20,9 +20,9 @@ _MARKER = re.compile(rb"-----(BEGIN|END) ([ -~]{1,80}?)-----")
 _ORDINARY_LABEL = re.compile(r"[A-Z0-9.#]{1,14}(?: [A-Z0-9.#]{1,14}){0,4}")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=\s]*")
 _WHITE_SPACE = b" \t\r\n\v\f"
-# White space and marks without a width that come with text from a web page or an editor.
+# White space and marks without a width that come with text from a web page or an editor, and what fills up a file.
 _INVISIBLE = re.compile(
-    rb"(?:[ \t\r\n\v\f]|\xc2\xa0|\xe2\x80[\x8b-\x8f]|\xe2\x81\xa0|\xef\xbb\xbf)*"
+    rb"(?:[ \t\r\n\v\f\0\x1a]|\xc2\xa0|\xe2\x80[\x8b-\x8f]|\xe2\x81\xa0|\xef\xbb\xbf)*"
 )
 # OpenSSL compares characters as signed numbers: those above 0x7f are below a blank, too (sanitize_line).
 _STRIPPED_AT_LINE_ENDS = bytes((*range(0x21), *range(0x80, 0x100)))

@@ -234,6 +234,20 @@ def nuls() -> list[Form]:
             included=(one, two),
             openssl_reads=False,
         ),
+        *(
+            Form(
+                name=f"{name} between END and BEGIN",
+                data=one.pem + between + two.pem,
+                included=(one, two),
+                openssl_reads=False,
+            )
+            for name, between in {
+                "a NUL": b"\0",
+                "a sector of NULs": b"\0" * 512,
+                "^Z": b"\x1a",
+                "^Z on a line of its own and before BEGIN": b"\x1a\r\n\x1a",
+            }.items()
+        ),
         Form(
             name="NUL in text",
             data=one.pem + b"a\0b\n" + two.pem,
