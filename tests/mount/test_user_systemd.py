@@ -177,6 +177,12 @@ def test_the_readers_of_a_user_are_told_by_the_users_manager(user: User) -> None
     assert (name, argument, certificates) == (NAME, "$HOME", "2")
     assert unit.startswith("certfs-notify-")
     user.in_session("systemctl", "--user", "stop", "certfs-run-ada-mnt.service")
+    # As at the next boot, for a user who lingers.
+    user.machine.run("systemctl", "restart", "manager.service")
+    wait_until(lambda: "certfs.server" in user.machine.run("ps", "-eo", "args"), what="the server")
+    user.in_session("systemctl", "--user", "start", "certfs-run-ada-mnt.service")
+    assert user.run("grep", "-c", "BEGIN", f"{HOME}/mnt/ca.pem") == "2\n"
+    user.in_session("systemctl", "--user", "stop", "certfs-run-ada-mnt.service")
 
 
 def test_a_mount_without_a_session_finds_the_manager_that_comes(user: User) -> None:
