@@ -79,7 +79,7 @@ def purpose_options(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def wait_option(function: Callable[P, None]) -> Callable[P, None]:
-    """Add ``--wait``; the command's argument ``wait`` is what waits for a name, or None."""
+    """Add ``--wait``; the command's argument ``wait`` is what waits for a file, or None."""
     return click.option(
         "--wait",
         type=Seconds(min=1),
@@ -91,17 +91,17 @@ def wait_option(function: Callable[P, None]) -> Callable[P, None]:
 
 def _waiter(
     context: click.Context, _option: click.Parameter, seconds: float | None
-) -> Callable[[str], None] | None:
+) -> Callable[[Path], None] | None:
     if seconds is None or context.resilient_parsing:
         return None
     # Only now: it needs httpx, which not every host has.
-    waiter: Callable[[float], Callable[[str], None]] = import_module("certfs.cli.pool").waiter
+    waiter: Callable[[float], Callable[[Path], None]] = import_module("certfs.cli.pool").waiter
     return waiter(seconds)
 
 
-def _wait(change: AuthorityChange, wait: Callable[[str], None] | None, *, dry_run: bool) -> None:
+def _wait(change: AuthorityChange, wait: Callable[[Path], None] | None, *, dry_run: bool) -> None:
     if wait is not None and not dry_run:
-        wait(change.path.name)
+        wait(change.path)
 
 
 def _purpose(name: str | None, *, pinned: bool) -> Purpose | None:
@@ -131,7 +131,7 @@ def pool_install_ca_certificate(  # noqa: PLR0913 - one for each option
     name: str | None,
     purpose: str | None,
     pinned: bool,
-    wait: Callable[[str], None] | None,
+    wait: Callable[[Path], None] | None,
     paths: HostPaths,
     dry_run: bool,
     as_json: bool,
@@ -172,7 +172,7 @@ def pool_uninstall_ca_certificate(  # noqa: PLR0913 - one for each option
     force: bool,
     purpose: str | None,
     pinned: bool,
-    wait: Callable[[str], None] | None,
+    wait: Callable[[Path], None] | None,
     paths: HostPaths,
     dry_run: bool,
     as_json: bool,

@@ -335,8 +335,8 @@ def _synchronise(state: StateDirectory, timeout: float, *, as_json: bool) -> Non
         _tell_reached(whole, err=False)
 
 
-def waiter(seconds: float) -> Callable[[str], None]:
-    """Return what waits until every live member has what happened to a name.
+def waiter(seconds: float) -> Callable[[Path], None]:
+    """Return what waits until every live member has what happened to a file of ``stunnel/certs``.
 
     PoolError where there is no pool, or nothing would be published.
     """
@@ -344,8 +344,8 @@ def waiter(seconds: float) -> Callable[[str], None]:
     found = state.read()
     trio.run(commands.check_publishing, state, found)
 
-    def wait(name: str) -> None:
-        whole = trio.run(commands.published_everywhere, state, found, name, seconds)
+    def wait(path: Path) -> None:
+        whole = trio.run(commands.published_everywhere, state, found, path, seconds)
         _tell_reached(whole, err=True)
 
     return wait

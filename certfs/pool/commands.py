@@ -6,6 +6,7 @@ Owns the waiting. The process of this host is asked by its control socket, the p
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import msgspec
 import trio
@@ -106,15 +107,21 @@ async def check_publishing(state: StateDirectory, membership: JoinFile) -> None:
 
 
 async def published_everywhere(
-    state: StateDirectory, membership: JoinFile, name: str, seconds: float
+    state: StateDirectory, membership: JoinFile, path: Path, seconds: float
 ) -> PoolState:
-    """Wait until what has happened to a name of ``certs`` on this host has reached every live member.
+    """Wait until what has happened to a file of ``certs`` on this host has reached every live member.
 
-    PoolError where this host does not publish it, or hosts do not believe it; BehindError names those that have not
-    acknowledged it in time.
+    PoolError where this host does not publish it, the file is in another store than the pool's, or hosts do not believe
+    it; BehindError names those that have not acknowledged it in time.
     """
     deadline = trio.current_time() + seconds
     report = await carry_out(state, Told(flush=True), seconds)
+    name = path.name
+    if _bytes(path) != _bytes(Path(report.mountpoint, *map(os.fsdecode, CERTS), name)):
+        raise PoolError(
+            f"{path} is not in the directories of the pool, which are those of {report.mountpoint}",
+            advice=f"no other host follows; use --store {report.mountpoint}, or none for the host's own",
+        )
     if name in report.drift.get("certs", ()) or report.held:
         raise PoolError(
             f"{name} is as it is on this host only",
@@ -226,6 +233,13 @@ async def local(mountpoint: str) -> dict[bytes, Digest]:
     finally:
         os.close(root)
     return found.content or {}
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 async def pool_state(membership: JoinFile) -> PoolState:

@@ -240,7 +240,8 @@ def test_a_sync_restores_and_waits_for_every_host(three: Pool) -> None:
 def test_the_platforms_commands_wait_for_every_host(three: Pool, tmp_path: Path) -> None:
     """With --wait a CA certificate is trusted by, or gone from, every live host when the command returns (I22).
 
-    On a host that may not publish, or whose process does not run, nothing is changed then.
+    On a host that may not publish, or whose process does not run, nothing is changed then; a file in a store of which
+    there is no pool is not said to have reached the hosts.
     """
     first, second, member = three.hosts
     authority = pki.authority("by its name")
@@ -262,6 +263,11 @@ def test_the_platforms_commands_wait_for_every_host(three: Pool, tmp_path: Path)
     elsewhere = ("--store", member.mount.tree.root)
     assert "may not publish" in member.certfs(*install, *elsewhere, expect=50)
     assert not (member.certs / "named.pem").exists()
+    another = tmp_path / "another"
+    for directory in ("stunnel/certs", "xensource"):
+        (another / directory).mkdir(parents=True)
+    said = first.certfs(*install, "--store", another, expect=50)
+    assert f"--store {first.mount.tree.root}" in said
     first.end()
     try:
         assert "does not run" in first.certfs(*install, *store, expect=50)
