@@ -16,10 +16,11 @@ from certfs.errors import CertfsError
 from certfs.pool import wire
 from certfs.pool.approvals import ApprovalTable, Approved, approval_of
 from certfs.pool.directory import SourceDirectory
-from certfs.pool.engine import reached
+from certfs.pool.engine import Engine, reached
 from certfs.pool.keys import (
     MOST_TRANSACTION_NAMES,
     Digest,
+    Keys,
     PoolError,
     Status,
     Value,
@@ -245,10 +246,13 @@ def _bytes(path: Path) -> bytes | None:
 async def pool_state(membership: JoinFile) -> PoolState:
     """Return how every member is, by what the engine has; linearizable."""
     async with reached(membership.access) as engine:
-        start, end = membership.keys.watched
-        view = View(membership.keys, await engine.snapshot(start, end))
-        prefix = membership.keys.status("")
-        found = await engine.snapshot(prefix, range_end(prefix))
+        return await _state(engine, membership.keys)
+
+
+async def _state(engine: Engine, keys: Keys) -> PoolState:
+    view = View(keys, await engine.snapshot(*keys.watched))
+    prefix = keys.status("")
+    found = await engine.snapshot(prefix, range_end(prefix))
     told = {one.key.removeprefix(prefix).decode(): _status(one.value) for one in found.keys}
     changed = view.last_change
     hosts = []
@@ -270,20 +274,21 @@ async def pool_state(membership: JoinFile) -> PoolState:
 
 async def wait_for_all(membership: JoinFile, seconds: float) -> PoolState:
     """Wait until every live member has acknowledged what the pool has now; BehindError names those that have not."""
-    found = await pool_state(membership)
-    wanted = found.changed
     deadline = trio.current_time() + seconds
-    while True:
-        behind = [h.uuid for h in found.hosts if h.applied is not None and h.applied < wanted]
-        if not behind:
-            return found
-        if trio.current_time() > deadline:
-            raise BehindError(
-                f"{len(behind)} hosts have not acknowledged revision {wanted}: {', '.join(behind)}",
-                advice="certfs pool status shows how they are",
-            )
-        await trio.sleep(_POLL_SECONDS)
-        found = await pool_state(membership)
+    async with reached(membership.access) as engine:
+        found = await _state(engine, membership.keys)
+        wanted = found.changed
+        while True:
+            behind = [h.uuid for h in found.hosts if h.applied is not None and h.applied < wanted]
+            if not behind:
+                return found
+            if trio.current_time() > deadline:
+                raise BehindError(
+                    f"{len(behind)} hosts have not acknowledged revision {wanted}: {', '.join(behind)}",
+                    advice="certfs pool status shows how they are",
+                )
+            await trio.sleep(_POLL_SECONDS)
+            found = await _state(engine, membership.keys)
 
 
 def _status(raw: bytes) -> Status | None:
