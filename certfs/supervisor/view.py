@@ -24,6 +24,9 @@ from certfs.procfs import Entry, is_ours, top_at
 HIDDEN: Final = "/mount-"
 """In the runtime directory: where root's servers are mounted, and from where their trees are bound."""
 
+_REMOVED: Final = "//deleted"
+"""How the kernel ends the root of a bind mount of what has no name any more, such as a generation of a bundle."""
+
 Table = Sequence[Entry]
 Key = tuple[int, str, str]
 """Number, device and place of a mount."""
@@ -143,6 +146,7 @@ def remember_binds(memory: Memory, table: Table) -> Memory:
         if entry.device == memory.live
         and entry.point not in memory.points
         and not entry.point.startswith(hidden)
+        and not entry.root.endswith(_REMOVED)
     }
     seen |= {view: None for view in memory.binds if _ours_at(memory, table, view.point)}
     return replace(memory, binds=tuple(seen))

@@ -359,3 +359,15 @@ TestRoot = World.TestCase
 TestRoot.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestUser = UserWorld.TestCase
 TestUser.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_a_bind_mount_of_what_has_no_name_any_more_does_not_come_back() -> None:
+    """A bundle's former generation, bound as a file, is nowhere in the next server's mount: nothing is tried."""
+    device = "0:40"
+    views = [("/a", "/etc/a"), ("/a/certs", "/srv/d"), ("/a/ca.pem//deleted", "/srv/f")]
+    table = [
+        Entry(number, 1, device, root, point, FILESYSTEM_TYPE, owner=0)
+        for number, (root, point) in enumerate(views, 2)
+    ]
+    memory = view.Memory(runtime=RUNTIME, targets=TARGETS[:1], can_attach=True, live=device)
+    assert view.remember_binds(memory, table).binds == (view.View("/a/certs", "/srv/d"),)
