@@ -6,6 +6,7 @@ tests/core/test_readers.py holds them against the real certtool and keytool.
 """
 
 import enum
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ _KNOWN_TO_JAVA = {
 }
 # The types of names (RFC 5280, 4.2.1.6) that both read, and those of them which must not be empty.
 _NAMES = frozenset((0x81, 0x82, 0x86, 0x87, 0x88, 0xA0, 0xA4))
+_MAIL, _URI, _ADDRESS, _X400_ADDRESS, _EDI_PARTY = 0x81, 0x86, 0x87, 0xA3, 0xA5
+_ADDRESS_LENGTHS = frozenset((4, 16))
+_HAS_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:[^ ]")
 _NAMES_WITH_CONTENT = frozenset((0x81, 0x82, 0x86, 0x87))
 _RSA = bytes.fromhex("2a864886f70d010101")
 _EC = bytes.fromhex("2a8648ce3d0201")
@@ -217,11 +221,26 @@ def _has_broken_name(value: bytes) -> bool:
 def _broken_critical_extension(subject: _Subject) -> str:
     for extension in subject.extensions:
         kind = _KNOWN_TO_JAVA.get(extension.identifier) if extension.is_critical else None
-        if kind is not None and not (
-            _is_well_formed(extension.value) and extension.value[0] == kind
-        ):
+        if kind is None:
+            continue
+        is_broken = not _is_well_formed(extension.value) or extension.value[0] != kind
+        is_name = extension.identifier in _BOTH_ALTERNATIVE_NAMES
+        if is_broken or (is_name and _refused_by_java(extension.value)):
             return "a critical extension of it is broken"
     return ""
+
+
+def _refused_by_java(names: bytes) -> bool:
+    """Whether alternative names are none, or one of them is an empty text, no URI with a scheme, or no address."""
+    found = tuple(read_elements(names, read_element(names, 0, len(names))))
+    contents = [(one.tag, content_of(names, one)) for one in found]
+    return not found or any(
+        tag not in {*_NAMES, _X400_ADDRESS, _EDI_PARTY}
+        or (tag == _MAIL and not content)
+        or (tag == _URI and not _HAS_SCHEME.match(content))
+        or (tag == _ADDRESS and len(content) not in _ADDRESS_LENGTHS)
+        for tag, content in contents
+    )
 
 
 def _empty_issuer(subject: _Subject) -> str:

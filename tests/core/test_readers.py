@@ -158,6 +158,22 @@ _REFUSED = {
         _extended(_ALTERNATIVE, b"\x05\x00", critical=b""),
         frozenset({_GNUTLS}),
     ),
+    "critical alternative names that are no names": (
+        _extended(_ALTERNATIVE, sequence()),
+        frozenset({_JAVA}),
+    ),
+    "critical alternative name with half an address": (
+        _extended(_ALTERNATIVE, sequence(b"\x87\x03abc")),
+        frozenset({_JAVA}),
+    ),
+    "critical alternative name with a path for a URI": (
+        _extended(_ALTERNATIVE, sequence(b"\x86\x02/x")),
+        frozenset({_JAVA}),
+    ),
+    "critical alternative name that is empty": (
+        _extended(_ALTERNATIVE, sequence(b"\x81\x00")),
+        _BOTH,
+    ),
     "broken issuerAltName": (
         _extended(bytes.fromhex("0603551d12"), b"\x30\x05", critical=b""),
         frozenset({_GNUTLS}),
