@@ -35,7 +35,10 @@ _SAID: Final = frozenset(kind.exit_code for kind in (ConfigError, StoreError, Fu
 
 
 def find(mountpoint: str | None) -> str:
-    """Return the directory of the instance at ``mountpoint`` (None: Dom0's); NotMountedError if there is none."""
+    """Return the directory of the instance at ``mountpoint`` (None: Dom0's); NotMountedError if there is none.
+
+    PrivilegeError where another user has made it.
+    """
     base = state_file.runtime_directory()
     if mountpoint is None:
         if os.geteuid() != 0 and state_file.OVERRIDE not in os.environ:
@@ -54,6 +57,12 @@ def find(mountpoint: str | None) -> str:
     if state_file.read_state(directory) is None and not devices_of(directory, None):
         raise _not_found(where)
     return directory
+
+
+def is_of_another(where: str) -> bool:
+    """Whether a certfs is mounted at ``where`` (`canonical`) that another user has made."""
+    top = procfs.top_at(procfs.mounts(), where)
+    return top is not None and top.is_certfs and top.owner != os.geteuid()
 
 
 def _not_found(where: str) -> NotMountedError | PrivilegeError:
