@@ -7,7 +7,7 @@ down (state.json). Both are documented in ``docs/operations.md``.
 import errno
 import os
 import stat
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final, Literal
 
 from certfs import procfs
@@ -98,6 +98,9 @@ class Answer:
         known = self.report or (_report_of_state(state) if state else self.last)
         if known is None:
             raise ValueError("an answer of nothing")
+        if known.bundles is not None:
+            seen = (replace(each, path=_path_of(known, each)) for each in known.bundles)
+            known = replace(known, bundles=tuple(seen))
         return Status(
             **{each.name: getattr(known, each.name) for each in fields(MountReport)},
             answering=self.report is not None,
@@ -106,6 +109,15 @@ class Answer:
             next_start=_written(state.next_start) if state and self.phase == "plain" else None,
             notify=tuple(map(_reader, self.notified)) if state else (),
         )
+
+
+def _path_of(report: MountReport, bundle: BundleReport) -> str | None:
+    """Return where a bundle is seen."""
+    targets = [mount.target for mount in report.mounts]
+    if report.mode == "standalone":
+        return f"{targets[0]}/{bundle.bundle}" if targets else None
+    tree, _, rest = bundle.bundle.partition("/")
+    return next((f"{each}/{rest}" for each in targets if os.path.basename(each) == tree), None)
 
 
 def _reader(order: Entry) -> Reader:

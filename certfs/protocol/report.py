@@ -76,8 +76,12 @@ class PlainCopy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleReport:
-    """One bundle; ``bundle`` and ``source`` are paths from the root of the mount, what is not printable escaped."""
+    """One bundle; ``bundle`` and ``source`` are paths from the root of the mount, what is not printable escaped.
 
+    ``path`` is where it is seen, absolute; the command adds it.
+    """
+
+    path: str | None = None
     bundle: str
     source: str
     suffixes: tuple[str, ...] = (".pem",)

@@ -58,6 +58,9 @@ def test_a_monitor_without_privilege_gets_a_true_answer(dom0: Host) -> None:
     assert (code, answer["phase"], answer["answering"]) == (0, "serving", True)
     assert answer["since"] == written(dom0.state()["since"])
     assert "junk" not in json.dumps(answer)
+    paths = {each["path"] for each in answer["bundles"]}
+    assert "/etc/stunnel/xapi-pool-ca-bundle.pem" in paths
+    assert all(os.path.isabs(path) for path in paths)
     assert as_nobody(dom0, *dom0.program(), "status", "/etc/stunnel").returncode == 0
     text = as_nobody(dom0, *dom0.program(), "status")
     assert text.returncode == 0, text.stderr
