@@ -93,7 +93,10 @@ def _at(mountpoint: str) -> Answer | None:
         is_the_hosts = host is not None and any(
             each.target == where for each in host.status().mounts
         )
-        return host if is_the_hosts else ask_mount(where)
+        answer = host if is_the_hosts else ask_mount(where)
+        if answer is None and isinstance(error, PrivilegeError):
+            raise
+        return answer
 
 
 def _shown(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
