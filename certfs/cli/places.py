@@ -7,7 +7,7 @@ reading their sources. Works without a running server.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from certfs.identity.paths import DOM0, HostPaths, read_file
 from certfs.linux.processes import in_child
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.report import MountReport
+from certfs.store.backing import FileId, file_id
 from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
 from certfs.store.cached import names_in
@@ -351,14 +352,24 @@ def opened(place: Place) -> Iterator[Trust]:
         trust = Trust(
             Roots(directories),
             place.specs,
-            is_busy=lambda _: False,
+            is_busy=_written_in(place).__contains__,
             observer=lambda _: None,
             size_limit=place.config.source_size_limit,
+            is_served=place.is_live,
         )
         stack.callback(trust.close)
         trust.load()
         _refuse_unreadable(trust, place)
         yield trust
+
+
+def _written_in(place: Place) -> set[FileId]:
+    """Return the files that a mount holds for being written."""
+    found = set()
+    for each in place.incomplete:
+        with suppress(OSError):
+            found.add(file_id(os.lstat(place.path(tuple(each.source.split(b"/"))))))
+    return found
 
 
 def _refuse_unreachable(place: Place) -> None:

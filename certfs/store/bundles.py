@@ -59,6 +59,7 @@ class Trust:
         size_limit: int = DEFAULT_SIZE_LIMIT,
         swap_timeout: float = DEFAULT_SWAP_TIMEOUT,
         undo_log: UndoLog | None = None,
+        is_served: bool = False,
     ) -> None:
         self.walker = PathWalker(roots.inside)
         self.watcher = StoreWatcher()
@@ -67,7 +68,11 @@ class Trust:
         self._roots = roots
         self._specs = tuple(specs)
         self._reader = SourceReader(
-            self.walker, size_limit, self._is_plain_copy, watch_way=self.watcher.watch_way
+            self.walker,
+            size_limit,
+            self._is_plain_copy,
+            watch_way=self.watcher.watch_way,
+            is_served=is_served,
         )
         self._is_busy = is_busy
         self._observer = observer

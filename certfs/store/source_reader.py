@@ -173,6 +173,7 @@ class SourceReader:
     What one of the ``readers`` refuses is left out of them.
     ``watch_way`` is told of each directory that a link leads over, before that is looked into; it returns its identity.
     ``owner`` is that of a link which the directory was reached by: what this user may not read is not read.
+    ``is_served`` if a server decides what is being written: who only has a file open does not count then.
     """
 
     walker: PathWalker
@@ -181,6 +182,7 @@ class SourceReader:
     readers: tuple[Reader, ...] = ()
     watch_way: Callable[[int], FileId] = lambda directory: identity(directory)[0]
     owner: Owner | None = None
+    is_served: bool = False
 
     def read(
         self,
@@ -267,7 +269,7 @@ class SourceReader:
         try:
             is_quiet = time.time_ns() - status.st_mtime_ns > _QUIET_NS
             # Nobody tells when a link's target is closed.
-            is_idle = writers is Writers.IDLE or (is_link and is_quiet)
+            is_idle = self.is_served or writers is Writers.IDLE or (is_link and is_quiet)
             return self._read_open(file, known, writers, is_idle=is_idle)
         except OSError as e:
             return _unread(e, status)

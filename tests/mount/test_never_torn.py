@@ -133,6 +133,27 @@ def _being_written(tree: Tree) -> list[Any]:
     return [one for bundle in status["bundles"] for one in bundle["being_written"]]
 
 
+def _listed(tree: Tree) -> dict[str | None, tuple[bool, str, str | None]]:
+    command = [mounts.certfs_program(), "list", str(tree.root), "--json"]
+    items = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return {
+        item["sha256"]: (item["included"], item["source"].rpartition("/")[2], item["reason"])
+        for item in items
+        if "xapi-stunnel" in item["bundle"]
+    }
+
+
+def test_a_file_that_is_only_open_is_listed_as_it_counts(
+    tree: Tree, pair: tuple[bytes, bytes]
+) -> None:
+    """I9: a descriptor or a mapping that could write and does not changes nothing in what is listed."""
+    source = tree.certs / "x.pem"
+    source.write_bytes(pair[0])
+    with source.open("r+b") as idle, mmap.mmap(idle.fileno(), 0):
+        source.write_bytes(pair[1])
+        assert _listed(tree) == {pki.certificates_in(pair[1])[0]: (True, "x.pem", None)}
+
+
 def test_list_shows_what_counts_while_a_source_is_written(
     tree: Tree, pair: tuple[bytes, bytes]
 ) -> None:
@@ -142,13 +163,7 @@ def test_list_shows_what_counts_while_a_source_is_written(
     with source.open("r+b", buffering=0) as file:
         file.write(pair[1])
         file.truncate()
-        command = [mounts.certfs_program(), "list", str(tree.root), "--json"]
-        items = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    listed = {
-        item["sha256"]: (item["included"], item["source"].rpartition("/")[2], item["reason"])
-        for item in items
-        if "xapi-stunnel" in item["bundle"]
-    }
+        listed = _listed(tree)
     assert listed == {
         pki.certificates_in(pair[0])[0]: (True, "x.pem", "kept while it is being written"),
         None: (False, "x.pem", "being written"),
