@@ -362,7 +362,9 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
     where = f"{report['mountpoint']}/stunnel"
     name, mend = _POOL_STATES.get(report["state"], ("", ""))
     if name:
-        what = f"does not follow its pool: {report['state']}: {printable(report['reason'])}"
+        since = report["disconnected_since"]
+        how = f"{report['state']} since {written(since)}" if since else report["state"]
+        what = f"does not follow its pool: {how}: {printable(report['reason'])}"
         yield _Judgement(Grade.WARNING, name, where, what, mend)
     for directory, names in report["drift"].items():
         for each in names:

@@ -341,6 +341,7 @@ class PoolStatus(PoolSynchronised, frozen=True):
     mountpoint: str
     state: str
     reason: str
+    disconnected_since: Time | None
     endpoint: str
     applied: int
     held: dict[str, str]

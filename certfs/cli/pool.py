@@ -40,6 +40,7 @@ except ModuleNotFoundError as missing:
     raise ConfigError(
         "certfs pool needs httpx, which is not installed", advice="pip install 'certfs[pool]'"
     ) from None
+from certfs.moment import written
 from certfs.safe_open import open_trusted
 from certfs.store.source_reader import ignore_lease_breaks
 
@@ -273,25 +274,29 @@ def approve(*, names: tuple[str, ...], every: bool, key: Path, state: StateDirec
 @state_option
 @json_option
 def status(*, state: StateDirectory, as_json: bool) -> None:
-    """Show how this host is in its pool, and which members are behind."""
+    """Show how this host is in its pool, and which members are behind.
+
+    Without the engine it shows this host, and ends with exit code 51.
+    """
     found = state.read()
-
-    async def asked() -> tuple[Answer, commands.PoolState]:
-        return await commands.ask(state), await commands.pool_state(found)
-
-    answer, whole = trio.run(asked)
-    report = answer.report
+    report = trio.run(commands.ask, state).report
+    since = report["disconnected_since"]
+    if not as_json:
+        when = f" since {written(since)}:" if since else ""
+        here = f"{report['state']}{when} {report['reason']}".rstrip()
+        say(f"pool {found.pool}, host {found.uuid}: {here}")
+        for name, drift in report["drift"].items():
+            for each in drift:
+                say(f"  {name}/{each}: differs from the pool, and stays here")
+        for name, refused in report["refused"].items():
+            for each, why in refused.items():
+                say(f"  {name}/{each}: not believed: {why}")
+    whole = trio.run(commands.pool_state, found)
     if as_json:
         said = {"pool": found.pool, "uuid": found.uuid, **report, **asdict(whole)}
+        said["disconnected_since"] = written(since) if since else None
         json_forms.answer(msgspec.convert(said, json_forms.PoolStatus))
         return
-    say(f"pool {found.pool}, host {found.uuid}: {report['state']} {report['reason']}".rstrip())
-    for name, drift in report["drift"].items():
-        for each in drift:
-            say(f"  {name}/{each}: differs from the pool, and stays here")
-    for name, refused in report["refused"].items():
-        for each, why in refused.items():
-            say(f"  {name}/{each}: not believed: {why}")
     for host in whole.hosts:
         role = "publisher" if host.publisher else "member"
         behind = f", behind: {host.applied} of {whole.changed}" if host.behind else ""

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,11 +54,15 @@ _SCAN_SECONDS: Final = 30.0
 
 @dataclass(slots=True)
 class Report:
-    """How this host is in its pool; for ``certfs pool status``. ``drift`` differs from the pool and stays here."""
+    """How this host is in its pool; for ``certfs pool status``. ``drift`` differs from the pool and stays here.
+
+    ``disconnected_since`` is in seconds since the epoch, None while it is connected.
+    """
 
     mountpoint: str = ""
     state: str = "starting"
     reason: str = ""
+    disconnected_since: float | None = None
     endpoint: str = ""
     applied: int = 0
     revision: int = 0
@@ -146,6 +151,7 @@ class Member:
                 except (EngineUnreachableError, EngineRefusedError) as error:
                     if self.report.state != "disconnected":
                         LOG.warning("disconnected: %s", printable(error.message))
+                        self.report.disconnected_since = time.time()
                     self.report.state, self.report.reason = "disconnected", error.message
                 self._view = None
                 engine.rotate()
@@ -209,6 +215,7 @@ class Member:
         if (state, reason) != (self.report.state, self.report.reason):
             LOG.log(logging.INFO if state == "in sync" else logging.WARNING, "%s %s", state, reason)
         self.report.state, self.report.reason = state, reason
+        self.report.disconnected_since = None
 
     async def _step(self, view: View) -> bool:
         """Bring directories and pool together; False if there is more to do soon."""

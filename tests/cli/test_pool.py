@@ -114,6 +114,7 @@ def test_check_names_what_a_pool_process_says(tmp_path: Path) -> None:
         "mountpoint": "/srv/tls",
         "state": "held",
         "reason": "certs: 5 of 6 names are gone at once",
+        "disconnected_since": None,
         "drift": {"certs": ["local.pem"]},
         "refused": {"certs-pool": {"x.pem": "it is a CA's"}},
     }
@@ -124,6 +125,11 @@ def test_check_names_what_a_pool_process_says(tmp_path: Path) -> None:
         ("POOL_REFUSED", "/srv/tls/stunnel/certs-pool/x.pem"),
         ("POOL_SET_ASIDE", f"{tmp_path}/aside/certs/old.pem"),
     }
+    away = {**report, "state": "disconnected", "disconnected_since": 1.0}
+    assert any(
+        each.name == "POOL_DISCONNECTED" and "disconnected since 1970" in each.what
+        for each in judge_pool_report(away, str(tmp_path))
+    )
     calm = {**report, "state": "in sync", "drift": {}, "refused": {}}
     assert not list(judge_pool_report(calm, str(tmp_path / "nothing")))
 

@@ -177,6 +177,7 @@ def test_without_the_engine_everything_local_goes_on(three: Pool) -> None:
         (first.certs / "offline.pem").write_bytes(offline.pem)
         assert first.trusts(offline)
         assert not three.hosts[1].trusts(offline)
+        assert f"{first.uuid}: disconnected since 20" in first.certfs("pool", "status", expect=51)
     finally:
         first.node.cut(off=False)
     wait_until(lambda: three.all_trust(offline), seconds=30, what="trust everywhere")
