@@ -48,6 +48,8 @@ class Root:
 
     directory: Path
     holder: subprocess.Popen[bytes]
+    program: str = "/usr/bin/certfs"
+    """The command in it."""
 
     def run(self, *command: str | Path, expect: int = 0) -> str:
         """Run a command of this machine in the namespace."""
@@ -81,7 +83,7 @@ class Root:
         self.path("/certfs.toml").write_text(CONFIG)
         self.path("/store/certs/one.pem").write_bytes(pki.issue("one").pem)
         self.inside(
-            "/usr/bin/certfs", "mount", "--store", "/store", "/store", "--config", "/certfs.toml"
+            self.program, "mount", "--store", "/store", "/store", "--config", "/certfs.toml"
         )
         assert b"BEGIN" in self.path("/store/ca.pem").read_bytes()
 
@@ -134,7 +136,7 @@ def namespace(directory: Path) -> Iterator[Root]:
         yield root
     finally:
         if root.mounted():
-            root.inside("/usr/bin/certfs", "unmount", "--all")
+            root.inside(root.program, "unmount", "--all")
         holder.kill()
         holder.wait()
         holder.stdout.close()
@@ -407,7 +409,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("debian")
     subprocess.run(
         [
-            "debootstrap", "--variant=minbase", "--include=ca-certificates,fuse3,man-db,python3,python3-venv",
+            "debootstrap", "--variant=minbase", "--include=ca-certificates,fuse3,man-db,pipx,python3,python3-venv",
             "bookworm", directory, *_mirror(),
         ],
         check=True,
@@ -476,26 +478,77 @@ def test_the_wheels_need_no_compiler(tmp_path: Path) -> None:
     use([python, "-m", "certfs"], tmp_path)
 
 
+PIPX = "/root/.local/pipx/venvs/certfs"
+"""Where Debian 12's pipx installs; it knows nothing of manuals yet."""
+
+
+@pytest.mark.parametrize(
+    "install,program,manual",
+    [
+        (
+            "python3 -m venv /venv && /venv/bin/pip install {options} certfs",
+            "/venv/bin/certfs",
+            "man certfs",
+        ),
+        (
+            "pipx install --pip-args='{options}' certfs",
+            "/root/.local/bin/certfs",
+            f"man -M {PIPX}/share/man certfs",
+        ),
+    ],
+)
+def test_the_wheels_in_a_fresh_debian(
+    debian: Path, install: str, program: str, manual: str
+) -> None:
+    """Both install certfs where there is no compiler; the program mounts, and man finds the page."""
+    wheels = debian / "wheels"
+    if not wheels.exists():
+        options = [
+            "--quiet",
+            "--only-binary=:all:",
+            "--find-links",
+            str(PACKAGES.resolve() / "wheels"),
+        ]
+        command = ["/usr/bin/python3", "-m", "pip", "download", "--dest", str(wheels), *options]
+        subprocess.run([*command, "certfs", "pip", "setuptools", "wheel"], check=True)
+    install = install.format(options="--no-index --find-links=/wheels")
+    clean = ["/usr/bin/env", "-i", "HOME=/root", f"PATH={Path(program).parent}:/usr/bin:/bin"]
+    with namespace(debian) as root:
+        root.inside(*clean, "sh", "-c", f"! command -v cc gcc && {install}")
+        root.program = program
+        root.mount()
+        assert "certfs" in root.inside(*clean, *manual.split())
+        root.inside(program, "restart", "/store")
+        root.inside(program, "unmount", "/store")
+        assert not root.mounted()
+        assert b"BEGIN" in root.path("/store/ca.pem").read_bytes()
+
+
 def test_the_wheel_for_python_3_13(tmp_path: Path) -> None:
-    """The interpreter of Debian 13 that the wheel was compiled with runs certfs with it."""
+    """In a virtualenv on the interpreter of Debian 13 that the wheel was compiled with, certfs mounts."""
     interpreter = Path("build/packaging/wheels/python3.13/bin/python3.13").resolve()
     wheels = PACKAGES.resolve() / "wheels"
+    # By hand: that interpreter has no venv, and what certfs starts has no look at PYTHONPATH.
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").symlink_to(interpreter)
+    (tmp_path / "venv/pyvenv.cfg").write_text(f"home = {interpreter.parent}\nversion = 3.13\n")
+    site = tmp_path / "venv/lib/python3.13/site-packages"
     subprocess.run(
         [
-            sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path / "site",
+            sys.executable, "-m", "pip", "install", "--quiet", "--target", site,
             "--python-version=3.13", "--only-binary=:all:", "--find-links", wheels, "certfs",
         ],
         check=True,
     )  # fmt: skip
-    use([interpreter, "-m", "certfs"], tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    use([tmp_path / "venv/bin/python", "-m", "certfs"], tmp_path)
 
 
-def use(certfs: list[str | Path], directory: Path, **variables: str) -> None:
+def use(certfs: list[str | Path], directory: Path) -> None:
     """Mount a store, read a bundle, restart, and unmount."""
     (directory / "store/certs").mkdir(parents=True)
     (directory / "store/certs/one.pem").write_bytes(pki.issue("one").pem)
     (directory / "certfs.toml").write_text(CONFIG)
-    environment = {**os.environ, **variables, "CERTFS_RUNTIME_DIR": str(directory / "runtime")}
+    environment = {**os.environ, "CERTFS_RUNTIME_DIR": str(directory / "runtime")}
     store = directory / "store"
     commands: tuple[list[str | Path], ...] = (
         ["mount", "--store", store, store, "--config", directory / "certfs.toml"],
