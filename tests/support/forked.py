@@ -133,12 +133,18 @@ class _Server:
         self._listener.bind("")  # a name of the kernel's choice
         self._listener.listen()
         self._selector = selectors.DefaultSelector()
-        self._running: dict[int, tuple[int, socket.socket]] = {}
+        self._running: dict[int, socket.socket] = {}
+        # A process that ends is noticed by its signal: a pidfd is newer than the oldest kernel.
+        self._ended, self._wakeup = socket.socketpair()
+        self._wakeup.settimeout(0)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup.fileno())
 
     def serve(self) -> None:
         """Fork for each request until the owner is gone."""
         self._selector.register(self._owner, selectors.EVENT_READ)
         self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._ended, selectors.EVENT_READ)
         self._owner.send(self._listener.getsockname())
         while True:
             for key, _ in self._selector.select():
@@ -147,32 +153,35 @@ class _Server:
                 if key.fileobj is self._listener:
                     self._begin(self._listener.accept()[0])
                 else:
-                    self._report(key.fd)
+                    self._ended.recv(4096)
+                    self._report()
 
     def _begin(self, connection: socket.socket) -> None:
         request, fds, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 3)
         pid = os.fork()
         if pid == 0:
-            for held in (connection, self._listener, self._owner, self._selector):
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._selector.close()
+            own = (connection, self._listener, self._owner, self._ended, self._wakeup)
+            for held in (*own, *self._running.values()):
                 held.close()
-            for pidfd, (_, other) in self._running.items():
-                os.close(pidfd)
-                other.close()
             _become(json.loads(request), fds)
         for fd in fds:
             os.close(fd)
         connection.send(str(pid).encode())
-        pidfd = os.pidfd_open(pid)
-        self._running[pidfd] = (pid, connection)
-        self._selector.register(pidfd, selectors.EVENT_READ)
+        self._running[pid] = connection
 
-    def _report(self, pidfd: int) -> None:
-        pid, connection = self._running.pop(pidfd)
-        self._selector.unregister(pidfd)
-        os.close(pidfd)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        with connection, contextlib.suppress(OSError):  # the test has given up
-            connection.send(str(code).encode())
+    def _report(self) -> None:
+        for pid in list(self._running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                with (
+                    self._running.pop(pid) as connection,
+                    contextlib.suppress(OSError),
+                ):  # the test has given up
+                    connection.send(str(code).encode())
 
 
 def _become(request: dict[str, object], fds: list[int]) -> NoReturn:
