@@ -35,6 +35,7 @@ _CAP_FOWNER = 1 << 3
 _CAP_MKNOD = 1 << 27
 _CAP_DAC_READ_SEARCH = 1 << 2
 _CAP_SYS_RESOURCE = 1 << 24
+_CAP_SYS_ADMIN = 1 << 21
 _LENT = _CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH | _CAP_FOWNER | _CAP_FSETID | _CAP_MKNOD
 """Capabilities that a caller who has them keeps: those that decide about names and modes (capabilities(7))."""
 
@@ -124,10 +125,19 @@ def keeps_set_id(ctx: pyfuse3.RequestContext) -> bool:
 
     Others are taken not to have it, because what a capability is worth depends on the caller's user namespace.
     """
+    return _is_root_with(ctx, _CAP_FSETID)
+
+
+def sees_trusted(ctx: pyfuse3.RequestContext) -> bool:
+    """Whether ``trusted.*`` attributes are listed to the caller: root with CAP_SYS_ADMIN (xattr(7))."""
+    return _is_root_with(ctx, _CAP_SYS_ADMIN)
+
+
+def _is_root_with(ctx: pyfuse3.RequestContext, capability: int) -> bool:
     if ctx.uid != 0:
         return False
     try:
-        return bool(_credentials(ctx).capabilities & _CAP_FSETID)
+        return bool(_credentials(ctx).capabilities & capability)
     except OSError:
         return True
 

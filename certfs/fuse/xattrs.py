@@ -13,7 +13,7 @@ import stat
 import pyfuse3
 
 from certfs.fuse.base import error
-from certfs.fuse.caller import is_member, is_privileged, keeps_set_id
+from certfs.fuse.caller import is_member, is_privileged, keeps_set_id, sees_trusted
 from certfs.store.backing import fd_path
 
 _ACCESS_ACL = b"system.posix_acl_access"
@@ -64,7 +64,7 @@ def is_listed(name: bytes, ctx: pyfuse3.RequestContext) -> bool:
     """Whether a caller is told that there is an attribute of this name."""
     namespace = namespace_of(name)
     return namespace is not Namespace.UNSUPPORTED and (
-        namespace is not Namespace.TRUSTED or ctx.uid == 0
+        namespace is not Namespace.TRUSTED or sees_trusted(ctx)
     )
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,3 +230,20 @@ def test_root_without_the_capability_loses_set_id_bits(place: Path, tmp_path: Pa
         modes.append(oct(path.stat().st_mode))
         path.unlink()
     assert modes == ["0o100755", "0o100755"]
+
+
+def test_root_without_the_capability_sees_no_trusted_attributes(place: Path, beneath: Path) -> None:
+    """I11, I19: trusted attributes are listed to CAP_SYS_ADMIN, which root in a container does not have (xattr(7))."""
+    mounts.need_root()
+    mounts.need_program("setpriv")
+    (place / "file").touch()
+    os.setxattr(beneath / "file", "trusted.x", b"secret")
+    program = "import os, sys; print(os.listxattr(sys.argv[1]))"
+    less = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    for command, listed in ((less, "[]\n"), ([], "['trusted.x']\n")):
+        for directory in (beneath, place):
+            words = [*command, sys.executable, "-S", "-c", program, str(directory / "file")]
+            assert (
+                subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+                == listed
+            )
