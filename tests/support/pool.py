@@ -26,6 +26,7 @@ from tests.support.network import Network, Node, network
 from tests.support.tree import Tree
 
 POOL = "test"
+_ROOT_PASSWORD = "secret of the engine's root"
 STUNNEL_BUNDLE = "stunnel/xapi-stunnel-ca-bundle.pem"
 POOL_BUNDLE = "stunnel/xapi-pool-ca-bundle.pem"
 
@@ -46,6 +47,11 @@ class PoolHost:
     def certs(self) -> Path:
         """The directory of CA certificates on the mount."""
         return self.mount.tree.root / "stunnel/certs"
+
+    @property
+    def pool_pem(self) -> bytes:
+        """The host's certificate that others trust."""
+        return (self.mount.tree.store / f"stunnel/certs-pool/{self.uuid}.pem").read_bytes()
 
     @property
     def log(self) -> str:
@@ -161,6 +167,26 @@ class Pool:
         join.write_text(self.root("pool", "admit", POOL, host.uuid, *options))
         host.certfs("pool", "join", join)
 
+    def control(self, *arguments: str) -> str:
+        """Run etcdctl as the engine's root."""
+        return self.cluster.control(*arguments, user=f"root:{_ROOT_PASSWORD}")
+
+    def engine_status(self, member: etcd.Member | None = None) -> dict[str, Any]:
+        """Return what a member says of itself, the first if none is given."""
+        options = ("endpoint", "status", "--write-out=json")
+        user = f"root:{_ROOT_PASSWORD}"
+        (told,) = json.loads(self.cluster.control(*options, at=member, user=user))
+        status: dict[str, Any] = told["Status"]
+        return status
+
+    def leader(self) -> etcd.Member:
+        """Return the engine's leader."""
+        for member in self.cluster.members:
+            status = self.engine_status(member)
+            if status["header"]["member_id"] == status["leader"]:
+                return member
+        raise AssertionError("the engine has no leader")
+
     def all_trust(self, identity: pki.Identity) -> bool:
         """Whether every host's bundle has a certificate."""
         return all(host.trusts(identity) for host in self.hosts)
@@ -181,7 +207,7 @@ def pool(hosts: int, *, members: int = 3, publishers: int | None = None) -> Iter
         cluster = stack.enter_context(etcd.cluster(places))
         directory = mounts.scratch_directory()
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        (directory / "root.txt").write_text("secret of the engine's root\n")
+        (directory / "root.txt").write_text(f"{_ROOT_PASSWORD}\n")
         made = Pool(cluster, net, [], directory)
         made.root("pool", "init", POOL)
         for node in nodes[members:]:
