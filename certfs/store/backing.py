@@ -12,7 +12,7 @@ import struct
 from typing import NamedTuple
 
 from certfs.safe_open import LinkRefusedError
-from certfs.store.cached import names_in
+from certfs.store.cached import names_by
 
 O_PATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 RENAME_NOREPLACE = 1
@@ -157,7 +157,7 @@ def list_names(fd: int, flags: int) -> list[bytes]:
     """Return the names in the directory of an O_PATH descriptor, opened with these flags as well."""
     directory = open_quietly(fd_path(fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags)
     try:
-        return names_in(directory)
+        return names_by(directory)
     finally:
         os.close(directory)
 

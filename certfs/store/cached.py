@@ -123,13 +123,21 @@ def is_local(fd: int) -> bool:
 
 def names_in(directory: int) -> list[bytes]:
     """Return the names in a directory; OSError, EFBIG for too many of a file system that can make up names for ever."""
-    path = f"/proc/self/fd/{directory}".encode()
+    return _names(directory, f"/proc/self/fd/{directory}")
+
+
+def names_by(opened: int) -> list[bytes]:
+    """Return the names in a directory as `names_in`, read by this descriptor itself, which may have O_NOATIME."""
+    return _names(opened, opened)
+
+
+def _names(directory: int, place: int | str) -> list[bytes]:
     if is_local(directory):
-        return os.listdir(path)
-    with os.scandir(path) as entries:
-        names = [entry.name for entry in islice(entries, MOST_NAMES + 1)]
+        return [os.fsencode(name) for name in os.listdir(place)]
+    with os.scandir(place) as entries:
+        names = [os.fsencode(entry.name) for entry in islice(entries, MOST_NAMES + 1)]
     if len(names) > MOST_NAMES:
-        raise OSError(errno.EFBIG, f"a directory of more than {MOST_NAMES} names", path)
+        raise OSError(errno.EFBIG, f"a directory of more than {MOST_NAMES} names", place)
     return names
 
 
