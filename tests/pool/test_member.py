@@ -441,6 +441,36 @@ async def test_a_full_store_keeps_all_of_the_old(full: Host) -> None:
         assert not full.certs.with_name("certs.bk").exists()
 
 
+class Alarm(msgspec.Struct):
+    """A request to raise or end an alarm of the engine."""
+
+    action: str
+    alarm: str = "NOSPACE"
+    memberID: int = 1  # noqa: N815 - etcd's name
+
+
+async def test_an_engine_without_space_stops_nothing_for_good(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the engine has no space it refuses what is published; that comes when there is room (I22)."""
+    key = host.keys.name("0" * 16, b"x.pem")
+    pem = pki.authority("x").pem
+    async with host.running() as (member, engine):
+        await until(lambda: member.report.state == "in sync")
+        await engine.ask("maintenance/alarm", Alarm("ACTIVATE"), wire.Plain)
+        try:
+            (host.certs / "x.pem").write_bytes(pem)
+            await until(lambda: "database space exceeded" in caplog.text)
+            assert await engine.get(key) is None
+            assert (host.certs / "x.pem").read_bytes() == pem
+        finally:
+            await engine.ask("maintenance/alarm", Alarm("DEACTIVATE"), wire.Plain)
+        await until(lambda: member._journal.sequence > 1)
+        found = await engine.get(key)
+        assert found is not None
+        assert found.value == pem
+
+
 class Recorder:
     """A proxy before an engine without TLS that keeps everything that passes, in both directions."""
 

@@ -201,6 +201,7 @@ def pool(hosts: int, *, members: int = 3, publishers: int | None = None) -> Iter
     """Run an engine of so many members and so many hosts; the first ``publishers`` of them may publish."""
     mounts.need_fuse()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_enough_inotify(hosts))
         net = stack.enter_context(network())
         nodes = [net.node() for _ in range(members + hosts)]
         places = [(node.address, node.entering()) for node in nodes[:members]]
@@ -221,6 +222,18 @@ def pool(hosts: int, *, members: int = 3, publishers: int | None = None) -> Iter
             what="every host in sync",
         )
         yield made
+
+
+@contextlib.contextmanager
+def _enough_inotify(hosts: int) -> Iterator[None]:
+    """Let so many hosts be on one machine, whose users have 128 instances of inotify(7) unless told otherwise."""
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    before = limit.read_text()
+    limit.write_text(str(max(int(before), 128 + 6 * hosts)))
+    try:
+        yield
+    finally:
+        limit.write_text(before)
 
 
 @contextlib.contextmanager
