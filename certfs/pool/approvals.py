@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from certfs.pool.keys import Digest, Value
+from certfs.pool.keys import Value
 from certfs.pool.ssh_signature import Signers
 from certfs.pool.view import Remote
 
@@ -61,12 +61,12 @@ class Approvals:
         remote: Remote,
         records: Mapping[bytes, bytes],
         known: Mapping[str, Approved],
-        base: Mapping[bytes, Digest],
+        base: frozenset[bytes],
     ) -> tuple[Remote, dict[str, Approved]]:
         """Return what of ``remote`` is approved, the rest refused with its reason, and what to remember.
 
-        ``records`` are the pool's approvals by name, ``known`` what was remembered before, ``base`` what was agreed
-        last, some of it perhaps before approvals were asked for.
+        ``records`` are the pool's approvals by name, ``known`` what was remembered before, ``base`` the names that were
+        agreed, some of them perhaps before approvals were asked for.
         """
         checked = {(name, raw): self._check(name, raw) for name, raw in records.items()}
         self._checked.clear()
@@ -75,10 +75,7 @@ class Approvals:
         values: dict[bytes, Value] = {}
         refused = dict(remote.refused)
         every = (
-            remote.values.keys()
-            | records.keys()
-            | base.keys()
-            | {name.encode("ascii") for name in known}
+            remote.values.keys() | records.keys() | base | {name.encode("ascii") for name in known}
         )
         for name in sorted(every - refused.keys()):
             found = checked.get((name, records[name])) if name in records else None

@@ -85,6 +85,15 @@ class Journal(msgspec.Struct, frozen=True):
         """Return what was agreed of a directory."""
         return content(self.base.get(directory, {}))
 
+    def perhaps_agreed(self, directory: str) -> frozenset[bytes]:
+        """Return the names that were agreed in a directory, or were about to be when a process was ended."""
+        applying = self.intent.names if self.intent and self.intent.directory == directory else {}
+        sending = self.sending.names if self.sending and directory == "certs" else {}
+        pending = [*applying.items(), *sending.items()]
+        return frozenset(self.agreed(directory)) | {
+            name.encode("ascii") for name, digest in pending if digest is not None
+        }
+
     def with_names(self, directory: str, names: dict[bytes, Digest | None]) -> "Journal":
         """Return the journal after these names were agreed; None for a name that is in neither place."""
         if not names:

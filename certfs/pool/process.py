@@ -273,7 +273,7 @@ class Member:
         certs = view.certs()
         if self._approvals is not None:
             known = self._journal.approved
-            base = self._journal.agreed("certs")
+            base = self._journal.perhaps_agreed("certs")
             certs, approved = self._approvals.judge(certs, view.approvals(), known, base)
             if approved != known:  # remembered before anything is done by it
                 self._write(msgspec.structs.replace(self._journal, approved=approved))

@@ -63,14 +63,14 @@ def judged(
     record: bytes | None,
     known: Approved | None = None,
     *,
-    agreed: Value | None = None,
+    agreed: bool = False,
 ) -> tuple[Value | None, str, Approved | None]:
     """Return what counts of a name, why not, and what is remembered."""
     remote, remembered = Approvals.of("test", admin.signers).judge(
         Remote({NAME: value} if value else {}, {}),
         {NAME: record} if record is not None else {},
         {"x.pem": known} if known else {},
-        {NAME: agreed.digest} if agreed else {},
+        frozenset({NAME} if agreed else ()),
     )
     return remote.values.get(NAME), remote.refused.get(NAME, ""), remembered.get("x.pem")
 
@@ -118,10 +118,10 @@ def test_a_removal_is_approved_like_a_content(admin: Signer) -> None:
 
 def test_what_was_there_before_approvals_does_not_go_without_one(admin: Signer) -> None:
     """A file that a host applied before it asked for approvals stays until its removal is approved (I22)."""
-    assert judged(admin, None, None, agreed=ONE) == (None, "its removal is not approved", None)
+    assert judged(admin, None, None, agreed=True) == (None, "its removal is not approved", None)
     gone = Approved(1, None)
-    assert judged(admin, None, admin.approves(None, 1), agreed=ONE) == (None, "", gone)
-    assert judged(admin, None, admin.approves(None, 1), gone, agreed=ONE) == (None, "", gone)
+    assert judged(admin, None, admin.approves(None, 1), agreed=True) == (None, "", gone)
+    assert judged(admin, None, admin.approves(None, 1), gone, agreed=True) == (None, "", gone)
 
 
 def test_a_signer_who_is_taken_from_the_list_approves_nothing_more(
@@ -137,7 +137,11 @@ def test_a_signer_who_is_taken_from_the_list_approves_nothing_more(
 def test_what_is_refused_for_another_reason_stays_refused(admin: Signer) -> None:
     """An approval does not make a name of what the pool's form does not allow (I22)."""
     rule = Approvals.of("test", admin.signers)
-    remote, _ = rule.judge(Remote({}, {NAME: "why"}), {NAME: admin.approves(ONE, 1)}, {}, {})
+    remote, _ = rule.judge(
+        Remote({}, {NAME: "why"}), {NAME: admin.approves(ONE, 1)}, {}, frozenset()
+    )
     assert remote == Remote({}, {NAME: "why"})
     odd = admin.approves(None, 1, name=b"../y")
-    assert rule.judge(Remote({}, {}), {b"../y": odd, b"\xff": odd}, {}, {})[0] == Remote({}, {})
+    assert rule.judge(Remote({}, {}), {b"../y": odd, b"\xff": odd}, {}, frozenset())[0] == Remote(
+        {}, {}
+    )

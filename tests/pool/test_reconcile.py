@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certfs.errors import StoreError
-from certfs.pool.journal import Intent, Journal, JournalFile, settled
+from certfs.pool.journal import Intent, Journal, JournalFile, Sending, settled
 from certfs.pool.keys import Digest
 from certfs.pool.reconcile import PATIENCE_SECONDS, Content, Patience, Plan, reconcile, restored
 
@@ -207,6 +207,17 @@ def test_the_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
             file.read()
     finally:
         os.close(directory)
+
+
+def test_what_was_under_way_when_a_process_ended_may_be_agreed() -> None:
+    """What was being applied or published is a name that the host had, when it is gone in the pool after that (I22)."""
+    journal = Journal(
+        base={"certs": {"a.pem": "1"}},
+        intent=Intent("certs", {"b.pem": "2", "gone.pem": None}),
+        sending=Sending(1, {"c.pem": "3", "lost.pem": None}),
+    )
+    assert journal.perhaps_agreed("certs") == {b"a.pem", b"b.pem", b"c.pem"}
+    assert journal.perhaps_agreed("certs-pool") == set()
 
 
 def test_an_engine_that_has_lost_what_was_begun_is_not_believed() -> None:
