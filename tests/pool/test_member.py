@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import os
 import re
 import secrets
@@ -390,6 +391,7 @@ async def test_a_list_of_signers_that_changes_takes_nothing_away(
         await told(member, await put(engine, unlisted))
         assert "list" in member.report.refused["certs"]["x.pem"]
         assert file.read_bytes() == two
+    gc.collect()
 
 
 async def test_a_sync_restores_what_is_believed_alone(
