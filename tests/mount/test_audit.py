@@ -99,7 +99,8 @@ def test_a_replaced_host_certificate_has_a_line(dom0: Host) -> None:
         before = f" before={old.sha256}" if old else ""
         line = rf'INFO {what} host certificate "xensource/{name}":{about}{before} {who}\n'
         wait_until(lambda: re.search(line, dom0.log()) is not None, what=line)
-        assert re.search(line, dom0.inside("/run/certfs/dom0/log.trust-0").read_text())
+        trust = dom0.inside("/run/certfs/dom0/log.trust-0")
+        wait_until(lambda: re.search(line, trust.read_text()) is not None, what="the log of trust")
 
     file.write_bytes(first.host_pem)
     expect("installed", file.name, first, None)
