@@ -15,8 +15,8 @@ import select
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Hashable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple, cast
 
@@ -141,6 +141,8 @@ class FilesystemBase(pyfuse3.Operations):
         self.pending_requests = PendingRequests()
         self.started_ns = time.time_ns()
         self.unsettled: set[Inode] = set()
+        self._committing: dict[Inode, trio.Event] = {}
+        """Files whose last writer has closed them and that are being read for it."""
         self.keeps_attributes = attributes.forgets_for_good(os.uname().release)
         self._kept: set[Inode] = set()
         """Directories whose attributes the kernel may keep until they change."""
@@ -401,6 +403,23 @@ class FilesystemBase(pyfuse3.Operations):
             if status.st_nlink:
                 self.await_release(inode)
 
+    @contextmanager
+    def committing(self, inode: Inode) -> Iterator[None]:
+        """Have who would change the file next wait while what was written is read."""
+        event = self._committing[inode] = trio.Event()
+        try:
+            yield
+        finally:
+            if self._committing.get(inode) is event:
+                del self._committing[inode]
+            event.set()
+
+    async def committed(self, inode: Inode) -> None:
+        """Wait while what was written before is read: it is what counts until the next writer closes (I3)."""
+        while (event := self._committing.get(inode)) is not None:
+            with waiting_for_store():
+                await event.wait()
+
     async def writes_now(self, handle: FileHandle) -> None:
         """Take note that an open file is about to be changed through this handle, a writer until it is closed."""
         inode = handle.inode
@@ -408,6 +427,7 @@ class FilesystemBase(pyfuse3.Operations):
             # Before the await: another writer's release must not take this one for idle.
             handle.has_written = True
             inode.writers += 1
+        await self.committed(inode)
         if not inode.dirty:
             self.mark_dirty(inode, await self.calls.look(inode.local, os.fstat, handle.fd))
 

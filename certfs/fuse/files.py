@@ -54,6 +54,8 @@ class FileOperations(FilesystemBase):
         with await self.using(node) as fd:
             status = await self.calls.look(node.local, os.stat, fd)
             self.check_permissions(node, status, ctx)
+            if flags & os.O_TRUNC:
+                await self.committed(node)
             with self._truncating(node, status) if flags & os.O_TRUNC else nullcontext():
                 if flags & _OPEN_FLAGS == os.O_RDONLY and node.local:
                     file = await self._opening(self._here, _open, fd, given, ctx)
@@ -165,6 +167,8 @@ class FileOperations(FilesystemBase):
                     self.calls.change, _open_existing, directory, name, mode, flags, ctx
                 )
                 node = self.inodes.remember(parent, name, status)
+                if flags & os.O_TRUNC:
+                    await self.committed(node)
                 with self._truncating(node, status) if flags & os.O_TRUNC else nullcontext():
                     if flags & os.O_TRUNC:
                         await self.calls.change(os.ftruncate, file, 0)
@@ -250,7 +254,8 @@ class FileOperations(FilesystemBase):
         node.dirty_since = 0.0
         try:
             status = await self.calls.look(node.local, os.fstat, handle.fd)
-            await self.tell_of_content(node, handle.actor, status.st_nlink)
+            with self.committing(node):
+                await self.tell_of_content(node, handle.actor, status.st_nlink)
         finally:
             # Only now: an answer that came between would have been given without this source.
             if not node.dirty:

@@ -88,6 +88,7 @@ class MetadataOperations(FilesystemBase):
             file = handle.fd
             await self.writes_now(handle)
         elif node.writers and not node.dirty:
+            await self.committed(node)
             self.mark_dirty(node, await self.calls.look(node.local, os.stat, fd))
         links = await self.calls.change(as_spender, ctx.uid, _truncate, fd, file, size, ctx)
         # Who did it is read from /proc: not for files that mean nothing to a bundle.

@@ -100,6 +100,27 @@ def test_the_last_of_several_writers_counts(
     assert _bundle(tree, other_process) == pair[1]
 
 
+def test_what_was_complete_counts_while_it_is_written_anew_at_once(
+    tree: Tree, other_process: Peer
+) -> None:
+    """I3: who empties a large file right after another has closed it takes nothing away before closing it."""
+    source = tree.certs / "x.pem"
+    many = [pki.authority(f"authority {number}").pem for number in range(200)]
+    for turn in range(10):
+        content = b"".join(many[turn:])
+        source.write_bytes(content)
+        handle = os.open(source, WRITE | TRUNCATE)
+        assert _bundle(tree, other_process) == content
+        os.write(handle, many[0])
+        assert _bundle(tree, other_process) == content
+        os.close(handle)
+        source.write_bytes(content)
+        with source.open("r+b", buffering=0) as file:
+            file.truncate(0)
+            assert _bundle(tree, other_process) == content
+            file.write(content)
+
+
 @pytest.mark.parametrize("beneath", [False, True], ids=["mount", "store"])
 def test_an_idle_descriptor_does_not_keep_what_was_revoked(
     tree: Tree, other_process: Peer, pair: tuple[bytes, bytes], *, beneath: bool
