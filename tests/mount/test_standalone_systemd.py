@@ -88,6 +88,13 @@ def bundle(machine: Machine, name: str) -> bytes:
     return b""
 
 
+def is_served(machine: machines.Machine, name: str) -> bool:
+    """Whether a server answers there."""
+    with contextlib.suppress(OSError):
+        return machine.inside(f"{machine.directory}/{name}/mnt/.certfs/summary.json").exists()
+    return False
+
+
 def test_a_line_of_fstab_and_a_unit_are_mounted_at_boot(directory: Path) -> None:
     """Both are there when the boot is done, follow their sources and come back by themselves; stopping ends them."""
     with machines.booted(directory, "started.service") as machine:
@@ -101,11 +108,17 @@ def test_a_line_of_fstab_and_a_unit_are_mounted_at_boot(directory: Path) -> None
         # Also helpers of theirs that come and go: one that has gone is no error to pkill.
         machine.run("pkill", "-9", "-f", "certfs.server")
         for name in ("by-fstab", "by-unit"):
-            wait_until(lambda: bundle(machine, name).count(b"BEGIN") == 2, what="the next server")  # noqa: B023  waited for here
-        units = machine.run("systemctl", "list-units", "--plain", "--no-legend").split()
-        for unit in units:
-            if unit.endswith("by\\x2dfstab-mnt.mount") or unit.startswith("certfs-"):
-                machine.run("systemctl", "stop", unit)
+            wait_until(lambda: is_served(machine, name), what="the next server")  # noqa: B023  waited for here
+
+        def active() -> list[str]:
+            units = machine.run("systemctl", "list-units", "--plain", "--no-legend").split()
+            ours = ("by\\x2dfstab-mnt.mount", "by\\x2dunit-mnt.service")
+            return [unit for unit in units if unit.endswith(ours)]
+
+        # systemd has seen the mount go, and hears of the new one a moment later.
+        wait_until(lambda: len(active()) == 2, what="both units")
+        for unit in active():
+            machine.run("systemctl", "stop", unit)
         table = machine.run("cat", "/proc/self/mountinfo")
         assert f"{directory}/by-" not in table
         for name in ("by-fstab", "by-unit"):
