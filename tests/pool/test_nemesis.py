@@ -318,7 +318,7 @@ def test_hosts_come_and_go_under_load(many: Pool) -> None:
             what="trust on all",
         )
         wait_until(
-            lambda: all(last.pool_pem in host.bundle(POOL_BUNDLE) for host in others),  # noqa: B023
+            lambda: all(last.pool_pem in host.bundle(POOL_BUNDLE) for host in others),  # noqa: B023 - as above
             seconds=_CONVERGED_SECONDS,
             what="trust in the host that came back",
         )

@@ -62,7 +62,7 @@ async def order_of_an_announcer(live: Scene, program: Path) -> str:
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
-            while not (order.exists() and order.read_text().endswith("}")):  # noqa: ASYNC110
+            while not (order.exists() and order.read_text().endswith("}")):  # noqa: ASYNC110 - another process writes it
                 await trio.sleep(0.01)
             await trio.testing.wait_all_tasks_blocked(0.2)  # the end of the process
             nursery.cancel_scope.cancel()
