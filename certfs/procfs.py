@@ -68,9 +68,9 @@ def is_ours(entry: Entry) -> bool:
     return entry.is_certfs and entry.owner in (0, os.geteuid())
 
 
-def mounts() -> tuple[Entry, ...]:
-    """Return the mounts of this namespace; OSError without a /proc."""
-    return _entries(_mountinfo())
+def mounts(pid: int | None = None) -> tuple[Entry, ...]:
+    """Return the mounts of this namespace, or of that of process ``pid``; OSError without a /proc."""
+    return _entries(_mountinfo(MOUNTINFO if pid is None else f"/proc/{pid}/mountinfo"))
 
 
 def parse_mounts(raw: bytes) -> tuple[Entry, ...]:
@@ -272,14 +272,14 @@ def _address(line: bytes) -> InterfaceAddress | None:
     return None
 
 
-def _mountinfo() -> list[bytes]:
-    """Return the lines of /proc/self/mountinfo.
+def _mountinfo(path: str = MOUNTINFO) -> list[bytes]:
+    """Return the lines of a mount table.
 
     The table comes in pieces, and before Linux 5.8 a mount is missing from it if another one goes between two of them.
     So it is read again when it has changed meanwhile.
     """
     for _ in range(_READS):
-        with open(MOUNTINFO, "rb", buffering=0) as stream:
+        with open(path, "rb", buffering=0) as stream:
             lines = list(_lines(iter(functools.partial(stream.read, _PIECE), b"")))
             poll = select.poll()
             poll.register(stream, select.POLLPRI)

@@ -84,7 +84,7 @@ def outermost(entries: Sequence[Entry], devices: Collection[str]) -> Iterator[En
         top = top_at(entries, entry.point)
         parent = by_id.get(entry.parent_id)
         inside = parent is not None and parent.device in devices and parent.point != entry.point
-        if top is not None and top.device in devices and not inside:
+        if top == entry and not inside:
             yield entry
 
 
@@ -150,6 +150,23 @@ def mount_connections() -> None:
     if os.geteuid() == 0 and top_at(mounts(), CONNECTIONS) is None:
         with suppress(OSError):
             mount_syscalls.mount("fusectl", CONNECTIONS, "fusectl", 0)
+
+
+def mounted_anywhere(device: str) -> bool:
+    """Whether a file system is mounted in the mount namespace of any process that this one may look at.
+
+    Containers have namespaces of their own. A process sees what is below its root, so that tells namespaces apart too.
+    """
+    seen = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            view = os.readlink(f"/proc/{pid}/ns/mnt"), os.readlink(f"/proc/{pid}/root")
+            if view in seen:
+                continue
+            if any(entry.device == device for entry in mounts(int(pid))):
+                return True
+            seen.add(view)
+    return False
 
 
 def escape(path: str) -> str:

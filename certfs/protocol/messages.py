@@ -17,7 +17,7 @@ S to W
     `Flush`       bring the plain copies up to date, then answer `Flushed`
     `Release`     S is done with this W: the end of the link no longer means anything, beats may cease. The mount is
                   detached or about to be; serve what is still open, and end with the session, but after that many
-                  seconds whatever is open
+                  seconds whatever is open; while others have something of it bound, not before the instance ends
     `Stop`        flush and end with status 0, whatever is open (SIGTERM and SIGINT mean the same)
 
 The end of the link without `Release` is the death of S: W starts another one (`specs.SupervisorSpec`). An S that leaves

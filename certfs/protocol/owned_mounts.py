@@ -17,12 +17,14 @@ def entries_of(directory: str, state: State | None) -> list[Entry]:
     """Return the mounts that are still this instance's, at places of its own.
 
     What is mounted in its runtime directory is, whether anybody had the time to write it down or not. At a target only
-    those of ``state``, and a number that is free is given to anybody.
+    those of ``state``, elsewhere only what it names; a number that is free is given to anybody.
     """
     known, targets = (state.devices, state.targets) if state else ((), ())
+    kept = {(each.mount_id, each.device, each.point) for each in state.kept} if state else ()
     return [
         entry
         for entry in procfs.mounts()
         if (procfs.is_ours(entry) and entry.point.startswith(f"{directory}/mount-"))
         or (entry.device in known and entry.point in targets)
+        or (entry.mount_id, entry.device, entry.point) in kept
     ]

@@ -158,6 +158,16 @@ class Event:
     """From the death of the server (or the request to restart) to the live mount; None if that is still to come."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptBind:
+    """A bind mount that others made of what only a replaced server still has; it is there as long as that lives."""
+
+    mount_id: int
+    device: str
+    point: str
+    server: ProcessId
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """The content of state.json. The supervisor alone writes it, at every change, atomically."""
@@ -179,6 +189,7 @@ class State:
     janitor: ProcessId | None = None
     lingering: tuple[ProcessId, ...] = ()
     """Servers that were replaced and serve what is still open, the oldest first."""
+    kept: tuple[KeptBind, ...] = ()
     mountpoint: str | None = None
     """Where the server's FUSE mount is: ``MOUNTPOINT/.certfs/status.json`` is read there."""
     device: str | None = None

@@ -22,7 +22,7 @@ SUPERVISOR_SILENCE: Final = 3 * FLUSH + BEAT
 SUCCESSOR_RETRY: Final = 1.0
 """Between two tries of a server to start a supervisor."""
 LINGER: Final = 3600.0
-"""For a server that was replaced or unmounted to serve what is still open."""
+"""For a server that was replaced or unmounted to serve what is still open, and between two looks for binds of it."""
 END: Final = 1.0
 """For a server to end after its mount is gone, unless files are still open."""
 EXIT_STATUS: Final = 0.1

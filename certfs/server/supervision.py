@@ -15,10 +15,12 @@ from typing import Final, Protocol
 import trio
 
 from certfs.linux.descriptors import close_all_but
+from certfs.linux.mount_table import mounted_anywhere
 from certfs.linux.processes import ProcessId, start
 from certfs.protocol import messages, specs, timeouts
 from certfs.protocol.messages import MESSAGE_BYTES, Failure, InCharge, Message, Serve
 from certfs.protocol.specs import Adoption, ServerSpec, SupervisorSpec
+from certfs.protocol.state_file import read_state
 
 log = logging.getLogger("certfs")
 
@@ -132,7 +134,10 @@ class Supervision:
                 nursery.cancel_scope.cancel()
             if lingers is not None:
                 # No beats any more, but the link stays open: its end tells the supervisor that this process has ended.
-                await trio.sleep(lingers)
+                while True:
+                    await trio.sleep(lingers)
+                    if not await trio.to_thread.run_sync(self._is_bound):
+                        break
                 scope.cancel()
                 return
             if self._in_charge is introduced:
@@ -148,6 +153,13 @@ class Supervision:
         """Say that the session has ended."""
         with suppress(OSError), socket.socket(fileno=os.dup(self.spec.link_fd)) as link:
             link.send(messages.encode(messages.Over()))
+
+    def _is_bound(self) -> bool:
+        """Whether others have bound something that this server alone shows, and its instance has not ended."""
+        state = read_state(self.spec.mount.runtime)
+        if state is None or ProcessId.of(os.getpid()) not in state.lingering or not self.mounted:
+            return False
+        return mounted_anywhere(self.mounted.device)
 
     async def _beat(self, link: trio.socket.SocketType, served: Served) -> None:
         """Show the supervisor that this server lives; end one that does not answer (its successor is started then).

@@ -6,6 +6,7 @@ Owns the history: events, since when, deaths in a row. The supervisor says what 
 import os
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -20,6 +21,7 @@ from certfs.protocol.state_file import (
     REMEMBERED_EVENTS,
     Event,
     EventKind,
+    KeptBind,
     Phase,
     State,
     read_state,
@@ -43,6 +45,8 @@ class History:
         self._since = before.since if before else time.time()
         self._events = before.events if before else ()
         self._lingering = before.lingering if before else ()
+        self._draining = {each.device: each.server for each in before.kept} if before else {}
+        """Those of them whose mount was still there at the last look, by its device."""
         self._lost: float | None = None
         self._unwritten: State | None = None
         self._fails = False
@@ -96,13 +100,30 @@ class History:
             self._lost = None
         notify("READY=1", f"STATUS=serving {self._spec.mount.title}")
 
-    def linger(self, process: ProcessId) -> None:
-        """Note a replaced server that serves what is still open; end the oldest where there are too many."""
-        living = [each for each in (*self._lingering, process) if each.alive()]
-        for oldest in living[:-MOST_LINGERING]:
+    def linger(self, server: ServerProcess, *, bound: Collection[str]) -> None:
+        """Note a replaced server that serves what is still open; end the oldest where there are too many.
+
+        Those go last of whose devices others have ``bound`` something.
+        """
+        if server.device:
+            self._draining[server.device] = server.process
+        last = [process for device, process in self._draining.items() if device in bound]
+        living = [each for each in (*self._lingering, server.process) if each.alive()]
+        while len(living) > MOST_LINGERING:
+            oldest = next((each for each in living if each not in last), living[0])
             self.log("warning", f"process {oldest.pid}: too many replaced servers, ended")
             oldest.kill()
-        self._lingering = tuple(living[-MOST_LINGERING:])
+            living.remove(oldest)
+        self._lingering = tuple(living)
+
+    def draining(self, devices: Collection[str]) -> frozenset[str]:
+        """Return the devices of replaced servers that live, of those ``devices`` that are mounted."""
+        self._draining = {
+            device: server
+            for device, server in self._draining.items()
+            if device in devices and server.alive()
+        }
+        return frozenset(self._draining)
 
     def wait(self, strikes: Strikes, seconds: float) -> None:
         """Say that the next server is started only after so long."""
@@ -137,6 +158,11 @@ class History:
             server_since=server.since if server else None,
             janitor=janitor,
             lingering=self._lingering,
+            kept=tuple(
+                KeptBind(number, device, point, self._draining[device])
+                for number, device, point in memory.kept
+                if device in self._draining
+            ),
             mountpoint=server.mountpoint if server else None,
             device=server.device if server else None,
             devices=memory.devices,

@@ -231,7 +231,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Have a server bring the plain copies up to date."""
+    """Have a server bring the plain copies up to date, and the kernel what names lead to."""
 
     server: int
 

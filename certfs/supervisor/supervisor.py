@@ -125,6 +125,7 @@ class Supervisor:
                 self._mount_for(self._servers[number])
             case machine.Flush(number):
                 self._servers[number].flush()
+                self._look_up_binds(self._servers[number])
             case machine.Record():
                 self._save()
             case machine.Look():
@@ -199,6 +200,8 @@ class Supervisor:
         elif server.number == self._state.current:
             self._expect_beat(server)
             self._history.save_again()
+            if self._drains() != self._memory.draining:
+                self._look_again()
             if self._state.phase is machine.Phase.SERVING and (came := self._take_in_trees()):
                 self._own_restart = (f"{came} came after the mount", time.monotonic())
                 self._happened(machine.Restart())
@@ -235,6 +238,7 @@ class Supervisor:
             self._happened(machine.Gone(server.number, unmounted=True))  # in this instant
             return
         server.device = top.device
+        self._history.draining(self._memory.devices)  # a number of them may be this one's now
         self._memory = view.mounted(self._memory, top)
         if self._state.current is None:
             self._janitor.attend(server.life_fd)
@@ -263,7 +267,10 @@ class Supervisor:
         self._loop.forget(server.link.fileno())
         server.say(messages.StandBy())
         if server.let_go():
-            self._history.linger(server.process)
+            draining = {*self._drains(), server.device or ""}
+            memory = replace(self._memory, draining=frozenset(draining))
+            bound = {device for _, device, _ in view.kept(memory, procfs.mounts())}
+            self._history.linger(server, bound=bound)
 
     def _kill(self, number: int) -> None:
         self._loop.cancel("start")
@@ -310,6 +317,8 @@ class Supervisor:
         server.close()
         del self._servers[server.number]
         discard(self._mount, server.mountpoint)
+        if server.device in self._memory.draining:
+            self._look_again()
 
     def _expect_beat(self, server: ServerProcess) -> None:
         def silent() -> None:
@@ -340,6 +349,7 @@ class Supervisor:
     def _look(self) -> None:
         """Bring into view what is to be seen, as far as others let us, and notice what others have unmounted."""
         table = procfs.mounts()
+        self._memory = replace(self._memory, draining=self._drains())
         self._memory = view.remember_binds(view.refresh(self._memory, table), table)
         server = self._servers.get(self._state.seen) if self._state.seen is not None else None
         live = server.device if server else None
@@ -357,6 +367,19 @@ class Supervisor:
         covered = self._mounter.one_place and self._waits
         if covered != self._state.covered:
             self._events.append(machine.Room(covered))
+
+    def _drains(self) -> frozenset[str]:
+        """Return the devices of replaced servers that live; none when everything is to go."""
+        draining = self._history.draining(self._memory.devices)
+        return frozenset(() if self._state.phase is machine.Phase.ENDED else draining)
+
+    def _look_up_binds(self, server: ServerProcess) -> None:
+        """Have the kernel know which names that others have bound lead to something else by now."""
+        table = procfs.mounts()
+        self._memory = view.remember_binds(view.refresh(self._memory, table), table)
+        paths = [f"{server.mountpoint}{bind.root}" for bind in self._memory.binds]
+        if paths:
+            in_child(partial(_look_up, paths), timeouts.STORE)
 
     def _was_unmounted(self, server: ServerProcess | None, table: view.Table) -> bool:
         """Whether others have unmounted what is to be seen, which ends the instance."""
@@ -432,7 +455,8 @@ class Supervisor:
         events, self._events = self._events, deque()
         for event in events:
             self._happened(event)
-        if (self._memory.devices, self._memory.targets) != (before.devices, before.targets):
+        now, then = ((each.devices, each.targets, each.kept) for each in (self._memory, before))
+        if now != then:
             self._save()
 
     # --- requests and signals
@@ -615,6 +639,11 @@ def _is_served(before: State | None, beside: ServerProcess) -> bool:
         return False
     seen = {entry.device for entry in procfs.mounts() if entry.point in before.targets}
     return before.server.alive() and before.device in seen
+
+
+def _look_up(paths: Iterable[str]) -> None:
+    for path in paths:
+        os.path.lexists(path)
 
 
 def _end_all(janitors: Iterable[ProcessId | None]) -> None:

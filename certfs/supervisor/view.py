@@ -1,12 +1,14 @@
 """Which mounts are to be seen, and what that takes: (memory, mount table) → steps. Pure, and level-triggered.
 
 It is evaluated after every event of the supervisor and every change of the mount table, and says again and again what
-is still missing; nothing has to be remembered of what was tried. Three rules:
+is still missing; nothing has to be remembered of what was tried. Four rules:
 
 - A mount of ours that belongs to no server any more is detached as soon as it is on top.
 - Where the server that is to be seen is not on top, it is attached: in the place of ours, or where there is nothing of
   ours.
 - Where something of others lies on top of ours: leave it, and look again when the table changes.
+- Where others have bound what has no name any more (a bundle's former generation, as a file): leave it as long as the
+  server that has it lives. No other server could show it.
 
 The table says nothing of the past, so a little is remembered (`Memory`): at which places something of ours was seen.
 A place that has lost it, without a step of ours, was unmounted by somebody: that is the wish to end the mount
@@ -76,6 +78,10 @@ class Memory:
     """The device that was to be seen at the last look."""
     binds: tuple[View, ...] = ()
     """Bind mounts that others made of ours; they come back with ours."""
+    draining: frozenset[str] = frozenset()
+    """Devices of replaced servers that live."""
+    kept: tuple[Key, ...] = ()
+    """Bind mounts of these at the last look, which others made and which come back nowhere."""
     seen: tuple[tuple[int, str], ...] = ()
     """Our youngest mount at each target at the last look: its number, unique while it is mounted, and its device."""
     held: frozenset[str] = frozenset()
@@ -95,6 +101,8 @@ def refresh(memory: Memory, table: Table) -> Memory:
     """
     keys = {_key(entry) for entry in table if is_ours(entry)}
     devices = {device for _, device, _ in keys & memory.known}
+    numbers = {key[:2] for key in memory.known}
+    devices |= {key[1] for key in kept(memory, table) if key[:2] in numbers}  # one may have moved
     memory = replace(
         memory,
         devices=tuple(each for each in memory.devices if each in devices),
@@ -139,16 +147,14 @@ def remember_binds(memory: Memory, table: Table) -> Memory:
     """Return what is known with the bind mounts that others have made of what is in view, before a step of ours."""
     if memory.live is None:
         return memory
-    hidden = memory.runtime + HIDDEN
-    seen = {
-        View(entry.root, entry.point): None
-        for entry in table
-        if entry.device == memory.live
-        and entry.point not in memory.points
-        and not entry.point.startswith(hidden)
-        and not entry.root.endswith(_REMOVED)
+    bound = [entry for entry in table if entry.device == memory.live and _by_others(memory, entry)]
+    seen = {View(entry.root, entry.point): None for entry in bound if not _has_no_name(entry)}
+    others = {entry.point for entry in bound if _has_no_name(entry)}
+    seen |= {
+        view: None
+        for view in memory.binds
+        if view.point not in others and _ours_at(memory, table, view.point)
     }
-    seen |= {view: None for view in memory.binds if _ours_at(memory, table, view.point)}
     return replace(memory, binds=tuple(seen))
 
 
@@ -158,7 +164,7 @@ def settle(memory: Memory, table: Table, live: str | None) -> Memory:
         entry.point: (entry.mount_id, entry.device) for entry in table if _is_ours(memory, entry)
     }
     seen = tuple(here.get(view.point, (0, "")) for view in memory.targets)
-    return replace(memory, held=frozenset(here), live=live, seen=seen)
+    return replace(memory, held=frozenset(here), live=live, seen=seen, kept=kept(memory, table))
 
 
 def taken(memory: Memory, table: Table, step: Step, *, failed: bool = False) -> Memory:
@@ -206,6 +212,11 @@ def shows(memory: Memory, table: Table, live: str) -> bool:
     )
 
 
+def kept(memory: Memory, table: Table) -> tuple[Key, ...]:
+    """Return the bind mounts that stay because a replaced server alone has what they show."""
+    return tuple(_key(entry) for entry in table if _is_kept(memory, entry))
+
+
 def steps(
     memory: Memory,
     table: Table,
@@ -226,8 +237,8 @@ def steps(
                 return (step,)
     dead = set(memory.devices) - set(alive)
     # The youngest first: binds, which people see, before the hidden mount that they are made of.
-    tops = {entry.point: entry.device for entry in reversed([*outermost(table, dead)])}
-    detaching = (Detach(point, device) for point, device in tops.items())
+    tops = [entry for entry in reversed([*outermost(table, dead)]) if not _is_kept(memory, entry)]
+    detaching = (Detach(entry.point, entry.device) for entry in tops)
     return tuple(step for step in detaching if step not in failed)
 
 
@@ -247,6 +258,20 @@ def _towards(memory: Memory, table: Table, view: View, live: str) -> Step | None
 
 def _ours_at(memory: Memory, table: Table, point: str) -> set[str]:
     return {entry.device for entry in table if entry.point == point and _is_ours(memory, entry)}
+
+
+def _is_kept(memory: Memory, entry: Entry) -> bool:
+    drains = entry.device in memory.draining and is_ours(entry)
+    return drains and _has_no_name(entry) and _by_others(memory, entry)
+
+
+def _has_no_name(entry: Entry) -> bool:
+    return entry.root.endswith(_REMOVED)
+
+
+def _by_others(memory: Memory, entry: Entry) -> bool:
+    hidden = entry.point.startswith(memory.runtime + HIDDEN)
+    return entry.point not in memory.points and not hidden
 
 
 def _is_ours(memory: Memory, entry: Entry | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from certfs import procfs
 from certfs.linux import mount_table, processes
 from certfs.linux.processes import ProcessId
+from tests.support import mounts
 
 TABLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -28,6 +30,22 @@ def test_what_is_beneath_another_mount_is_not_detached() -> None:
         "/run/certfs/dom0/mount-1",
         "/srv/a b\\\t\n#",
     }
+
+
+def test_a_mount_in_another_namespace_is_found() -> None:
+    """A container's bind mount is in no other table than its own; a file system that nobody has mounted is in none."""
+    mounts.need_namespaces()
+    script = "mount -t tmpfs theirs /mnt && stat --format %d /mnt && exec cat"
+    command = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as container:
+        assert container.stdin is not None
+        assert container.stdout is not None
+        number = int(container.stdout.readline())
+        device = f"{os.major(number)}:{os.minor(number)}"
+        assert device not in {entry.device for entry in procfs.mounts()}
+        assert mount_table.mounted_anywhere(device)
+        assert not mount_table.mounted_anywhere("0:0")
+        container.stdin.close()
 
 
 def test_a_process_is_not_mistaken_for_another() -> None:

@@ -19,6 +19,10 @@ RUNTIME = "/run/certfs/x"
 TARGETS = (view.View("/a", "/etc/a"), view.View("/b", "/etc/b"))
 POINTS = [each.point for each in TARGETS]
 ELSEWHERE = "/srv/bind"
+FILE = "/srv/ca.pem"
+"""Where others bind a bundle."""
+FORMER = "/a/ca.pem//deleted"
+"""How the kernel calls a generation of it that is not the present one."""
 OTHER = "/run/certfs/other/mount-1"
 """Where another instance is mounted."""
 
@@ -67,6 +71,9 @@ class World(RuleBasedStateMachine):
         )
         self.devices: dict[int, str] = {}
         self.alive: set[int] = set()
+        self.draining: set[int] = set()
+        self.bound: dict[tuple[int, str], int] = {}
+        """Bind mounts of former generations: the server that has what they show."""
         self.events: deque[machine.Event] = deque()
         self.meanwhile: tuple[int, str] | None = None
         self.taken = False
@@ -98,7 +105,10 @@ class World(RuleBasedStateMachine):
                 device = self.kernel.free_device()
                 place = POINTS[0] if self.one_place else f"{RUNTIME}{view.HIDDEN}{number}"
                 self.memory = view.mounted(self.memory, self.kernel.mount(device, "/", place))
+                self.draining = {each for each in self.draining if self.devices[each] != device}
                 self.devices[number] = device
+            case machine.Retire(number) if number in self.alive:
+                self.draining.add(number)
             case machine.Look():
                 self.look()
             case machine.Kill(number):
@@ -115,6 +125,9 @@ class World(RuleBasedStateMachine):
     def look(self) -> None:
         """Bring into view what is to be seen."""
         table = self.kernel.entries
+        self.draining &= {n for n in self.alive if self.devices.get(n) in self.memory.devices}
+        drains = frozenset(self.devices[each] for each in self.draining if self.running)
+        self.memory = replace(self.memory, draining=drains)
         self.memory = view.remember_binds(view.refresh(self.memory, table), table)
         live = self.devices.get(self.state.seen) if self.state.seen else None
         if live and view.unmounted(self.memory, table):
@@ -189,6 +202,13 @@ class World(RuleBasedStateMachine):
         assert self.state.current is not None
         self.happened(machine.Silent(self.state.current))
 
+    @precondition(lambda self: self.running and self.draining)
+    @rule(data=st.data())
+    def replaced_server_dies(self, data: st.DataObject) -> None:
+        """One that served what was still open has ended, which is noticed with the next beat."""
+        self.alive.discard(data.draw(st.sampled_from(sorted(self.draining))))
+        self.table_changed()
+
     @precondition(lambda self: self.running)
     @rule()
     def restart(self) -> None:
@@ -208,11 +228,12 @@ class World(RuleBasedStateMachine):
         self.kernel.mount("0:9", "/", point, "tmpfs")
         self.table_changed()
 
-    @rule(point=st.sampled_from([*POINTS, ELSEWHERE]), quickly=st.integers(1, 2))
+    @rule(point=st.sampled_from([*POINTS, ELSEWHERE, FILE]), quickly=st.integers(1, 2))
     def unmount(self, point: str, quickly: int) -> None:
         """Others unmount what is on top, once or twice before anyone looks."""
         for _ in range(quickly):
             self.kernel.umount(point)
+        self.forget_bound()
         self.table_changed()
 
     @rule()
@@ -223,12 +244,36 @@ class World(RuleBasedStateMachine):
             self.kernel.mount(top.device, "/a/sub", ELSEWHERE)
             self.table_changed()
 
+    @rule()
+    def bind_bundle(self) -> None:
+        """Others bind a bundle as a file."""
+        top = top_at(self.kernel.entries, POINTS[0])
+        if top and top.kind == FILESYSTEM_TYPE and not self.one_place:
+            self.kernel.mount(top.device, "/a/ca.pem", FILE)
+            self.table_changed()
+
+    @precondition(lambda self: self.running and self.state.current in self.alive)
+    @rule()
+    def bundle_changes(self) -> None:
+        """The present generation is another one: those of before have no name any more."""
+        number = self.state.current
+        assert number is not None
+        for index, entry in enumerate(self.kernel.entries):
+            if entry.device == self.devices[number] and entry.root == "/a/ca.pem":
+                self.kernel.entries[index] = replace(entry, root=FORMER)
+                self.bound[entry.mount_id, entry.device] = number
+
+    def forget_bound(self) -> None:
+        """Expect no more of what others have unmounted."""
+        left = {(entry.mount_id, entry.device) for entry in self.kernel.entries}
+        self.bound = {key: number for key, number in self.bound.items() if key in left}
+
     @precondition(lambda self: not self.one_place)
     @rule(number=st.integers(0, 1))
     def move(self, number: int) -> None:
         """A directory above a target is renamed, and with it what is mounted there, or renamed back."""
         here, there = POINTS[number], f"/moved{POINTS[number]}"
-        points = {here: there, there: here}
+        points = {here: there, there: here, FILE: f"/moved{FILE}", f"/moved{FILE}": FILE}
         ends = not self.running or self.meanwhile is not None
         self.kernel.entries[:] = [
             replace(entry, point=points.get(entry.point, entry.point))
@@ -267,6 +312,7 @@ class World(RuleBasedStateMachine):
             for entry in tuple(self.kernel.entries):
                 if entry.device in self.memory.devices:
                     self.kernel.entries.remove(entry)
+            self.forget_bound()
             self.other = self.kernel.mount(self.kernel.free_device(), "/", OTHER)
             self.table_changed()
 
@@ -328,10 +374,21 @@ class World(RuleBasedStateMachine):
             living = set[str]()
         else:
             living = {self.devices[each] for each in self.state.servers if each in self.devices}
+        drains = {self.devices[each] for each in self.draining} if self.running else set[str]()
         for point in {entry.point for entry in self.kernel.entries} - {OTHER}:
             top = top_at(self.kernel.entries, point)
             assert top is not None
-            assert top.device not in self.ours() - living, point
+            kept = top.root == FORMER and top.device in drains
+            assert kept or top.device not in self.ours() - living, point
+
+    @invariant()
+    def what_others_have_bound_stays(self) -> None:
+        """A bind mount of a former generation is there as long as the server that has it lives."""
+        there = {
+            (entry.mount_id, entry.device) for entry in self.kernel.entries if entry.root == FORMER
+        }
+        for key, number in self.bound.items():
+            assert key in there or number not in self.alive or not self.running
 
     @invariant()
     def what_serves_is_in_view(self) -> None:
@@ -369,5 +426,9 @@ def test_a_bind_mount_of_what_has_no_name_any_more_does_not_come_back() -> None:
         Entry(number, 1, device, root, point, FILESYSTEM_TYPE, owner=0)
         for number, (root, point) in enumerate(views, 2)
     ]
-    memory = view.Memory(runtime=RUNTIME, targets=TARGETS[:1], can_attach=True, live=device)
+    before = (view.View("/a/ca.pem", "/srv/f"),)  # when it was the present one
+    memory = view.Memory(
+        runtime=RUNTIME, targets=TARGETS[:1], can_attach=True, live=device, binds=before
+    )
+    memory = view.adopted(memory, table, [device])
     assert view.remember_binds(memory, table).binds == (view.View("/a/certs", "/srv/d"),)
