@@ -156,7 +156,7 @@ class Member:
                 self._view = None
                 engine.rotate()
                 failures = 0 if trio.current_time() - began > _LEASE_SECONDS else failures + 1
-                longest = min(_LONGEST_BACKOFF, 0.1 * 2**failures)
+                longest = backoff(failures)
                 await trio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - so that hosts do not come at once
 
     async def _follow(self, engine: Engine) -> None:
@@ -577,6 +577,11 @@ class Member:
             if not wanted <= found or (self._gone - local) & found:
                 return False
         return True
+
+
+def backoff(failures: int) -> float:
+    """Return how many seconds at most to wait after so many failures to reach the engine, one after the other."""
+    return min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(failures, 16))
 
 
 def _believed(remote: Remote, base: Mapping[bytes, Digest]) -> dict[bytes, Digest]:
