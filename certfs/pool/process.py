@@ -565,7 +565,8 @@ class Member:
                 for block in _blocks(value.pem)
             }
             here = self._directories[name].scan().values or {}
-            wanted -= {block for block in wanted if not any(block in v.pem for v in here.values())}
+            local = {block for value in here.values() for block in _blocks(value.pem)}
+            wanted &= local
             try:
                 bundle = self._shown.joinpath(*BUNDLES[name]).read_bytes()
             except FileNotFoundError:
@@ -573,7 +574,6 @@ class Member:
             except OSError:
                 return False
             found = set(_blocks(bundle))
-            local = {block for value in here.values() for block in _blocks(value.pem)}
             if not wanted <= found or (self._gone - local) & found:
                 return False
         return True
