@@ -1,7 +1,7 @@
 """Who is in the pool: making one, admitting hosts, and what a host keeps of its membership.
 
 Owns the engine's users and roles, the join file, and the state directory of a host. An engine lets a member write its
-own ``hosts/`` entry, its audit entries and its status, a publisher ``dirs/`` as well.
+own ``hosts/`` entry and its status, a publisher ``dirs/`` and its audit entries as well.
 """
 
 import os
@@ -245,16 +245,16 @@ async def eject(access: Access, keys: Keys, uuid: str) -> bool:
 
 
 def _permissions(keys: Keys, uuid: str, *, publisher: bool) -> list[wire.Permission]:
-    audit = keys.audit(uuid)
     found = [
         wire.Permission(permType="READ", key=keys.prefix, range_end=range_end(keys.prefix)),
         wire.Permission(permType="READWRITE", key=keys.host(uuid)),
         wire.Permission(permType="READWRITE", key=keys.status(uuid)),
-        wire.Permission(permType="READWRITE", key=audit, range_end=range_end(audit)),
     ]
     if publisher:
-        dirs = keys.directories
-        found.append(wire.Permission(permType="READWRITE", key=dirs, range_end=range_end(dirs)))
+        found += [
+            wire.Permission(permType="READWRITE", key=key, range_end=range_end(key))
+            for key in (keys.directories, keys.audit(uuid))
+        ]
     return found
 
 
