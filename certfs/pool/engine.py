@@ -224,7 +224,9 @@ class Engine:
         if not self._token:
             await self._authenticate()
         body = wire.Watch(
-            create_request=wire.WatchRange(key=key, range_end=end, start_revision=start)
+            create_request=wire.WatchRange(
+                key=key, range_end=end, start_revision=start, fragment=True
+            )
         )
         # Without this header a member that has lost its leader keeps the stream open and says nothing.
         headers = {**self._headers(), "Grpc-Metadata-hasleader": "true"}

@@ -11,7 +11,7 @@ import msgspec
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    pass
+    """A default is left out, so it has to be what etcd takes an absent field for."""
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,12 +133,12 @@ class KeptAlive(_Answer, frozen=True):
 
 
 class WatchRange(_Request, frozen=True):
-    """What to watch, from a revision on."""
+    """What to watch, from a revision on; with ``fragment`` a revision may come in several answers."""
 
     key: bytes
     range_end: bytes
     start_revision: int
-    fragment: bool = True
+    fragment: bool = False
 
 
 class Watch(_Request, frozen=True):
