@@ -5,10 +5,13 @@ unnoticed. Must not know what the keys mean.
 """
 
 import math
+import re
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, Self, TypeVar
 
 import httpx
@@ -16,6 +19,7 @@ import msgspec
 import trio
 
 from certfs.core.certificate import parse_source
+from certfs.core.text import printable
 from certfs.errors import CertfsError
 from certfs.pool import wire
 from certfs.pool.wire import KeyValue
@@ -31,9 +35,27 @@ _DENIED: Final = 7
 _RETRYABLE: Final = frozenset({4, 8, 13, 14})
 """gRPC's codes for a deadline, too much at once, an internal error and an engine that is not available."""
 _STALE_TOKEN: Final = ("invalid auth token", "user name is empty", "revision of auth store is old")
-_LARGEST_LINE: Final = 64 << 20
-_MOST_CHUNKS: Final = 4096
+_LARGER_THAN_MAX: Final = "received message larger than max"
+_NO_CLIENT_CERTIFICATE: Final = re.compile("(?i)certificate[_ ]required|bad[_ ]certificate")
+_TOO_LATE: Final = "no answer in time"
+_CUT_OFF: Final = "the connection was ended without an answer"
+_LARGEST_ANSWER: Final = 8 << 20
+"""Of a request, and of a line of a watch. etcd splits what is over 2 MiB (`fragment`), which is 2.7 MiB in base64."""
+_MOST_CHUNKS: Final = 1024
 """Of a watch that were not taken in yet; a chunk has up to 64 KiB."""
+_MOST_SAID: Final = 300
+"""Characters of what an engine says that are shown and logged."""
+MOST_KEYS: Final = 1 << 17
+MOST_BYTES: Final = 256 << 20
+"""Of a range that is kept in memory."""
+_SNAPSHOT_SECONDS: Final = 120.0
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""The heartbeat asks on another connection than the watch's, of which a firewall may have lost track alone."""
 
 
 class EngineUnreachableError(CertfsError):
@@ -46,6 +68,10 @@ class EngineRefusedError(CertfsError):
     """The engine refused a request: user or password, rights, a limit; nothing was changed."""
 
     exit_code = 52
+
+
+class TooLargeError(EngineUnreachableError):
+    """The request or its answer is larger than the engine's gateway, or this client, takes."""
 
 
 class CompactedError(EngineUnreachableError):
@@ -94,8 +120,16 @@ class Engine:
         self._access = access
         # Without a CA only plain HTTP is meant; https would be verified with what the system trusts.
         verify = pinned(access.ca) if access.ca else True
-        # No proxy and no .netrc of the environment: the engine is where the configuration says.
-        self._client = httpx.AsyncClient(verify=verify, trust_env=False, timeout=CALL_SECONDS)
+        # No proxy and no .netrc of the environment: the engine is where the configuration says. No cookies: an engine
+        # could send new ones without end. Time is bounded for a whole answer, not for each read of it.
+        self._client = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(
+                verify=verify, trust_env=False, socket_options=_KEEPALIVE
+            ),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            trust_env=False,
+            timeout=None,  # noqa: S113 - `_receive` has the deadline
+        )
         self._at = 0
         self._token = ""
 
@@ -163,18 +197,34 @@ class Engine:
         return answer.header.revision if answer.succeeded else None
 
     async def snapshot(self, key: bytes, end: bytes) -> Snapshot:
-        """Read a range as it is at one revision, in pages."""
+        """Read a range as it is at one revision, in pages; EngineRefusedError where it is too large to be kept."""
+        try:
+            with trio.fail_after(_SNAPSHOT_SECONDS):
+                return await self._pages(key, end)
+        except trio.TooSlowError:
+            raise self._unreachable(f"not all was read within {_SNAPSHOT_SECONDS:g} s") from None
+
+    async def _pages(self, key: bytes, end: bytes) -> Snapshot:
         keys: list[KeyValue] = []
-        first = await self.read(wire.Range(key=key, range_end=end, limit=_PAGE))
-        revision, answer = first.header.revision, first
-        keys.extend(answer.kvs)
-        while answer.more:
-            start = keys[-1].key + b"\0"
-            answer = await self.read(
-                wire.Range(key=start, range_end=end, limit=_PAGE, revision=revision)
-            )
+        size, limit, revision = 0, _PAGE, 0
+        while True:
+            asked = wire.Range(key=key, range_end=end, limit=limit, revision=revision)
+            try:
+                answer = await self.read(asked)
+            except TooLargeError:
+                if limit == 1:
+                    raise
+                limit = max(limit // 4, 1)
+                continue
+            revision = revision or answer.header.revision
             keys.extend(answer.kvs)
-        return Snapshot(first.header.cluster_id, revision, tuple(keys))
+            size += sum(len(one.value) for one in answer.kvs)
+            check_size(max(len(keys), answer.count), size)
+            if not answer.more:
+                return Snapshot(answer.header.cluster_id, revision, tuple(keys))
+            if not answer.kvs or answer.kvs[-1].key < key:
+                raise self._unreachable("its pages do not go on")
+            key = keys[-1].key + b"\0"
 
     @asynccontextmanager
     async def watch(
@@ -196,7 +246,7 @@ class Engine:
                     await task
                 except CertfsError as error:
                     problem.append(error)
-                nursery.cancel_scope.cancel()
+                    nursery.cancel_scope.cancel()
 
             nursery.start_soon(ends, self._read_stream(key, end, start, fill))
             nursery.start_soon(ends, self._follow(chunks, send))
@@ -216,11 +266,7 @@ class Engine:
     async def _read_stream(
         self, key: bytes, end: bytes, start: int, fill: trio.MemorySendChannel[bytes]
     ) -> None:
-        """Pass on what comes from the engine.
-
-        The loop neither waits nor raises: left in any other place than the innermost read, the generators that httpx
-        nests would not be closed by their own order.
-        """
+        """Pass on what comes from the engine until it ends the stream."""
         if not self._token:
             await self._authenticate()
         body = wire.Watch(
@@ -230,55 +276,68 @@ class Engine:
         )
         # Without this header a member that has lost its leader keeps the stream open and says nothing.
         headers = {**self._headers(), "Grpc-Metadata-hasleader": "true"}
-        timeout = httpx.Timeout(CALL_SECONDS, read=None)
-        try:
-            async with self._client.stream(
-                "POST", self._url("watch"), content=_encoded(body), headers=headers, timeout=timeout
-            ) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise self._failure("watch", response.status_code, await response.aread())
-                async for chunk in response.aiter_raw():
-                    fill.send_nowait(chunk)
-        except _StaleTokenError as error:
+        scope = trio.CancelScope(deadline=trio.current_time() + CALL_SECONDS)
+        failed = bytearray()
+
+        def take(status: int, piece: bytes) -> bool:
+            if status != httpx.codes.OK:
+                failed.extend(piece)
+                return len(failed) <= _LARGEST_ANSWER
+            scope.deadline = math.inf  # etcd says at once that the watch is made
+            fill.send_nowait(piece)
+            return fill.statistics().current_buffer_used <= _MOST_CHUNKS
+
+        status = await self._receive("watch", body, headers, scope, take)
+        if status == httpx.codes.OK:
+            fill.close()
+            return
+        failure = self._failure("watch", status, bytes(failed))
+        if isinstance(failure, _StaleTokenError):
             self._token = ""
-            raise self._unreachable(str(error)) from None
-        except httpx.HTTPError as error:
-            raise self._unreachable(_reason(error)) from None
-        raise self._unreachable("the watch ended")
+            raise self._unreachable(str(failure))
+        raise failure
 
     async def _follow(
         self, chunks: trio.MemoryReceiveChannel[bytes], send: trio.MemorySendChannel[Change]
     ) -> None:
-        """Make changes of what comes from the engine."""
-        rest = b""
+        """Make changes of what comes from the engine until that ends, which is an error."""
+        rest = bytearray()
         pending: dict[bytes, KeyValue | None] = {}
-        revision = 0
+        revision, size = 0, 0
         async for chunk in chunks:
-            *lines, rest = (rest + chunk).split(b"\n")
-            waiting = chunks.statistics().current_buffer_used
-            if len(rest) > _LARGEST_LINE or waiting > _MOST_CHUNKS:
-                raise self._unreachable("its watch sends more than can be taken in")
+            rest += chunk
+            if b"\n" not in chunk and len(rest) <= _LARGEST_ANSWER:
+                continue
+            *lines, last = bytes(rest).split(b"\n")
+            rest = bytearray(last)
+            if max(map(len, [*lines, last])) > _LARGEST_ANSWER:
+                raise self._too_large("watch", "a line is too large")
             for line in filter(bytes.strip, lines):
                 watched = self._watched(line)
+                size += len(line)
+                check_size(len(pending), size)
                 for event in watched.events:
                     at = event.kv.mod_revision
                     if pending and at != revision:
                         await send.send(Change(revision, pending))
-                        pending = {}
+                        pending, size = {}, 0
                     revision = at
                     pending[event.kv.key] = None if event.type == "DELETE" else event.kv
-                if pending and not watched.fragment:
-                    await send.send(Change(revision, pending))
-                    pending = {}
+                if not watched.fragment:
+                    if pending:
+                        await send.send(Change(revision, pending))
+                    pending, size = {}, 0
+        if rest.strip():  # etcd 3.4 gives the reason without a line feed
+            self._watched(bytes(rest))
+        raise self._unreachable("the watch ended")
 
     def _watched(self, line: bytes) -> wire.Watched:
-        try:
-            decoded = msgspec.json.decode(line, type=wire.WatchLine, strict=False)
-        except (msgspec.DecodeError, ValueError):
-            raise self._unreachable("its watch answers something that is no JSON of etcd") from None
+        decoded = wire.decoded(line, wire.WatchLine)
+        if decoded is None:
+            raise self._unreachable("its watch answers something that is no JSON of etcd")
         watched = decoded.result
         if bytes(decoded.error):
-            said = bytes(decoded.error)[:200].decode(errors="replace")
+            said = bytes(decoded.error).decode(errors="replace")
             raise self._unreachable(f"the watch failed: {said}")
         if watched.compact_revision:
             raise CompactedError(
@@ -305,21 +364,65 @@ class Engine:
     ) -> T:
         if not self._token and self._access.user and method != "auth/authenticate":
             await self._authenticate()
+        status, body = await self._exchange(method, request, seconds)
+        if status != httpx.codes.OK:
+            raise self._failure(method, status, body)
+        answer = wire.decoded(body, kind)
+        if answer is None:
+            raise self._unreachable("it answers something that is no JSON of etcd")
+        return answer
+
+    async def _exchange(
+        self, method: str, request: msgspec.Struct, seconds: float
+    ) -> tuple[int, bytes]:
+        """Return the status and the body of an answer, which takes no more time and memory than is meant."""
+        body = bytearray()
+
+        def take(_: int, piece: bytes) -> bool:
+            body.extend(piece)
+            return len(body) <= _LARGEST_ANSWER
+
+        scope = trio.CancelScope(deadline=trio.current_time() + seconds)
+        status = await self._receive(method, request, self._headers(), scope, take)
+        return status, bytes(body)
+
+    async def _receive(
+        self,
+        method: str,
+        request: msgspec.Struct,
+        headers: Mapping[str, str],
+        scope: trio.CancelScope,
+        take: Callable[[int, bytes], bool],
+    ) -> int:
+        """Have ``take`` the status and each piece of an answer until it says that it is too much; return the status.
+
+        ``scope`` has the deadline. The loop neither waits nor raises: left in any other place than the innermost read,
+        the generators that httpx nests would not be closed by their own order.
+        """
+        status, too_large = 0, False
+        # A handshake that is cancelled would leave its socket to the garbage collector: httpcore ends it itself before.
+        timeout = httpx.Timeout(None, connect=0.8 * (scope.deadline - trio.current_time()))
+        content = msgspec.json.encode(request)
         try:
-            response = await self._client.post(
-                self._url(method),
-                content=_encoded(request),
-                headers=self._headers(),
-                timeout=seconds,
-            )
-        except httpx.HTTPError as error:
+            with scope:
+                async with self._client.stream(
+                    "POST", self._url(method), content=content, headers=headers, timeout=timeout
+                ) as response:
+                    status = response.status_code
+                    # As it is: unpacked, it could be a thousand times as large.
+                    async for piece in response.aiter_raw():
+                        if not too_large and not take(status, piece):
+                            too_large = True
+                            scope.cancel()
+        except httpx.TimeoutException:
+            raise self._unreachable(_TOO_LATE) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(_reason(error)) from None
-        if response.status_code != httpx.codes.OK:
-            raise self._failure(method, response.status_code, response.content)
-        try:
-            return msgspec.json.decode(response.content, type=kind, strict=False)
-        except (msgspec.DecodeError, ValueError):
-            raise self._unreachable("it answers something that is no JSON of etcd") from None
+        if too_large:
+            raise self._too_large(method, "the answer is too large")
+        if scope.cancelled_caught:
+            raise self._unreachable(_TOO_LATE)
+        return status
 
     async def _authenticate(self) -> None:
         if not self._access.user:
@@ -334,19 +437,28 @@ class Engine:
         return f"{self.endpoint}/v3/{method}"
 
     def _unreachable(self, what: str) -> EngineUnreachableError:
-        return EngineUnreachableError(
-            f"{self.endpoint}: {what}",
-            advice="everything local goes on; see whether etcd runs there and has a leader",
-        )
+        advice = "everything local goes on; see whether etcd runs there and has a leader"
+        if _NO_CLIENT_CERTIFICATE.search(what):
+            advice = (
+                "certfs has no client certificate, but users: run etcd without --client-cert-auth"
+            )
+        elif what == _CUT_OFF:
+            advice = (
+                "see whether etcd runs there, and without --client-cert-auth: certfs has no client certificate,"
+                " but users"
+            )
+        return EngineUnreachableError(f"{self.endpoint}: {_shown(what)}", advice=advice)
+
+    def _too_large(self, method: str, said: str) -> TooLargeError:
+        return TooLargeError(f"{self.endpoint}: {method}: {_shown(said)}")
 
     def _failure(self, method: str, status: int, body: bytes) -> Exception:
-        try:
-            failure = msgspec.json.decode(body, type=wire.Failure, strict=False)
-        except (msgspec.DecodeError, ValueError):
-            failure = wire.Failure(message=f"HTTP status {status}")
-        said = failure.message or failure.error
+        failure = wire.decoded(body, wire.Failure) or wire.Failure()
+        said = failure.message or failure.error or f"HTTP status {status}"
         if failure.code == _UNAUTHENTICATED or any(text in said for text in _STALE_TOKEN):
-            return _StaleTokenError(said)
+            return _StaleTokenError(_shown(said))
+        if _LARGER_THAN_MAX in said:
+            return self._too_large(method, said)
         if (
             failure.code in _RETRYABLE
             or status >= httpx.codes.INTERNAL_SERVER_ERROR
@@ -355,7 +467,17 @@ class Engine:
             return self._unreachable(said)
         advice = "see what the role of this host may do: certfs pool admit --publisher"
         return EngineRefusedError(
-            f"{self.endpoint}: {method}: {said}", advice=advice if failure.code == _DENIED else ""
+            f"{self.endpoint}: {method}: {_shown(said)}",
+            advice=advice if failure.code == _DENIED else "",
+        )
+
+
+def check_size(keys: int, size: int) -> None:
+    """Raise EngineRefusedError where a range of so many keys and bytes is too large to be kept."""
+    if keys > MOST_KEYS or size > MOST_BYTES:
+        raise EngineRefusedError(
+            f"the pool has {keys} keys and {size} bytes; {MOST_KEYS} and {MOST_BYTES} are followed at most",
+            advice="see below its prefix which host has written them (audit/), and remove what is not meant",
         )
 
 
@@ -371,8 +493,9 @@ class _StaleTokenError(Exception):
     """The token has expired; a new one is to be asked for."""
 
 
-def _encoded(request: msgspec.Struct) -> bytes:
-    return msgspec.json.encode(request)
+def _shown(said: str) -> str:
+    """Return what an engine says as it may be logged."""
+    return printable(said[:_MOST_SAID])
 
 
 def _reason(error: BaseException) -> str:
@@ -382,4 +505,4 @@ def _reason(error: BaseException) -> str:
     while beneath is not None:
         said = str(beneath) or said
         beneath = beneath.__cause__ or beneath.__context__
-    return said or type(error).__name__
+    return said or _CUT_OFF

@@ -5,9 +5,25 @@ such a field cannot be written. Bytes are base64, int64 are strings in answers, 
 JSON mapping of proto3).
 """
 
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+
+T = TypeVar("T")
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What etcd counts: revisions, keys, leases."""
+
+
+def decoded(raw: bytes, kind: type[T], *, strict: bool = False) -> T | None:
+    """Return what JSON means, None where it is none of this kind: another host, or an engine, wrote every byte of it.
+
+    With ``strict`` no string counts as a number: etcd writes them so, certfs does not.
+    """
+    try:
+        return msgspec.json.decode(raw, type=kind, strict=strict)
+    except (msgspec.DecodeError, ValueError, RecursionError):  # too deeply nested
+        return None
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -21,17 +37,16 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Header(_Answer, frozen=True):
     """Which cluster answered, and at which revision."""
 
-    cluster_id: int = 0
-    revision: int = 0
+    cluster_id: Annotated[int, msgspec.Meta(ge=0)] = 0
+    revision: Number = 0
 
 
 class KeyValue(_Answer, frozen=True):
     """A key as it is, or as it was before it was deleted."""
 
-    key: bytes = b""
+    key: bytes
+    mod_revision: Number
     value: bytes = b""
-    create_revision: int = 0
-    mod_revision: int = 0
 
 
 class Range(_Request, frozen=True):
@@ -51,7 +66,7 @@ class RangeAnswer(_Answer, frozen=True):
     header: Header = Header()
     kvs: tuple[KeyValue, ...] = ()
     more: bool = False
-    count: int = 0
+    count: Number = 0
 
 
 class Put(_Request, frozen=True):
@@ -122,7 +137,7 @@ class LeaseId(_Request, frozen=True):
 class Granted(_Answer, frozen=True):
     """A lease; ``TTL`` 0 where it has expired."""
 
-    ID: int = 0
+    ID: Number = 0
     TTL: int = 0
 
 
@@ -161,7 +176,7 @@ class Watched(_Answer, frozen=True):
     created: bool = False
     canceled: bool = False
     cancel_reason: str = ""
-    compact_revision: int = 0
+    compact_revision: Number = 0
     fragment: bool = False
     events: tuple[Event, ...] = ()
 
@@ -189,9 +204,9 @@ class Authenticate(_Request, frozen=True):
 
 
 class Token(_Answer, frozen=True):
-    """A token, which expires."""
+    """A token, which expires; it goes into a header."""
 
-    token: str = ""
+    token: Annotated[str, msgspec.Meta(pattern=r"^[!-~]*\Z", max_length=8192)] = ""
 
 
 class UserAdd(_Request, frozen=True):

@@ -12,7 +12,6 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certfs.pool import reconcile, wire
+from certfs.pool import commands, reconcile, wire
+from certfs.pool import engine as engine_module
 from certfs.pool.approvals import ApprovalTable, Approved, statement
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.engine import Engine
@@ -34,6 +34,7 @@ from certfs.pool.process import CERTS, Member
 from certfs.pool.ssh_signature import Signers, read_signers, sign
 from certfs.pool.store import Store
 from tests.support import etcd, mounts, pki
+from tests.support.relay import relayed
 
 # What httpx leaves of a request that is cancelled with the process: it does not close its iterator.
 pytestmark = pytest.mark.filterwarnings(
@@ -482,37 +483,69 @@ async def test_an_engine_without_space_stops_nothing_for_good(
         assert found.value == pem
 
 
-class Recorder:
-    """A proxy before an engine without TLS that keeps everything that passes, in both directions."""
+def decoded(passed: bytes) -> bytes:
+    """Return what passed, and what is in base64 in it, also in what that holds: the gateway and PEM use that."""
+    found = last = passed
+    while last:
+        runs = re.findall(rb"[A-Za-z0-9+/]{4,}", re.sub(rb"\\n|\n", b"", last))
+        whole = [run[:-1] if len(run) % 4 == 1 else run for run in runs]
+        last = b"\0".join(base64.b64decode(run + b"=" * (-len(run) % 4)) for run in whole)
+        found += last
+    return found
 
-    def __init__(self, address: str, port: int) -> None:
-        self._target = (address, port)
-        self.passed = bytearray()
 
-    async def serve(self, connection: trio.SocketStream) -> None:
-        """Pass on what comes until one side ends."""
-        async with await trio.open_tcp_stream(*self._target) as engine, trio.open_nursery() as both:
-            both.start_soon(self._pass, connection, engine, both.cancel_scope)
-            both.start_soon(self._pass, engine, connection, both.cancel_scope)
+async def test_a_host_goes_on_to_another_endpoint_when_the_network_falls_silent(
+    cluster: etcd.Cluster, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing arrives and nothing ends, a heartbeat finds it, and the next endpoint is followed (I22)."""
+    monkeypatch.setattr(engine_module, "HEARTBEAT_SECONDS", 1.0)
+    pem = pki.authority("later").pem
+    (server,) = cluster.members
+    async with relayed(server.address, server.client) as relay:
+        through = f"https://127.0.0.1:{relay.port}"
+        async with Engine(host.membership.access) as other:
+            host.membership = msgspec.structs.replace(
+                host.membership, endpoints=(through, *cluster.endpoints)
+            )
+            async with host.running() as (member, _):
+                await until(lambda: member.report.state == "in sync")
+                assert member.report.endpoint == through
+                relay.lost = True
+                began = trio.current_time()
+                await put(other, host.head() | host.name("later.pem", pem))
+                await until((host.certs / "later.pem").exists)
+                assert trio.current_time() - began < 2 + 3, "two seconds, and for a busy machine"
+                assert member.report.endpoint == server.endpoint
 
-    async def _pass(
-        self, one: trio.SocketStream, other: trio.SocketStream, scope: trio.CancelScope
-    ) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async for piece in one:
-                self.passed += piece
-                await other.send_all(piece)
-        scope.cancel()
 
-    def decoded(self) -> bytes:
-        """Return what passed, and what is in base64 in it, also in what that holds: the gateway and PEM use that."""
-        found = last = bytes(self.passed)
-        while last:
-            runs = re.findall(rb"[A-Za-z0-9+/]{4,}", re.sub(rb"\\n|\n", b"", last))
-            whole = [run[:-1] if len(run) % 4 == 1 else run for run in runs]
-            last = b"\0".join(base64.b64decode(run + b"=" * (-len(run) % 4)) for run in whole)
-            found += last
-        return found
+@pytest.mark.parametrize(
+    "status",
+    [
+        b'{"applied":9,"x":' + b"[" * 100_000,
+        b'{"applied":9,"state":"in sync\\n  another  publisher, in sync"}',
+        msgspec.json.encode({"applied": 9, "refused": ["x.pem"] * 1000}),
+        b'{"applied":9,"state":"%s"}' % (b"x" * 10_000),
+        b'{"applied":-1}',
+        b'{"applied":"9"}',
+        b"\xff",
+    ],
+    ids=["nested", "two lines", "many names", "long", "negative", "text", "no text"],
+)
+async def test_what_a_member_says_of_itself_is_judged(host: Host, status: bytes) -> None:
+    """A status that no host of certfs writes counts as none: commands end neither by it nor after it (I22)."""
+    membership, keys = host.membership, host.keys
+    table = msgspec.json.encode(MemberTable(publisher=False, admitted=0))
+    async with Engine(membership.access) as engine:
+        await put(
+            engine,
+            {
+                keys.member(membership.uuid): table,
+                keys.status(membership.uuid): status,
+                keys.status("") + b"\xff": status,
+            },
+        )
+    (found,) = (await commands.pool_state(membership)).hosts
+    assert (found.applied, found.state, found.refused) == (None, "not connected", ())
 
 
 @pytest.fixture
@@ -529,28 +562,22 @@ async def test_no_private_key_is_in_the_traffic(unencrypted: etcd.Cluster, tmp_p
         ec.generate_private_key(ec.SECP256R1()),
     )
     (engine,) = unencrypted.members
-    recorder = Recorder(engine.address, engine.client)
     host = Host(unencrypted, tmp_path)
     own = pki.pool_certificate(uuid.UUID(host.membership.uuid), key=own_key)
     (host.certs.parents[1] / "xensource").mkdir()
     (host.certs.parents[1] / "xensource/xapi-pool-tls.pem").write_bytes(own.host_pem)
     source = pki.authority("careless", key=careless)
     (host.certs / "careless.pem").write_bytes(source.key_pem + source.pem)
-    async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(
-            partial(trio.serve_tcp, host="127.0.0.1"), recorder.serve, 0
-        )
-        port = listener.socket.getsockname()[1]
+    async with relayed(engine.address, engine.client) as relay:
         host.membership = msgspec.structs.replace(
-            host.membership, endpoints=(f"http://127.0.0.1:{port}",), ca=""
+            host.membership, endpoints=(f"http://127.0.0.1:{relay.port}",), ca=""
         )
         async with host.running() as (member, _):
             await until(lambda: member.report.state == "in sync")
             (host.certs / "later.pem").write_bytes(source.pem + source.key_pem)
             await until(lambda: member._acknowledged.applied > 0 and member._journal.sequence > 1)
-        nursery.cancel_scope.cancel()
     host.close()
-    passed = recorder.decoded()
+    passed = decoded(bytes(relay.passed))
     for identity in (own, source):
         assert identity.der in passed, "what is looked for would be found"
         assert unencrypted.data_holds(identity.pem.splitlines()[1])

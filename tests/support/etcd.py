@@ -18,9 +18,12 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.support import mounts, pki
 from tests.support.mounts import wait_until
+
+_SERVER, _CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class Member:
     entering: list[str] = field(default_factory=list)
     plain: bool = False
     """Without TLS towards clients."""
+    options: tuple[str, ...] = ()
+    """More options of etcd."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,6 +77,7 @@ class Member:
                     *("--peer-trusted-ca-file", str(self.directory / "ca.pem")),
                     "--peer-client-cert-auth",
                     "--logger=zap",
+                    *self.options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -116,6 +122,9 @@ class Cluster:
         member = at or self.members[0]
         options = [f"--endpoints={member.endpoint}"]
         options += [] if member.plain else [f"--cacert={self.ca}"]
+        if "--client-cert-auth" in member.options:
+            files = (self.directory / f"{member.name}.{end}" for end in ("pem", "key"))
+            options += map("--{}={}".format, ("cert", "key"), files)
         options += [f"--user={user}"] if user else []
         ran = subprocess.run(
             [*member.entering, "etcdctl", *options, *arguments],
@@ -154,26 +163,39 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(
-    places: Sequence[tuple[str, list[str]]] = (), *, plain: bool = False
+def cluster(  # noqa: PLR0913 - what an engine may be like
+    places: Sequence[tuple[str, list[str]]] = (),
+    *,
+    plain: bool = False,
+    options: Sequence[str] = (),
+    client_certificates: bool = False,
+    uses: Sequence[x509.ObjectIdentifier] = (_SERVER, _CLIENT),
+    healthy: bool = True,
 ) -> Iterator[Cluster]:
-    """Run one member on the loopback, or one for each of ``places``: an address, and what enters its node."""
+    """Run one member on the loopback, or one for each of ``places``: an address, and what enters its node.
+
+    The ``etcd`` of PATH is run, with ``options`` besides; with ``client_certificates`` it asks clients for one.
+    ``uses`` are what the certificates of the members are for. ``healthy`` if they are to be waited for.
+    """
     mounts.need_program("etcd", "etcdctl")
     directory = mounts.scratch_directory()
     authority = pki.authority("etcd of a test")
+    if client_certificates:
+        options = [*options, "--client-cert-auth", f"--trusted-ca-file={directory}/ca.pem"]
     members = [
-        Member(f"m{number}", address, *_ports(address), directory, entering, plain)
+        Member(f"m{number}", address, *_ports(address), directory, entering, plain, tuple(options))
         for number, (address, entering) in enumerate(places or [("127.0.0.1", [])])
     ]
     made = Cluster(members, authority, directory)
     made.ca.write_bytes(authority.pem)
     for member in members:
-        identity = _served(authority, member)
+        identity = _served(authority, member, uses)
         (directory / f"{member.name}.pem").write_bytes(identity.pem)
         (directory / f"{member.name}.key").write_bytes(identity.key_pem)
     try:
         made.start()
-        wait_until(made.is_healthy, seconds=60, what="etcd with a leader")
+        if healthy:
+            wait_until(made.is_healthy, seconds=60, what="etcd with a leader")
         yield made
     finally:
         for member in members:
@@ -190,13 +212,12 @@ def _ports(address: str) -> tuple[int, int]:
         return first.getsockname()[1], second.getsockname()[1]
 
 
-def _served(authority: pki.Identity, member: Member) -> pki.Identity:
+def _served(
+    authority: pki.Identity, member: Member, uses: Sequence[x509.ObjectIdentifier]
+) -> pki.Identity:
     """Issue what a member shows; its own gateway is a client with it, hence both uses."""
     key = pki.ec_key(1)
     begin = pki.NOW - dt.timedelta(days=1)
-    uses = x509.ExtendedKeyUsage(
-        [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH, x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]
-    )
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(member.address))])
     certificate = (
         x509.CertificateBuilder()
@@ -206,7 +227,7 @@ def _served(authority: pki.Identity, member: Member) -> pki.Identity:
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
         .not_valid_after(begin + dt.timedelta(days=30))
-        .add_extension(uses, critical=False)
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(names, critical=False)
         .sign(authority.key, hashes.SHA256())
     )
