@@ -14,6 +14,7 @@ import msgspec
 from certfs.pool.keys import Value
 from certfs.pool.ssh_signature import Signers
 from certfs.pool.view import Remote
+from certfs.pool.wire import decoded
 
 _MOST_BYTES: Final = 32 << 10
 
@@ -108,10 +109,7 @@ class Approvals:
 
 def approval_of(raw: bytes) -> ApprovalTable | None:
     """Return the approval in a key, None where it is none of certfs."""
-    try:
-        return msgspec.json.decode(raw, type=ApprovalTable) if len(raw) <= _MOST_BYTES else None
-    except (msgspec.DecodeError, ValueError):
-        return None
+    return decoded(raw, ApprovalTable, strict=True) if len(raw) <= _MOST_BYTES else None
 
 
 def _newest(before: Approved | None, found: Approved | str | None) -> tuple[Approved | None, str]:

@@ -168,7 +168,10 @@ async def to_approve(
     here = await local(report.mountpoint)
     hosts = (await pool_state(membership)).hosts
     refused = {os.fsencode(name) for host in hosts for name in host.refused}
-    wanted = [os.fsencode(name) for name in names] or sorted({*there, *here, *records, *refused})
+    # Each once: etcd refuses a transaction that writes a key twice.
+    wanted = [*map(os.fsencode, dict.fromkeys(names))] or sorted(
+        {*there, *here, *records, *refused}
+    )
     found = []
     for name in wanted:
         shown = printable(os.fsdecode(name))
@@ -253,7 +256,12 @@ async def _state(engine: Engine, keys: Keys) -> PoolState:
     view = View(keys, await engine.snapshot(*keys.watched))
     prefix = keys.status("")
     found = await engine.snapshot(prefix, range_end(prefix))
-    told = {one.key.removeprefix(prefix).decode(): _status(one.value) for one in found.keys}
+    told = {
+        one.key.removeprefix(prefix).decode(errors="replace"): wire.decoded(
+            one.value, Status, strict=True
+        )
+        for one in found.keys
+    }
     changed = view.last_change
     hosts = []
     for uuid, table in sorted(view.members().items()):
@@ -289,10 +297,3 @@ async def wait_for_all(membership: JoinFile, seconds: float) -> PoolState:
                 )
             await trio.sleep(_POLL_SECONDS)
             found = await _state(engine, membership.keys)
-
-
-def _status(raw: bytes) -> Status | None:
-    try:
-        return msgspec.json.decode(raw, type=Status)
-    except (msgspec.DecodeError, ValueError):
-        return None

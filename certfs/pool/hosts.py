@@ -20,6 +20,7 @@ from certfs.core.certificate import parse_source
 from certfs.core.loading import is_ordinary
 from certfs.core.pem import PemBlock, find_blocks
 from certfs.pool.keys import Value, encode
+from certfs.pool.wire import decoded
 
 _PURPOSE: Final = b"certfs host entry 1"
 _MOST_BYTES: Final = 64 << 10
@@ -111,9 +112,8 @@ def judge(  # noqa: PLR0911 - one for each reason
     """
     if len(raw) > _MOST_BYTES:
         return "its entry is too large"
-    try:
-        entry = msgspec.json.decode(raw, type=HostEntry)
-    except (msgspec.DecodeError, ValueError):
+    entry = decoded(raw, HostEntry, strict=True)
+    if entry is None:
         return "its entry is none of certfs"
     message = _message(pool, uuid, entry.certificate, entry.next)
     names = {}

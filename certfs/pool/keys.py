@@ -16,6 +16,7 @@ import msgspec
 from certfs.core.bundle import is_source_name
 from certfs.core.certificate import Certificate, parse_source
 from certfs.errors import CertfsError
+from certfs.pool.wire import Number
 
 Digest = NewType("Digest", str)
 """SHA-256 over the re-encoded certificates of a name, in hexadecimal: what two hosts compare."""
@@ -26,6 +27,8 @@ MOST_VALUE_BYTES: Final = 256 << 10
 MOST_TRANSACTION_BYTES: Final = 1 << 20
 MOST_TRANSACTION_NAMES: Final = 60
 """etcd refuses more than 128 operations in a transaction; others than those on names are in it too."""
+MOST_REFUSED: Final = 32
+"""Names that a host tells the others that it does not believe."""
 FORMAT: Final = 1
 
 _POOL: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -58,14 +61,18 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
 
 
+_Shown = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f]*\Z", max_length=300)]
+"""What another host has people read: within a line."""
+
+
 class Status(msgspec.Struct, frozen=True):
     """``status/UUID``, kept alive by its host's lease: up to which revision its bundles show the pool."""
 
-    applied: int
-    host: str = ""
-    state: str = "in sync"
-    drift: int = 0
-    refused: tuple[str, ...] = ()
+    applied: Number
+    host: _Shown = ""
+    state: _Shown = "in sync"
+    drift: Number = 0
+    refused: Annotated[tuple[_Shown, ...], msgspec.Meta(max_length=MOST_REFUSED)] = ()
     """Names of ``certs`` that this host does not believe, some of them where they are many."""
 
 

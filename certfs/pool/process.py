@@ -26,7 +26,15 @@ from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.engine import CompactedError, Engine, EngineRefusedError, EngineUnreachableError
 from certfs.pool.hosts import HostEntry, make_entry
 from certfs.pool.journal import Intent, Journal, JournalFile, Sending, content, settled
-from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Status, Value, digest_of
+from certfs.pool.keys import (
+    MOST_NAME_BYTES,
+    MOST_REFUSED,
+    MOST_VALUE_BYTES,
+    Digest,
+    Status,
+    Value,
+    digest_of,
+)
 from certfs.pool.local import Told, Watcher, read_pem
 from certfs.pool.membership import ASIDE, JoinFile
 from certfs.pool.reconcile import Patience, Plan, reconcile, restored
@@ -46,8 +54,6 @@ _LEASE_SECONDS: Final = 30
 _KEEP_SECONDS: Final = 10.0
 _LONGEST_BACKOFF: Final = 60.0
 _RETRY_SECONDS: Final = 0.2
-_MOST_REFUSED: Final = 32
-"""Names that a host tells the others that it does not believe."""
 _SCAN_SECONDS: Final = 30.0
 """A look at the directories without an event: inotify may have dropped one."""
 
@@ -509,10 +515,9 @@ class Member:
             self._own_defect = str(error)
             return True
         self._own_defect = ""
-        with suppress(msgspec.DecodeError, ValueError):
-            there = msgspec.json.decode(view.host_entry(uuid), type=HostEntry)
-            if (there.certificate, there.next) == (entry.certificate, entry.next):
-                return True
+        there = wire.decoded(view.host_entry(uuid), HostEntry, strict=True)
+        if there and (there.certificate, there.next) == (entry.certificate, entry.next):
+            return True
         put = wire.Put(key=self._keys.host(uuid), value=msgspec.json.encode(entry))
         await self._engine.transact(
             wire.Transaction(compare=(), success=(wire.Operation(request_put=put),))
@@ -527,7 +532,10 @@ class Member:
             socket.gethostname(),
             self.report.state,
             sum(map(len, self.report.drift.values())),
-            tuple(sorted(self.report.refused.get("certs", ())))[:_MOST_REFUSED],
+            tuple(
+                name[:MOST_NAME_BYTES]
+                for name in sorted(self.report.refused.get("certs", ()))[:MOST_REFUSED]
+            ),
         )
         if status == self._acknowledged:
             return True

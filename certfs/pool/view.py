@@ -6,13 +6,11 @@ Owns the keys as they are then and what they mean: which generation counts, whic
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import msgspec
-
-from certfs.pool.engine import Change, Snapshot
+from certfs.pool.engine import Change, Snapshot, check_size
+from certfs.pool.hosts import Believed, judge
 from certfs.pool.hosts import Keys as PublicKeys
-from certfs.pool.hosts import judge
 from certfs.pool.keys import DirectoryHead, Keys, MemberTable, Value, decode, is_uuid, name_defect
-from certfs.pool.wire import KeyValue
+from certfs.pool.wire import KeyValue, decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +68,8 @@ class View:
     def generation(self) -> str | None:
         """The generation of ``certs`` that counts, None before the first publication."""
         head = self.head
-        if head is None:
-            return None
-        try:
-            return msgspec.json.decode(head.value, type=DirectoryHead).generation
-        except (msgspec.DecodeError, ValueError):
-            return None
+        table = decoded(head.value, DirectoryHead, strict=True) if head else None
+        return table.generation if table else None
 
     def mod_revision(self, name: bytes) -> int:
         """Return when a name of ``certs`` was changed last, 0 where it is not there."""
@@ -148,7 +142,4 @@ class View:
 
 def member_of(found: KeyValue) -> MemberTable | None:
     """Return the membership in a key, None where it is none of certfs."""
-    try:
-        return msgspec.json.decode(found.value, type=MemberTable)
-    except (msgspec.DecodeError, ValueError):
-        return None
+    return decoded(found.value, MemberTable, strict=True)
