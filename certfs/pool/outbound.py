@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from certfs.core.text import printable
 from certfs.pool import wire
 from certfs.pool.engine import Engine
 from certfs.pool.keys import (
@@ -19,7 +20,9 @@ from certfs.pool.keys import (
     AuditEntry,
     DirectoryHead,
     Keys,
+    PoolError,
     Value,
+    name_defect,
     range_end,
 )
 from certfs.pool.view import View
@@ -56,19 +59,31 @@ class Publication:
 async def publish(engine: Engine, one: Publication) -> int | None:
     """Publish all changes at one revision and return it; None if another publication came first.
 
-    EngineUnreachableError: it may have happened; `committed` tells.
+    EngineUnreachableError: it may have happened; `committed` tells. PoolError, EngineRefusedError: nothing was done, as
+    the engine, or a host that follows it, would not take so much.
     """
+    added = [value.pem for value in one.changes.values() if value is not None]
+    one.view.check_room(len(added), sum(map(len, added)))
     return await engine.transact(_direct(one)) if one.is_small else await _flip(engine, one)
 
 
 async def committed(
     engine: Engine, keys: Keys, uuid: str, sequence: int
 ) -> tuple[AuditEntry, int] | None:
-    """Return what the transaction with this number changed and its revision, None if it did not happen yet."""
+    """Return what the transaction with this number changed and its revision, None if it did not happen yet.
+
+    PoolError where the engine has something else in its place.
+    """
     found = await engine.get(keys.audit(uuid, sequence))
     if found is None:
         return None
-    return msgspec.json.decode(found.value, type=AuditEntry), found.mod_revision
+    entry = wire.decoded(found.value, AuditEntry, strict=True)
+    if entry is None or any(map(name_defect, map(str.encode, entry.changes))):
+        raise PoolError(
+            f"{printable(found.key)}: what the engine has of this host's publication is none of certfs",
+            advice="find out who wrote it, and remove it from the engine",
+        )
+    return entry, found.mod_revision
 
 
 def _direct(one: Publication) -> wire.Transaction:
@@ -92,7 +107,7 @@ def _direct(one: Publication) -> wire.Transaction:
         else _delete(keys.name(generation, name))
         for name, value in one.changes.items()
     ]
-    return _with_audit(one, generation, compares, operations)
+    return _with_audit(one, _audit(one), generation, compares, operations)
 
 
 async def _flip(engine: Engine, one: Publication) -> int | None:
@@ -103,7 +118,9 @@ async def _flip(engine: Engine, one: Publication) -> int | None:
     generation = f"{view.revision:016d}-{secrets.token_hex(4)}"
     after: dict[bytes, Value | None] = {**view.certs().values, **one.changes}
     start = keys.generation(generation)
-    values = ((name, value) for name, value in after.items() if value is not None)
+    values = [(name, value) for name, value in after.items() if value is not None]
+    view.check_room(len(values), sum(len(value.pem) for _, value in values))
+    audit = _audit(one)
     for batch in _batches(values):
         operations = tuple(_put(keys.name(generation, name), value.pem) for name, value in batch)
         await engine.transact(wire.Transaction(compare=(), success=operations))
@@ -115,28 +132,36 @@ async def _flip(engine: Engine, one: Publication) -> int | None:
         _delete(keys.directories + b"certs/", start),
         _delete(range_end(start), keys.head),
     ]
-    return await engine.transact(_with_audit(one, generation, [compare], removals))
+    return await engine.transact(_with_audit(one, audit, generation, [compare], removals))
+
+
+def _audit(one: Publication) -> bytes:
+    """Return the audit entry; PoolError where it is larger than the engine takes with the rest of the transaction."""
+    changes: dict[str, str | None] = {
+        name.decode("ascii"): value.digest if value else None for name, value in one.changes.items()
+    }
+    entry = msgspec.json.encode(AuditEntry(time.time(), changes))
+    if len(entry) > MOST_TRANSACTION_BYTES:
+        raise PoolError(
+            f"{len(changes)} names changed at once are more than the engine takes as one",
+            advice="take some of them away, and bring them back when the others are published",
+        )
+    return entry
 
 
 def _with_audit(
     one: Publication,
+    entry: bytes,
     generation: str,
     compares: list[wire.Compare],
     operations: list[wire.Operation],
 ) -> wire.Transaction:
     keys, sequence = one.keys, one.sequence
-    entry = AuditEntry(
-        time.time(),
-        {
-            name.decode("ascii"): value.digest if value else None
-            for name, value in one.changes.items()
-        },
-    )
     audit = keys.audit(one.uuid, sequence)
     compares.append(wire.Compare(key=audit, target="CREATE", create_revision=0))
     operations += [
         _put(keys.head, msgspec.json.encode(DirectoryHead(generation))),
-        _put(audit, msgspec.json.encode(entry)),
+        _put(audit, entry),
     ]
     if sequence > MOST_AUDITS:
         operations.append(_delete(keys.audit(one.uuid, sequence - MOST_AUDITS)))

@@ -29,15 +29,32 @@ class View:
         self.cluster = snapshot.cluster
         self.revision = snapshot.revision
         self._all: dict[bytes, KeyValue] = {one.key: one for one in snapshot.keys}
+        self._size = sum(len(one.value) for one in snapshot.keys)
         self._decoded: dict[bytes, Value | None] = {}
+        self._judged: dict[str, tuple[bytes, PublicKeys, Believed | str]] = {}
+        """What was found of each host's entry, by which keys; its signatures are not verified again at each change."""
 
     def after(self, change: Change) -> "View":
-        """Return the next revision; this one stays, for a step that has begun with it."""
-        every = {**self._all, **change.keys}.values()
-        keys = tuple(one for one in every if one is not None)
-        view = View(self._keys, Snapshot(self.cluster, change.revision, keys))
-        view._decoded = {k: v for k, v in self._decoded.items() if k not in change.keys}
+        """Return the next revision; this one stays, for a step that has begun with it.
+
+        EngineRefusedError where the pool is too large to be followed.
+        """
+        view = View(self._keys, Snapshot(self.cluster, change.revision, ()))
+        view._all, view._size = dict(self._all), self._size
+        view._decoded, view._judged = dict(self._decoded), self._judged
+        for key, value in change.keys.items():
+            before = view._all.pop(key, None)
+            view._size -= len(before.value) if before else 0
+            view._decoded.pop(key, None)
+            if value is not None:
+                view._all[key] = value
+                view._size += len(value.value)
+        check_size(len(view._all), view._size)
         return view
+
+    def check_room(self, keys: int, size: int) -> None:
+        """Raise EngineRefusedError where with so many keys and bytes more the pool could not be followed."""
+        check_size(len(self._all) + keys, self._size + size)
 
     @property
     def last_change(self) -> int:
@@ -130,7 +147,7 @@ class View:
             if uuid == own or not raw:
                 continue
             before = known.get(uuid, ())
-            judged = judge(self._keys.pool, uuid, raw, before)
+            judged = self._judge(uuid, raw, before)
             if isinstance(judged, str):
                 refused[f"{uuid}.pem".encode()] = refused[f"{uuid}.new.pem".encode()] = judged
                 keys[uuid] = before
@@ -138,6 +155,13 @@ class View:
                 values |= judged.names
                 keys[uuid] = judged.keys
         return Remote(values, refused), keys
+
+    def _judge(self, uuid: str, raw: bytes, known: PublicKeys) -> Believed | str:
+        last = self._judged.get(uuid)
+        if last is None or last[:2] != (raw, known):
+            last = raw, known, judge(self._keys.pool, uuid, raw, known)
+            self._judged[uuid] = last
+        return last[2]
 
 
 def member_of(found: KeyValue) -> MemberTable | None:
