@@ -11,7 +11,9 @@ from cryptography.hazmat.primitives import serialization
 
 from certfs.core.certificate import parse_source
 from certfs.core.pem import render
-from certfs.pool.engine import Snapshot
+from certfs.pool import engine as engine_module
+from certfs.pool import view as view_module
+from certfs.pool.engine import Change, EngineRefusedError, Snapshot
 from certfs.pool.hosts import Believed, HostEntry, judge, make_entry
 from certfs.pool.keys import Keys, MemberTable, PoolError, decode, encode, name_defect
 from certfs.pool.view import View
@@ -180,6 +182,47 @@ def test_only_members_are_believed_and_what_is_refused_keeps_what_was() -> None:
     remote, known = view.certs_pool(str(OTHER), {str(HOST): ("another key",)})
     assert f"{HOST}.pem".encode() in remote.refused
     assert known == {str(HOST): ("another key",)}
+
+
+def test_an_entry_is_verified_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes of others cost no signature of a host's entry, however often they come; its own do (I18)."""
+    verified = []
+
+    def noted(pool: str, uuid: str, raw: bytes, known: tuple[str, ...]) -> Believed | str:
+        verified.append(raw)
+        return judge(pool, uuid, raw, known)
+
+    monkeypatch.setattr(view_module, "judge", noted)
+    keys = Keys(POOL)
+    table = msgspec.json.encode(MemberTable(publisher=False, admitted=0))
+    member = KeyValue(key=keys.member(str(HOST)), value=table, mod_revision=1)
+    first = KeyValue(key=keys.host(str(HOST)), value=entry(identity(1)), mod_revision=2)
+    view = View(keys, Snapshot(1, 2, (member, first)))
+    remote, known = view.certs_pool(str(OTHER), {})
+    for revision in range(3, 9):
+        other = KeyValue(key=keys.host(str(OTHER)), value=b"%d" % revision, mod_revision=revision)
+        view = view.after(Change(revision, {other.key: other}))
+        assert view.certs_pool(str(OTHER), known)[0] == remote
+    assert len(verified) <= 2, "once by no keys, once by those of the entry"
+    view = view.after(Change(9, {first.key: KeyValue(key=first.key, mod_revision=9, value=b"{}")}))
+    assert view.certs_pool(str(OTHER), known)[0].refused
+
+
+def test_a_pool_that_is_too_large_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More keys, or more bytes, than a host keeps end its following, also where they come one by one (I18)."""
+    keys = Keys(POOL)
+    large = [KeyValue(key=b"/%d" % n, value=b"x" * 100, mod_revision=n) for n in range(1, 21)]
+    for limit, most in (("MOST_KEYS", 10), ("MOST_BYTES", 1000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, limit, most)
+            view = View(keys, Snapshot(1, 0, ()))
+            for one in large[:10]:
+                view = view.after(Change(one.mod_revision, {one.key: one}))
+                view = view.after(Change(one.mod_revision, {one.key: one}))
+            with pytest.raises(EngineRefusedError, match="are followed at most"):
+                view.after(Change(11, {large[10].key: large[10]}))
+            view = view.after(Change(11, {large[0].key: None}))
+            view.after(Change(12, {large[10].key: large[10]}))
 
 
 @pytest.mark.parametrize(
