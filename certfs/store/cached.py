@@ -49,6 +49,8 @@ class _How(ctypes.Structure):
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_RWF_NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
+"""None with a Python that was built with glibc before 2.26, whose preadv() takes no flags either."""
 _IN_MEMORY = _How(_OPEN_FLAGS, 0, _RESOLVE_CACHED | _RESOLVE_NO_XDEV)
 _ON_THIS_MOUNT = _How(_OPEN_FLAGS, 0, _RESOLVE_NO_XDEV)
 
@@ -98,9 +100,11 @@ def read_cached(fd: int, length: int, offset: int) -> bytes:
     length = min(length, os.fstat(fd).st_size - offset)
     if length <= 0:
         return b""
+    if _RWF_NOWAIT is None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     buffer = bytearray(length)
     try:
-        count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        count = os.preadv(fd, [buffer], offset, _RWF_NOWAIT)
     except OSError as e:
         if e.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
             raise

@@ -1,10 +1,13 @@
 """Everything works where the kernel knows no system call that is newer than Linux 4.19 (I12, I14, I17).
 
+And where Python has no function that came with a C library newer than glibc 2.17.
+
 The nightly run has the whole suite under the same filter.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import mounts, old_kernel, pki
+from tests.support import mounts, old_kernel, old_python, pki
 from tests.support.host import POOL, Host, host, kill
 from tests.support.mounts import wait_until
+from tests.support.syscalls import Rename, renameat2
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace]
 
@@ -39,9 +43,9 @@ def old() -> Iterator[Host]:
         yield made
 
 
-def certfs(made: Host, *arguments: str) -> str:
+def certfs(made: Host, *arguments: str, program: str | Path = "") -> str:
     """Run certfs under the filter, and return what it said; whatever it starts is under it as well."""
-    result = made.run(*_PROGRAM, mounts.certfs_program(), *arguments)
+    result = made.run(*_PROGRAM, program or mounts.certfs_program(), *arguments)
     assert result.returncode == 0, result.stdout + result.stderr + made.log()
     return result.stdout
 
@@ -85,3 +89,30 @@ def test_a_mount_and_its_restarts_and_deaths(old: Host) -> None:
     certfs(old, "unmount")
     assert old.certfs_mounts() == []
     assert held_by(old.tree.pool_bundle) == 2
+
+
+def test_a_python_of_an_old_c_library(old: Host, tmp_path: Path) -> None:
+    """I12, I14: without memfd_create(), renameat2(), setsid in posix_spawn(), close_range() all is as with them."""
+    program = old_python.make(tmp_path / "python")
+    interpreter = program.with_name("python")
+    look = "import os; print(hasattr(os, 'memfd_create') or hasattr(os, 'RWF_NOWAIT'))"
+    assert old.run(interpreter, "-I", "-c", look).stdout == "False\n"
+    certfs(old, "mount", program=program)
+    supervisor, server = old.supervisor(), old.server()
+    for pid in (supervisor, server):
+        assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(os.fsencode(interpreter))
+    key = old.tree.root / "xensource" / "key"
+    key.write_bytes(b"x" * 300_000)
+    assert key.read_bytes() == b"x" * 300_000
+    renameat2(os.fsencode(key), os.fsencode(key.with_name("new")), Rename.NOREPLACE)
+    assert key.with_name("new").stat().st_size == 300_000
+    kill(supervisor)
+    wait_until(lambda: old.supervisor() != supervisor, what="another supervisor")
+    old.live_again(kill(server), not_pid=server, seconds=30)
+    (old.tree.certs_pool / "new.pem").write_bytes(pki.issue("new").pem)
+    assert held_by(old.tree.pool_bundle) == 3
+    certfs(old, "restart", program=program)
+    assert certfs(old, "detached", "--", "ls", "/etc/stunnel/certs-pool", program=program)
+    certfs(old, "unmount", program=program)
+    assert old.certfs_mounts() == []
+    assert held_by(old.tree.pool_bundle) == 3
