@@ -21,6 +21,8 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
+MS_SYNCHRONOUS: Final = 16
+MS_DIRSYNC: Final = 128
 MS_NOATIME: Final = 1024
 MS_NODIRATIME: Final = 2048
 MS_BIND: Final = 4096
@@ -105,7 +107,34 @@ def make_private(path: str) -> None:
 def leave_namespace() -> None:
     """Move this process to a mount namespace of its own: a copy, from which nothing propagates, in either direction."""
     _check(_libc.unshare(_CLONE_NEWNS), "the mount namespace")
-    mount("none", "/", None, _MS_REC | MS_PRIVATE)
+    try:
+        mount("none", "/", None, _MS_REC | MS_PRIVATE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # After chroot(2): our root is a directory of a mount, and no path that we have leads to the mount itself.
+        with _root_of_the_namespace():
+            mount("none", "/", None, _MS_REC | MS_PRIVATE)
+
+
+@contextmanager
+def _root_of_the_namespace() -> Iterator[None]:
+    """Have the root directory of the mount namespace for our own; the working directory is our own root afterwards."""
+    own = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Entering the namespace that we are in: that changes nothing but the two directories (setns(2)).
+            _check(_libc.setns(namespace, _CLONE_NEWNS), "the mount namespace")
+        finally:
+            os.close(namespace)
+        try:
+            yield
+        finally:
+            os.fchdir(own)
+            os.chroot(".")
+    finally:
+        os.close(own)
 
 
 def clone_tree(path: str) -> int:

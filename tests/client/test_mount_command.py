@@ -462,6 +462,67 @@ def test_the_backup_of_the_help_holds_the_certificate(scene: Scene) -> None:
         assert not (backup / name).is_symlink()
 
 
+_CHROOT = """
+set -e
+for path in /*; do
+    if [ -L "$path" ] || [ ! -d "$path" ]; then
+        cp -P "$path" "$1"
+    else
+        mkdir "$1$path"
+        mount --rbind "$path" "$1$path"
+    fi
+done
+mount --make-rshared /
+echo ready
+exec sleep infinity
+"""
+"""Makes a root directory that is no mountpoint, among mounts that propagate as systemd has them."""
+
+
+@pytest.mark.namespace
+def test_a_command_runs_detached_in_a_chroot(scene: Scene) -> None:
+    """I12: also where the root directory is no mountpoint the command sees plain files, and the mount stays."""
+    mounts.need_namespaces()
+    root = scene.directory / "root"
+    root.mkdir()
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _CHROOT, "sh", str(root)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+
+    def inside(*words: str | Path) -> str:
+        entering = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "chroot", root)
+        result = subprocess.run(
+            (*entering, *words),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=scene.environment,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    program, where = mounts.certfs_program(), ("stat", "-f", "-c", "%T", scene.store)
+    assert holder.stdout is not None
+    with holder.stdout:
+        try:
+            assert holder.stdout.readline() == b"ready\n"
+            inside(program, "mount", "--store", scene.store, scene.store)
+            detached = (program, "detached", "--mountpoint", scene.store, "--")
+            assert inside(*where) == "fuseblk\n"
+            assert inside(*detached, *where) != "fuseblk\n"
+            own_root = ("stat", "-c", "%d:%i", "/")
+            assert inside(*detached, *own_root) == inside(*own_root)
+            assert inside(*where) == "fuseblk\n"
+        finally:
+            inside(program, "unmount", "--all")
+            holder.kill()
+            holder.wait()
+
+
 def test_plain_is_the_store_itself(scene: Scene) -> None:
     """A mountpoint beside its store shows the same tree without a server, and nothing after the end (I12, I14)."""
     mounts.need_root()
