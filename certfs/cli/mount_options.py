@@ -11,30 +11,42 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
+MS_SYNCHRONOUS: Final = 16
+MS_DIRSYNC: Final = 128
 MS_NOATIME: Final = 1024
 MS_NODIRATIME: Final = 2048
+MS_STRICTATIME: Final = 1 << 24
+MS_LAZYTIME: Final = 1 << 25
 
 _FLAGS: Final = {
-    "ro": (MS_RDONLY, True),
-    "rw": (MS_RDONLY, False),
-    "nosuid": (MS_NOSUID, True),
-    "suid": (MS_NOSUID, False),
-    "nodev": (MS_NODEV, True),
-    "dev": (MS_NODEV, False),
-    "noexec": (MS_NOEXEC, True),
-    "exec": (MS_NOEXEC, False),
-    "noatime": (MS_NOATIME, True),
-    "atime": (MS_NOATIME, False),
-    "nodiratime": (MS_NODIRATIME, True),
-    "diratime": (MS_NODIRATIME, False),
+    "ro": (MS_RDONLY, 0),
+    "rw": (0, MS_RDONLY),
+    "nosuid": (MS_NOSUID, 0),
+    "suid": (0, MS_NOSUID),
+    "nodev": (MS_NODEV, 0),
+    "dev": (0, MS_NODEV),
+    "noexec": (MS_NOEXEC, 0),
+    "exec": (0, MS_NOEXEC),
+    "sync": (MS_SYNCHRONOUS, 0),
+    "async": (0, MS_SYNCHRONOUS),
+    "dirsync": (MS_DIRSYNC, 0),
+    "lazytime": (MS_LAZYTIME, 0),
+    "nolazytime": (0, MS_LAZYTIME),
+    "noatime": (MS_NOATIME, MS_STRICTATIME),
+    "atime": (0, MS_NOATIME),
+    "strictatime": (MS_STRICTATIME, MS_NOATIME),
+    "nostrictatime": (0, MS_STRICTATIME),
+    "relatime": (0, MS_NOATIME | MS_STRICTATIME),
+    "nodiratime": (MS_NODIRATIME, 0),
+    "diratime": (0, MS_NODIRATIME),
 }
-"""What each sets or clears; the last word counts (mount(8))."""
+"""What each sets and what it clears; the last word counts (mount(8)). `relatime` is what a kernel does unasked."""
 _USERS: Final = MS_NOSUID | MS_NODEV | MS_NOEXEC
 """What ``user`` and its like imply, unless a later word says otherwise."""
 _IGNORED: Final = frozenset(
     (
-        "_netdev", "async", "auto", "bg", "default_permissions", "defaults", "fail", "fg", "nofail", "noauto",
-        "nolazytime", "nomand", "norelatime", "nostrictatime", "nouser", "relatime", "silent", "loud", "nonempty",
+        "_netdev", "auto", "bg", "default_permissions", "defaults", "fail", "fg", "nofail", "noauto",
+        "nomand", "norelatime", "nouser", "silent", "loud", "nonempty",
     )
 )  # fmt: skip
 """For mount(8), init or libfuse, or what a certfs mount does anyway."""
@@ -77,10 +89,8 @@ def parse(text: str, *, sloppy: bool = False) -> MountOptions:
     for word in _words(text):
         name, separator, value = word.partition("=")
         if word in _FLAGS:
-            flag, on = _FLAGS[word]
-            given, cleared = (
-                (given | flag, cleared & ~flag) if on else (given & ~flag, cleared | flag)
-            )
+            on, off = _FLAGS[word]
+            given, cleared = given & ~off | on, cleared & ~on | off
         elif word in {"user", "users", "owner", "group"} or name == "user":
             given, cleared = given | _USERS, cleared & ~_USERS
         elif word in {"allow_other", "noallow_other"}:

@@ -149,6 +149,8 @@ class FilesystemBase(pyfuse3.Operations):
         self.on_init: Callable[[], None] = lambda: None
         self.reading_flags = 0
         """O_NOATIME on a mount that is not to change times of access by reading (mount(8): noatime, ro)."""
+        self.listing_flags = 0
+        """The same for reading directories (nodiratime too)."""
         self.on_absorbed: Callable[[LiveBundle, Actor], None] = lambda _bundle, _actor: None
         """Called when a rename onto a bundle was taken for the end of a regeneration."""
         self.host_files: Collection[bytes] = ()

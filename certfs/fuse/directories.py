@@ -118,7 +118,7 @@ class DirectoryOperations(FilesystemBase):
         if not isinstance(directory, Inode):
             return [*_DOTS, *directory.names()]
         with await self.using(directory) as fd:
-            names = await self.opening(self.calls.change, list_names, fd, self.reading_flags)
+            names = await self.opening(self.calls.change, list_names, fd, self.listing_flags)
         bundles = self.trust.bundles_in(directory.id)
         if bundles:
             for bundle in bundles.values():

@@ -21,9 +21,11 @@ _WORDS: Final = {
     mount_syscalls.MS_NOSUID: "nosuid",
     mount_syscalls.MS_NODEV: "nodev",
     mount_syscalls.MS_NOEXEC: "noexec",
+    mount_syscalls.MS_SYNCHRONOUS: "sync",
+    mount_syscalls.MS_DIRSYNC: "dirsync",
     mount_syscalls.MS_NOATIME: "noatime",
 }
-"""What fusermount3 calls them."""
+"""What fusermount3 calls them; those that not every version knows change nothing for a FUSE mount."""
 
 
 def mount_as_root(source: str, point: str, *, flags: int, allow_other: bool) -> int:

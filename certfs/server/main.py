@@ -111,8 +111,11 @@ class Server:
             ),
             calls,
         )
-        if read_flags(self._mount.runtime).all & (os.ST_NOATIME | os.ST_RDONLY):
+        flags = read_flags(self._mount.runtime).all
+        if flags & (os.ST_NOATIME | os.ST_RDONLY):
             self.operations.reading_flags = os.O_NOATIME
+        if flags & (os.ST_NOATIME | os.ST_NODIRATIME | os.ST_RDONLY):
+            self.operations.listing_flags = os.O_NOATIME
         self.operations.on_init = self._served.set
         self.operations.on_absorbed = self._absorbed
         report = partial(audit.report_host_certificate, trust_log=self._trust_log)
