@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
-import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from certfs.linux.processes import ProcessId
 from tests.support import load, mounts, pki
 from tests.support.host import POOL, Host
 
@@ -104,20 +103,27 @@ class Crash:
 
 def crash(made: Host) -> Crash:
     """Kill the server and watch."""
-    server = made.server()
-    pidfd = os.pidfd_open(server)
+    server = ProcessId.of(made.server())
     began = time.monotonic()
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    server.kill()
     plain = dead = 0.0
     while not (plain and dead):
         assert time.monotonic() - began < 20
         if not plain and not made.in_view():
             plain = time.monotonic() - began
-        # A busy loop would take the processor from those who are measured.
-        if not dead and select.select([pidfd], [], [], 0.001)[0]:
+        if not dead and _has_ended(server):
             dead = time.monotonic() - began
-    os.close(pidfd)
-    return Crash(plain, dead, made.live_again(began, not_pid=server))
+        time.sleep(0.001)  # a busy loop would take the processor from those who are measured
+    return Crash(plain, dead, made.live_again(began, not_pid=server.pid))
+
+
+def _has_ended(process: ProcessId) -> bool:
+    """Whether a process has ended with all its threads: a pidfd would say so, and is newer than the oldest kernel."""
+    if process.alive():
+        return False
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return len(os.listdir(f"/proc/{process.pid}/task")) <= 1
+    return True
 
 
 @pytest.fixture
