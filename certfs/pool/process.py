@@ -4,6 +4,7 @@ Owns the order of steps. One task reconciles; the others only tell it that somet
 process at whatever point, the next one goes on by the journal.
 """
 
+import hashlib
 import logging
 import os
 import random
@@ -115,8 +116,9 @@ class Member:
         """Certificates that were removed and that the bundles may still show."""
         self._acknowledged = Status(-1)
         self._lease = 0
-        self._own_defect = ""
-        """Why this host's own certificate is not published, as the log has it."""
+        self._own_seen = b""
+        self._own_entry: HostEntry | None = None
+        """What this host's PEM files, whose digest was ``seen``, make: signed once, not at every change of any key."""
         self._watcher = Watcher(store, self._wake_up)
         self._patience = {name: Patience() for name in self._directories}
         self.report = Report(str(shown))
@@ -505,16 +507,12 @@ class Member:
         if not pems[0]:
             return True
         uuid = self._membership.uuid
-        try:
-            entry = make_entry(self._membership.pool, uuid, *pems)
-        except ValueError as error:
-            if str(error) != self._own_defect:
-                LOG.warning(
-                    "xensource/xapi-pool-tls.pem is not published: %s", printable(str(error))
-                )
-            self._own_defect = str(error)
+        seen = hashlib.sha256(b"\0".join(pems)).digest()
+        if seen != self._own_seen:
+            self._own_seen, self._own_entry = seen, self._made_entry(pems)
+        entry = self._own_entry
+        if entry is None:
             return True
-        self._own_defect = ""
         there = wire.decoded(view.host_entry(uuid), HostEntry, strict=True)
         if there and (there.certificate, there.next) == (entry.certificate, entry.next):
             return True
@@ -524,6 +522,13 @@ class Member:
         )
         LOG.info("published this host's certificates")
         return True
+
+    def _made_entry(self, pems: list[bytes]) -> HostEntry | None:
+        try:
+            return make_entry(self._membership.pool, self._membership.uuid, *pems)
+        except ValueError as error:
+            LOG.warning("xensource/xapi-pool-tls.pem is not published: %s", printable(str(error)))
+            return None
 
     async def _acknowledge(self, remotes: Mapping[str, Remote]) -> bool:
         """Tell the pool up to which revision the bundles show it; False if they do not yet."""
