@@ -14,6 +14,7 @@ import inotify_simple
 import msgspec
 import trio
 
+from certfs.core.bundle import is_source_name
 from certfs.errors import AlreadyRunningError, CertfsError, DeadlineError
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.keys import PoolError
@@ -22,12 +23,13 @@ from certfs.store.swaps import SWAP_SUFFIX
 
 SOCKET: Final = "control"
 _SWAP: Final = SWAP_SUFFIX.decode("ascii")
-_WATCHED: Final = (
-    (b"stunnel",),
-    (b"stunnel", b"certs"),
-    (b"stunnel", b"certs-pool"),
-    (b"xensource",),
-)
+_WATCHED: Final[dict[tuple[bytes, ...], Callable[[str], bool]]] = {
+    (b"stunnel",): lambda name: name.removesuffix(_SWAP) in {"certs", "certs-pool"},
+    (b"stunnel", b"certs"): lambda name: is_source_name(os.fsencode(name)),
+    (b"stunnel", b"certs-pool"): lambda name: is_source_name(os.fsencode(name)),
+    (b"xensource",): lambda name: name.startswith("xapi-pool-tls."),
+}
+"""The directories, and which names in them matter: not the plain copies of bundles, nor files that are being made."""
 _flags = inotify_simple.flags
 _MASK: Final = (
     _flags.CLOSE_WRITE
@@ -85,6 +87,8 @@ class Watcher:
         self._swaps = 0
         """Goes up when a program begins to replace a directory (I10), and when that may have been missed."""
         self._inotify = inotify_simple.INotify(nonblocking=True)
+        self._matters: dict[int, Callable[[str], bool]] = {}
+        """By the watch."""
 
     def __enter__(self) -> Self:
         self.watch()
@@ -100,11 +104,12 @@ class Watcher:
 
     def watch(self) -> None:
         """Watch the directories that are there now; the same one again changes nothing (inotify(7))."""
-        for path in _WATCHED:
+        for path, matters in _WATCHED.items():
             with suppress(OSError):
                 directory = self._store.open(path)
                 try:
-                    self._inotify.add_watch(f"/proc/self/fd/{directory}", _MASK)
+                    watch = self._inotify.add_watch(f"/proc/self/fd/{directory}", _MASK)
+                    self._matters[watch] = matters
                 finally:
                     os.close(directory)
 
@@ -128,10 +133,15 @@ class Watcher:
 
     def _poll(self) -> None:
         for event in self._inotify.read(timeout=0):
-            self._changed()
-            begun = event.mask & (_flags.CREATE | _flags.MOVED_TO) and event.name.endswith(_SWAP)
-            if begun or event.mask & _flags.Q_OVERFLOW:
+            if event.mask & _flags.IGNORED:
+                self._matters.pop(event.wd, None)
+            elif event.mask & _flags.Q_OVERFLOW:
                 self._swaps += 1
+                self._changed()
+            elif self._matters[event.wd](event.name):
+                begun = event.mask & (_flags.CREATE | _flags.MOVED_TO)
+                self._swaps += bool(begun and event.name.endswith(_SWAP))
+                self._changed()
 
 
 def read_pem(store: Store, name: str) -> bytes:

@@ -59,6 +59,28 @@ def test_a_swap_that_happens_while_the_directory_is_read_is_one(certs: Path) -> 
     assert scan(certs, swap).swapping
 
 
+def test_what_is_no_source_wakes_nobody(certs: Path) -> None:
+    """Plain copies of bundles and files that are being made cost the process no step, unlike a source (I22)."""
+    heard: list[None] = []
+    root = os.open(certs.parents[1], os.O_RDONLY | os.O_DIRECTORY)
+    directory = SourceDirectory(Store({b"": root}), _CERTS)
+    try:
+        with Watcher(Store({b"": root}), lambda: heard.append(None)) as watcher:
+            (certs.parent / "xapi-stunnel-ca-bundle.pem").touch()
+            (certs / "a.pem.x7Gw2q.tmp").touch()
+            trio.run(watcher.scan, directory)
+            assert not heard
+            (certs / "a.pem.x7Gw2q.tmp").rename(certs / "a.pem")
+            trio.run(watcher.scan, directory)
+            assert heard
+            heard.clear()
+            certs.rename(certs.with_name("gone"))
+            trio.run(watcher.scan, directory)
+            assert heard
+    finally:
+        os.close(root)
+
+
 def test_a_single_file_that_changes_meanwhile_is_no_swap(certs: Path) -> None:
     """A change of one name during the reading keeps nothing from being published (I22)."""
     assert not scan(certs, (certs / "a.pem").touch).swapping
