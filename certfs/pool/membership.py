@@ -8,16 +8,25 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+import trio
 
 from certfs.errors import StoreError, from_os_error
 from certfs.pool import wire
 from certfs.pool.approvals import Approved
-from certfs.pool.engine import Access, Engine, EngineRefusedError, pinned, reached
+from certfs.pool.engine import (
+    Access,
+    Engine,
+    EngineRefusedError,
+    EngineUnreachableError,
+    pinned,
+    reached,
+)
 from certfs.pool.journal import FILE as JOURNAL
 from certfs.pool.journal import JournalFile
 from certfs.pool.keys import FORMAT, Keys, MemberTable, PoolError, PoolTable, is_uuid, range_end
@@ -29,6 +38,10 @@ FILE: Final = b"membership.json"
 ASIDE: Final = "aside"
 _MOST_BYTES: Final = 1 << 20
 _NO_AUTH: Final = "authentication is not enabled"
+_CHANGE_SECONDS: Final = 15.0
+"""Longer than the engine takes to say that it was too busy (7 s)."""
+_PATIENCE_SECONDS: Final = 60.0
+_PAUSE_SECONDS: Final = 1.0
 
 
 class JoinFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,15 +200,31 @@ async def _enable(access: Access) -> None:
             engine, "auth/user/add", wire.UserAdd(name=access.user, password=access.password)
         )
         await _unless_there(engine, "auth/role/add", wire.RoleName(name="root"))
-        await engine.ask(
-            "auth/user/grant", wire.UserRole(user=access.user, role="root"), wire.Plain
-        )
-        await engine.ask("auth/enable", wire.Nothing(), wire.Plain)
+        await _change(engine, "auth/user/grant", wire.UserRole(user=access.user, role="root"))
+        await _change(engine, "auth/enable", wire.Nothing())
+
+
+async def _patiently(engine: Engine, work: Callable[[], Awaitable[None]]) -> None:
+    """Do what may be done twice, again from its beginning while a busy engine leaves it unknown what has happened."""
+    deadline = trio.current_time() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return await work()
+        except EngineUnreachableError:
+            if trio.current_time() > deadline:
+                raise
+        await trio.sleep(_PAUSE_SECONDS)
+        await engine.find()
+
+
+async def _change(engine: Engine, method: str, request: msgspec.Struct) -> None:
+    """Change users or roles, which every member of the engine does one after the other."""
+    await engine.ask(method, request, wire.Plain, _CHANGE_SECONDS)
 
 
 async def _unless_there(engine: Engine, method: str, request: msgspec.Struct) -> None:
     try:
-        await engine.ask(method, request, wire.Plain)
+        await _change(engine, method, request)
     except EngineRefusedError as error:
         if "already exists" not in error.message:
             raise
@@ -213,17 +242,19 @@ async def admit(access: Access, keys: Keys, uuid: str, *, publisher: bool) -> Jo
     async with reached(access) as engine:
         if await engine.get(keys.format_key) is None:
             raise PoolError(f"there is no pool {keys.pool}", advice=f"certfs pool init {keys.pool}")
-        await _remove_user(engine, name)
-        await engine.ask("auth/role/add", wire.RoleName(name=name), wire.Plain)
-        for permission in _permissions(keys, uuid, publisher=publisher):
-            await engine.ask(
-                "auth/role/grant", wire.RoleGrant(name=name, perm=permission), wire.Plain
-            )
-        await engine.ask("auth/user/add", wire.UserAdd(name=name, password=password), wire.Plain)
-        await engine.ask("auth/user/grant", wire.UserRole(user=name, role=name), wire.Plain)
-        table = msgspec.json.encode(MemberTable(publisher, time.time()))
-        put = wire.Operation(request_put=wire.Put(key=keys.member(uuid), value=table))
-        await engine.transact(wire.Transaction(compare=(), success=(put,)))
+
+        async def admitted() -> None:
+            await _remove_user(engine, name)
+            await _unless_there(engine, "auth/role/add", wire.RoleName(name=name))
+            for permission in _permissions(keys, uuid, publisher=publisher):
+                await _change(engine, "auth/role/grant", wire.RoleGrant(name=name, perm=permission))
+            await _unless_there(engine, "auth/user/add", wire.UserAdd(name=name, password=password))
+            await _change(engine, "auth/user/grant", wire.UserRole(user=name, role=name))
+            table = msgspec.json.encode(MemberTable(publisher, time.time()))
+            put = wire.Operation(request_put=wire.Put(key=keys.member(uuid), value=table))
+            await engine.transact(wire.Transaction(compare=(), success=(put,)))
+
+        await _patiently(engine, admitted)
     return JoinFile(keys.pool, uuid, access.endpoints, access.ca, name, password)
 
 
@@ -235,12 +266,16 @@ async def eject(access: Access, keys: Keys, uuid: str) -> bool:
         )
     async with reached(access) as engine:
         member = await engine.get(keys.member(uuid))
-        await _remove_user(engine, keys.user(uuid))
         removals = tuple(
             wire.Operation(request_delete_range=wire.Delete(key=key))
             for key in (keys.member(uuid), keys.host(uuid), keys.status(uuid))
         )
-        await engine.transact(wire.Transaction(compare=(), success=removals))
+
+        async def ejected() -> None:
+            await _remove_user(engine, keys.user(uuid))
+            await engine.transact(wire.Transaction(compare=(), success=removals))
+
+        await _patiently(engine, ejected)
     return member is not None
 
 
@@ -264,7 +299,7 @@ async def _remove_user(engine: Engine, name: str) -> None:
         ("auth/role/delete", wire.RoleOf(role=name)),
     ):
         try:
-            await engine.ask(method, request, wire.Plain)
+            await _change(engine, method, request)
         except EngineRefusedError as error:
             if "not found" not in error.message:
                 raise
