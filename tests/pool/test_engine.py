@@ -7,6 +7,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -22,6 +23,7 @@ from certfs.pool.engine import (
     EngineRefusedError,
     EngineUnreachableError,
     TooLargeError,
+    _StaleTokenError,
     reached,
 )
 from certfs.pool.keys import (
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*ByteStream.__aiter__:pytest.PytestUnraisableExceptionWarning"
 )
 
+T = TypeVar("T")
 KEY, END = b"/t/", b"/t0"
 HOST = "960abfff-6017-4d97-bd56-0a8f1a43e51a"
 
@@ -68,6 +71,26 @@ async def follow(engine: Engine, start: int, then: Callable[[], None] = lambda: 
         then()
         async for _ in changes:
             pass
+
+
+async def test_a_change_of_other_users_costs_no_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that was under way while users changed is asked again with the token that there is (I22)."""
+    asked: list[str] = []
+
+    async def old(
+        _: Engine, method: str, _request: msgspec.Struct, kind: type[T], _seconds: float
+    ) -> T:
+        asked.append(method)
+        if len(asked) < 3:
+            raise _StaleTokenError("auth: revision of auth store is old")
+        return kind()
+
+    monkeypatch.setattr(Engine, "_ask_once", old)
+    async with Engine(Access(("https://10.0.0.1:2379",), "", "user", "secret")) as engine:
+        engine._token = token = "a token"
+        assert await engine.get(b"/o/x") is None
+        assert engine._token == token
+    assert asked == ["kv/range"] * 3
 
 
 async def test_a_transaction_compares_revisions(cluster: etcd.Cluster) -> None:
