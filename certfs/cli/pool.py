@@ -21,6 +21,7 @@ from certfs.client import instances
 from certfs.config import DEFAULT_FILE, PoolTable, load_config
 from certfs.core.certificate import parse_source
 from certfs.core.details import describe
+from certfs.core.text import counted, printable
 from certfs.errors import AlreadyRunningError, ConfigError, from_os_error
 from certfs.identity.xapi import SOCKET as XAPI_SOCKET
 
@@ -267,7 +268,7 @@ def approve(*, names: tuple[str, ...], every: bool, key: Path, state: StateDirec
     texts = [statement(found.pool, each.name.encode("ascii"), each.approval) for each in wanted]
     signatures = sign(key, texts)
     trio.run(commands.approve, found, tuple(zip(wanted, signatures, strict=True)))
-    say(f"approved {len(wanted)} files")
+    say(f"approved {counted(len(wanted), 'file')}")
 
 
 @pool.command("status", epilog="\b\nExample:\n  certfs pool status --json")
@@ -359,7 +360,7 @@ def waiter(seconds: float) -> Callable[[Path], None]:
 def _tell_reached(whole: commands.PoolState, *, err: bool) -> None:
     away = [host.uuid for host in whole.hosts if host.applied is None]
     reached = len(whole.hosts) - len(away)
-    say(f"revision {whole.changed} is in the bundles of {reached} hosts", err=err)
+    say(f"revision {whole.changed} is in the bundles of {counted(reached, 'host')}", err=err)
     for each in away:
         say(f"not connected: {each}", err=True)
     for host in whole.hosts:

@@ -15,6 +15,7 @@ from certfs.cli.answers import Seconds, json_option, say, store_option, warn
 from certfs.cli.json_forms import Objection as ObjectionForm
 from certfs.cli.json_forms import Pool as PoolForm
 from certfs.cli.json_forms import PoolHost, Synchronised, answer
+from certfs.core.text import counted
 from certfs.identity import certificate_sync
 from certfs.identity.certificate_sync import Objection, Pool, SyncRefusedError
 from certfs.identity.listing import installed, need_host_uuid
@@ -87,7 +88,8 @@ def pool_certificate_sync(  # noqa: PLR0913 - one argument for each option
     elif dry_run:
         say("nothing was changed" + ("; it would be refused" if refusing and not force else ""))
     else:
-        say(f"synchronised {len(pool.hosts)} hosts with the coordinator {pool.coordinator}")
+        hosts = counted(len(pool.hosts), "host")
+        say(f"synchronised {hosts} with the coordinator {pool.coordinator}")
 
 
 def _form(

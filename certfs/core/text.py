@@ -13,6 +13,11 @@ def printable(text: bytes | str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it is of, such as "1 host" or "2 hosts"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def quoted(text: bytes | str) -> str:
     """Return ``text`` in quotation marks, safe to print: no text can look as if it ended earlier, and went on."""
     escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"')

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from certfs.core.text import printable
+from certfs.core.text import counted, printable
 from certfs.errors import CertfsError
 from certfs.pool import wire
 from certfs.pool.approvals import ApprovalTable, Approved, approval_of
@@ -132,7 +132,7 @@ async def published_everywhere(
     refusing = [host.uuid for host in found.hosts if name in host.refused]
     if refusing:
         raise PoolError(
-            f"{len(refusing)} hosts do not believe {name}: {', '.join(refusing)}",
+            f"{name} is not believed by {counted(len(refusing), 'host')}: {', '.join(refusing)}",
             advice=f"certfs pool approve {name} --key KEY, where they ask for approvals",
         )
     return found
@@ -292,7 +292,7 @@ async def wait_for_all(membership: JoinFile, seconds: float) -> PoolState:
                 return found
             if trio.current_time() > deadline:
                 raise BehindError(
-                    f"{len(behind)} hosts have not acknowledged revision {wanted}: {', '.join(behind)}",
+                    f"revision {wanted} was not acknowledged by {counted(len(behind), 'host')}: {', '.join(behind)}",
                     advice="certfs pool status shows how they are",
                 )
             await trio.sleep(_POLL_SECONDS)

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import trio
 
-from certfs.core.text import printable
+from certfs.core.text import counted, printable
 from certfs.errors import CertfsError, from_os_error
 from certfs.pool import outbound, wire
 from certfs.pool.approvals import Approvals
@@ -461,7 +461,7 @@ class Member:
             return False  # another publication came first; the watch brings it
         self._least = revision
         self._committed(name, plan.publish, revision)
-        LOG.info("published %d names of %s at revision %d", len(changes), name, revision)
+        LOG.info("published %s of %s at revision %d", counted(len(changes), "name"), name, revision)
         return True
 
     async def _settle_sending(self, name: str) -> None:

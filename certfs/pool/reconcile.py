@@ -22,6 +22,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
+from certfs.core.text import counted
 from certfs.pool.keys import Digest
 
 PATIENCE_SECONDS: Final = 10.0
@@ -133,5 +134,5 @@ def _held(
         return "the directory is missing" if base else ""
     lost = [name for name in base if name not in local and name not in unsettled]
     if len(lost) > max(_FEW, len(base) // 2) or (was_held and lost):
-        return f"{len(lost)} of {len(base)} names are gone at once"
+        return f"{len(lost)} of {counted(len(base), 'name')} gone at once"
     return ""

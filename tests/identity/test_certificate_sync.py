@@ -190,7 +190,7 @@ def test_the_command_synchronises_and_says_what_that_covers(
     done = sync()
     assert done.returncode == 0, done.stderr
     assert "XAPI 26.13 replaces" in done.stdout
-    assert done.stdout.endswith(f"synchronised 1 hosts with the coordinator {UUID}\n")
+    assert done.stdout.endswith(f"synchronised 1 host with the coordinator {UUID}\n")
     assert "Async.pool.certificate_sync" in xapi.calls
 
 
