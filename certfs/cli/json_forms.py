@@ -349,6 +349,25 @@ class PoolStatus(PoolSynchronised, frozen=True):
     refused: dict[str, dict[str, str]]
 
 
+class PoolAuditEntry(Form, frozen=True):
+    """What one publication of a host changed in ``stunnel/certs``, by the clock of that host.
+
+    ``changes`` has for each name the SHA-256 of its certificates in canonical PEM, null where it was removed.
+    """
+
+    at: Time
+    uuid: str
+    revision: int
+    changes: dict[str, str | None]
+
+
+class PoolAudit(Form, frozen=True):
+    """``certfs pool audit``: in the order in which the pool took them."""
+
+    pool: str
+    entries: tuple[PoolAuditEntry, ...]
+
+
 FORMS: Final[dict[str, Any]] = {
     "certificate-show": Shown,
     "check": Checked,
@@ -357,6 +376,7 @@ FORMS: Final[dict[str, Any]] = {
     "host-refresh-server-certificate": Refreshed,
     "host-server-certificate-install": Replaced,
     "list": tuple[ListItem, ...],
+    "pool-audit": PoolAudit,
     "pool-certificate-list": InstalledFiles,
     "pool-certificate-sync": Synchronised | PoolSynchronised,
     "pool-crl-list": CrlFiles,

@@ -21,7 +21,7 @@ from certfs.client import instances
 from certfs.config import DEFAULT_FILE, PoolTable, load_config
 from certfs.core.certificate import parse_source
 from certfs.core.details import describe
-from certfs.core.text import counted, printable
+from certfs.core.text import counted
 from certfs.errors import AlreadyRunningError, ConfigError, from_os_error
 from certfs.identity.xapi import SOCKET as XAPI_SOCKET
 
@@ -303,6 +303,43 @@ def status(*, state: StateDirectory, as_json: bool) -> None:
         behind = f", behind: {host.applied} of {whole.changed}" if host.behind else ""
         refuses = f", does not believe {', '.join(host.refused)}" if host.refused else ""
         say(f"  {host.uuid}  {role}, {host.state}{behind}{refuses}")
+
+
+def _difference(only_here: str | None) -> str:
+    """Say how a name differs, by why it cannot be in a pool where that has it not, and None where that has it."""
+    if only_here is None:
+        return "differs from the pool, and stays here"
+    return f"only on this host: {only_here}" if only_here else "only on this host"
+
+
+@pool.command(
+    "audit",
+    epilog="\b\nExamples:\n  certfs pool audit\n  certfs pool audit company-root.pem --json",
+)
+@click.argument("names", nargs=-1)
+@state_option
+@json_option
+def audit(*, names: tuple[str, ...], state: StateDirectory, as_json: bool) -> None:
+    """Show which host has changed what in the pool's stunnel/certs, of NAMES only if they are given.
+
+    The engine keeps the last 1,000 publications of each host. Times are by the clock of that host; the log of its mount
+    says which user it was.
+    """
+    found = state.read()
+    entries = [
+        json_forms.PoolAuditEntry(
+            at=written(each.at), uuid=each.uuid, revision=each.revision, changes=changes
+        )
+        for each in trio.run(commands.audit_trail, found)
+        if (changes := {k: v for k, v in each.changes.items() if not names or k in names})
+    ]
+    if as_json:
+        json_forms.answer(json_forms.PoolAudit(pool=found.pool, entries=tuple(entries)))
+        return
+    for entry in entries:
+        for name, digest in entry.changes.items():
+            what = f"sha256:{digest}" if digest else "removed"
+            say(f"{entry.at}  {entry.uuid}  {entry.revision}  {name}  {what}")
 
 
 @pool.command("sync", epilog="\b\nExample:\n  certfs pool sync --timeout 60")

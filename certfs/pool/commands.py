@@ -19,11 +19,13 @@ from certfs.pool.directory import SourceDirectory
 from certfs.pool.engine import Engine, reached
 from certfs.pool.keys import (
     MOST_TRANSACTION_NAMES,
+    AuditEntry,
     Digest,
     Keys,
     PoolError,
     Status,
     Value,
+    is_uuid,
     name_defect,
     range_end,
 )
@@ -35,6 +37,8 @@ from certfs.pool.view import View, member_of
 
 _ASK_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+_LATEST = 253402300800.0
+"""The year 10000: what is later has no form as a time (RFC 3339)."""
 
 
 class BehindError(CertfsError):
@@ -278,6 +282,36 @@ async def _state(engine: Engine, keys: Keys) -> PoolState:
             )
         )
     return PoolState(view.revision, changed, tuple(hosts))
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What a publication of a host changed, as the host has written it: ``at`` in seconds since the epoch."""
+
+    revision: int
+    uuid: str
+    at: float
+    changes: dict[str, str | None]
+
+
+async def audit_trail(membership: JoinFile) -> list[Audited]:
+    """Return what every host has published, as far as the engine keeps it, in the order of the revisions."""
+    keys = membership.keys
+    async with reached(membership.access) as engine:
+        prefix = keys.audit_trail
+        found = await engine.snapshot(prefix, range_end(prefix))
+    trail = []
+    for one in sorted(found.keys, key=lambda each: each.mod_revision):
+        uuid = one.key.removeprefix(prefix).decode(errors="replace").partition("/")[0]
+        entry = wire.decoded(one.value, AuditEntry, strict=True)
+        # Who has a host's password can write there what it likes.
+        if entry is not None and is_uuid(uuid) and 0 <= entry.at < _LATEST:
+            changes = {
+                printable(name): printable(digest) if digest else None
+                for name, digest in entry.changes.items()
+            }
+            trail.append(Audited(one.mod_revision, uuid, entry.at, changes))
+    return trail
 
 
 async def wait_for_all(membership: JoinFile, seconds: float) -> PoolState:

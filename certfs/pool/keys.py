@@ -149,6 +149,11 @@ class Keys:
         """Return the key that the host alone writes."""
         return self.prefix + f"hosts/{uuid}".encode()
 
+    @property
+    def audit_trail(self) -> bytes:
+        """What the keys of all transactions of all hosts begin with."""
+        return self.prefix + b"audit/"
+
     def audit(self, uuid: str, sequence: int | None = None) -> bytes:
         """Return the key of one transaction of a host; without ``sequence`` what they all begin with."""
         stem = f"audit/{uuid}/" if sequence is None else f"audit/{uuid}/{sequence:016d}"

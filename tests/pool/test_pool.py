@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -44,6 +45,23 @@ def test_a_copy_on_one_host_is_trusted_on_all_until_it_is_removed(three: Pool) -
     wait_until(lambda: three.all_trust(partner), seconds=20, what="trust everywhere")
     (second.certs / "partner.pem").unlink()
     wait_until(lambda: three.none_trusts(partner), seconds=20, what="trust nowhere")
+
+
+def test_a_host_tells_who_has_changed_what(three: Pool) -> None:
+    """The audit trail has each publication of each host: when, which names, and what they hold since (I22)."""
+    first, second, member = three.hosts
+    audited = pki.authority("audited")
+    (first.certs / "audited.pem").write_bytes(audited.pem)
+    wait_until(lambda: three.all_trust(audited), seconds=20, what="trust everywhere")
+    (second.certs / "audited.pem").unlink()
+    wait_until(lambda: three.none_trusts(audited), seconds=20, what="trust nowhere")
+    trail = json.loads(member.certfs("pool", "audit", "audited.pem", "--json"))
+    msgspec.convert(trail, FORMS["pool-audit"], strict=True)
+    assert [(each["uuid"], each["changes"]) for each in trail["entries"]] == [
+        (first.uuid, {"audited.pem": hashlib.sha256(audited.pem).hexdigest()}),
+        (second.uuid, {"audited.pem": None}),
+    ]
+    assert "audited.pem  removed" in member.certfs("pool", "audit")
 
 
 def test_every_host_trusts_the_certificates_of_all(three: Pool) -> None:
