@@ -367,9 +367,20 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
         what = f"does not follow its pool: {how}: {printable(report['reason'])}"
         yield _Judgement(Grade.WARNING, name, where, what, mend)
     for directory, names in report["drift"].items():
+        only_here = report.get("only_here", {}).get(directory, {})
         for each in names:
-            what = "differs from the pool, and stays so on this host"
-            mend = "certfs pool publish NAME on a publisher; certfs pool sync makes it the pool's"
+            if each not in only_here:
+                what = "differs from the pool, and stays so on this host"
+                mend = "certfs pool sync makes it the pool's; a publisher publishes its own: certfs pool publish NAME"
+            elif only_here[each]:
+                what = f"is on this host only, and cannot be in a pool: {only_here[each]}"
+                mend = "put a file in its place that can, or remove it"
+            elif directory == "certs":
+                what = "is on this host only"
+                mend = "certfs pool publish NAME, or copy it in on a publisher; if it is not meant, remove it"
+            else:
+                what = "is on this host only, and of no member of the pool"
+                mend = "remove it, unless this host is to trust it: a host's own certificate comes with the host"
             yield _Judgement(Grade.WARNING, "POOL_DRIFT", f"{where}/{directory}/{each}", what, mend)
     for directory, refused in report["refused"].items():
         for each, why in refused.items():
@@ -381,7 +392,10 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
             yield _Judgement(
                 Grade.WARNING, "POOL_REFUSED", f"{where}/{directory}/{each}", what, mend
             )
-    for path in sorted(glob.iglob(f"{glob.escape(state)}/aside/*/*.pem")):
+    # Here as above.
+    from certfs.pool.local import set_aside  # noqa: PLC0415 - as trio
+
+    for path in set_aside(state):
         what = "was overruled by the pool and set aside"
         mend = "copy it back in if it is meant, and remove it here"
         yield _Judgement(Grade.WARNING, "POOL_SET_ASIDE", file_form(path), what, mend)

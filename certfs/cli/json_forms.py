@@ -335,7 +335,9 @@ class PoolStatus(PoolSynchronised, frozen=True):
     """``certfs pool status``: the pool, and how this host is in it.
 
     By directory: ``held`` is why nothing is published, ``drift`` are names that differ from the pool and stay here,
-    ``refused`` names of the pool that are not believed, each with the reason.
+    ``only_here`` those of them that the pool has not, each with the reason why it cannot be in a pool, empty where it
+    can; ``refused`` are names of the pool that are not believed, each with the reason. ``set_aside`` are files that
+    the pool overruled; they stay there until somebody removes them.
     """
 
     mountpoint: str
@@ -346,6 +348,8 @@ class PoolStatus(PoolSynchronised, frozen=True):
     applied: int
     held: dict[str, str]
     drift: dict[str, tuple[str, ...]]
+    only_here: dict[str, dict[str, str]]
+    set_aside: tuple[File, ...]
     refused: dict[str, dict[str, str]]
 
 

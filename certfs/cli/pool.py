@@ -21,7 +21,7 @@ from certfs.client import instances
 from certfs.config import DEFAULT_FILE, PoolTable, load_config
 from certfs.core.certificate import parse_source
 from certfs.core.details import describe
-from certfs.core.text import counted
+from certfs.core.text import counted, printable
 from certfs.errors import AlreadyRunningError, ConfigError, from_os_error
 from certfs.identity.xapi import SOCKET as XAPI_SOCKET
 
@@ -30,9 +30,9 @@ try:
     from certfs.pool.approvals import statement
     from certfs.pool.engine import Access, pinned
     from certfs.pool.keys import Keys, PoolError
-    from certfs.pool.local import Answer, ControlSocket, Request, Told
+    from certfs.pool.local import Answer, ControlSocket, Request, Told, set_aside
     from certfs.pool.membership import StateDirectory
-    from certfs.pool.process import Member
+    from certfs.pool.process import Member, Report
     from certfs.pool.ssh_signature import Signers, read_signers, sign
     from certfs.pool.store import Store
 except ModuleNotFoundError as missing:
@@ -280,21 +280,26 @@ def status(*, state: StateDirectory, as_json: bool) -> None:
     Without the engine it shows this host, and ends with exit code 51.
     """
     found = state.read()
-    report = trio.run(commands.ask, state).report
+    # What a process of an older release does not say has its default.
+    report = asdict(msgspec.convert(trio.run(commands.ask, state).report, Report))
     since = report["disconnected_since"]
+    aside = set_aside(state.path)
     if not as_json:
         when = f" since {written(since)}:" if since else ""
         here = f"{report['state']}{when} {report['reason']}".rstrip()
         say(f"pool {found.pool}, host {found.uuid}: {here}")
         for name, drift in report["drift"].items():
             for each in drift:
-                say(f"  {name}/{each}: differs from the pool, and stays here")
+                say(f"  {name}/{each}: {_difference(report['only_here'].get(name, {}).get(each))}")
         for name, refused in report["refused"].items():
             for each, why in refused.items():
                 say(f"  {name}/{each}: not believed: {why}")
+        for path in aside:
+            say(f"  {printable(path)}: set aside, since the pool has overruled it")
     whole = trio.run(commands.pool_state, found)
     if as_json:
         said = {"pool": found.pool, "uuid": found.uuid, **report, **asdict(whole)}
+        said["set_aside"] = [printable(path) for path in aside]
         said["disconnected_since"] = written(since) if since else None
         json_forms.answer(msgspec.convert(said, json_forms.PoolStatus))
         return

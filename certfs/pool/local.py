@@ -1,8 +1,10 @@
 """What the process of a member hears on its own host: changes of files, and requests of commands.
 
-Owns the inotify watches in the store, reading the host's own PEM files there, and the control socket.
+Owns the inotify watches in the store, reading the host's own PEM files there, the control socket, and where files are
+that were set aside.
 """
 
+import glob
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,6 +24,7 @@ from certfs.pool.store import Store
 from certfs.store.swaps import SWAP_SUFFIX
 
 SOCKET: Final = "control"
+ASIDE: Final = "aside"
 _SWAP: Final = SWAP_SUFFIX.decode("ascii")
 _WATCHED: Final[dict[tuple[bytes, ...], Callable[[str], bool]]] = {
     (b"stunnel",): lambda name: name.removesuffix(_SWAP) in {"certs", "certs-pool"},
@@ -215,6 +218,11 @@ class ControlSocket:
             ) from None
         except (OSError, trio.BrokenResourceError) as error:
             raise _not_running(self.path) from error
+
+
+def set_aside(state: str) -> list[str]:
+    """Return the files that the pool overruled, which stay in the state directory until somebody removes them."""
+    return sorted(glob.iglob(f"{glob.escape(state)}/{ASIDE}/*/*.pem"))
 
 
 def _not_running(path: str) -> CertfsError:

@@ -35,7 +35,6 @@ from certfs.store.atomic import write_atomic
 
 STATE: Final = "/var/lib/certfs/pool"
 FILE: Final = b"membership.json"
-ASIDE: Final = "aside"
 _MOST_BYTES: Final = 1 << 20
 _NO_AUTH: Final = "authentication is not enabled"
 _CHANGE_SECONDS: Final = 15.0

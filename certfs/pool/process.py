@@ -36,8 +36,8 @@ from certfs.pool.keys import (
     Value,
     digest_of,
 )
-from certfs.pool.local import Told, Watcher, read_pem
-from certfs.pool.membership import ASIDE, JoinFile
+from certfs.pool.local import ASIDE, Told, Watcher, read_pem
+from certfs.pool.membership import JoinFile
 from certfs.pool.reconcile import Patience, Plan, reconcile, restored
 from certfs.pool.ssh_signature import Signers
 from certfs.pool.store import Store
@@ -63,6 +63,7 @@ _SCAN_SECONDS: Final = 30.0
 class Report:
     """How this host is in its pool; for ``certfs pool status``. ``drift`` differs from the pool and stays here.
 
+    ``only_here`` has those names of ``drift`` that the pool has not: why they cannot be in one, empty where they can.
     ``disconnected_since`` is in seconds since the epoch, None while it is connected.
     """
 
@@ -75,6 +76,7 @@ class Report:
     revision: int = 0
     held: dict[str, str] = field(default_factory=dict)
     drift: dict[str, list[str]] = field(default_factory=dict)
+    only_here: dict[str, dict[str, str]] = field(default_factory=dict)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -288,9 +290,7 @@ class Member:
         remotes = {"certs": certs, "certs-pool": pool}
         before = self.report.refused
         self.report.refused = {
-            name: {
-                printable(key.decode(errors="replace")): why for key, why in remote.refused.items()
-            }
+            name: {_shown(key): why for key, why in remote.refused.items()}
             for name, remote in remotes.items()
             if remote.refused
         }
@@ -332,7 +332,7 @@ class Member:
         )
         theirs = _believed(remote, base)
         apply = restored(plan, _believed(remote, {})) if told.restore else plan.apply
-        self._note(directory.name, plan, scan)
+        self._note(directory.name, plan, scan, theirs)
         changed = {name for name in scan.unsettled if base.get(name) != theirs.get(name)}
         missed = scan.unsettled if plan.publish else changed if apply else frozenset()
         if self._patience[directory.name].waits(missed, scan.unsettled, trio.current_time()):
@@ -363,13 +363,17 @@ class Member:
         kept = content(self._journal.kept_local or {})
         return {k: v for k, v in kept.items() if k.decode("ascii") not in told.publish}
 
-    def _note(self, name: str, plan: Plan, scan: Scan) -> None:
+    def _note(self, name: str, plan: Plan, scan: Scan, theirs: Mapping[bytes, Digest]) -> None:
         """Note for the status what differs and stays, and remember what is held."""
-        shown = sorted(
-            printable(each.decode(errors="replace"))
-            for each in plan.drift | frozenset(scan.local_only)
-        )
-        self.report.drift = {**self.report.drift, name: shown}
+        only_here = {**dict.fromkeys(plan.drift - theirs.keys(), ""), **scan.local_only}
+        self.report.drift = {
+            **self.report.drift,
+            name: sorted(_shown(each) for each in plan.drift | only_here.keys()),
+        }
+        self.report.only_here = {
+            **self.report.only_here,
+            name: {_shown(each): why for each, why in sorted(only_here.items())},
+        }
         self.report.held.pop(name, None)
         if plan.held:
             self.report.held[name] = f"{name}: {plan.held}"
@@ -595,6 +599,10 @@ class Member:
 def backoff(failures: int) -> float:
     """Return how many seconds at most to wait after so many failures to reach the engine, one after the other."""
     return min(_LONGEST_BACKOFF, 0.1 * 2.0 ** min(failures, 16))
+
+
+def _shown(name: bytes) -> str:
+    return printable(name.decode(errors="replace"))
 
 
 def _believed(remote: Remote, base: Mapping[bytes, Digest]) -> dict[bytes, Digest]:

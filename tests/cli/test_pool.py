@@ -113,7 +113,7 @@ def test_check_names_what_a_pool_process_says(tmp_path: Path) -> None:
     report = {
         "mountpoint": "/srv/tls",
         "state": "held",
-        "reason": "certs: 5 of 6 names are gone at once",
+        "reason": "certs: 5 of 6 names gone at once",
         "disconnected_since": None,
         "drift": {"certs": ["local.pem"]},
         "refused": {"certs-pool": {"x.pem": "it is a CA's"}},
@@ -132,6 +132,41 @@ def test_check_names_what_a_pool_process_says(tmp_path: Path) -> None:
     )
     calm = {**report, "state": "in sync", "drift": {}, "refused": {}}
     assert not list(judge_pool_report(calm, str(tmp_path / "nothing")))
+
+
+def test_check_advises_what_helps(tmp_path: Path) -> None:
+    """A sync is advised for what the pool has, not for what only this host has: it would leave that as it is (I22)."""
+    report = {
+        "mountpoint": "/srv/tls",
+        "state": "in sync",
+        "reason": "",
+        "disconnected_since": None,
+        "drift": {"certs": ["link.pem", "own.pem", "old.pem"], "certs-pool": ["x.pem"]},
+        "only_here": {
+            "certs": {"link.pem": "it is a symbolic link", "own.pem": ""},
+            "certs-pool": {"x.pem": ""},
+        },
+        "refused": {},
+    }
+    found = {Path(each.file).name: each for each in judge_pool_report(report, str(tmp_path))}
+    assert {name for name, each in found.items() if "pool sync" in each.mend} == {"old.pem"}
+    assert {name for name, each in found.items() if "pool publish" in each.mend} == {
+        "old.pem",
+        "own.pem",
+    }
+    assert all("remove it" in found[name].mend for name in ("link.pem", "own.pem", "x.pem"))
+    assert "it is a symbolic link" in found["link.pem"].what
+
+
+def test_check_names_a_swap_that_was_left_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A D.bk that nobody ends, which the pool process ignores after 30 s, is a finding (I10, I22)."""
+    monkeypatch.setattr("certfs.identity.leftovers._SETTLED_SECONDS", -1.0)
+    for directory in ("stunnel/certs", "stunnel/certs-pool", "xensource", "stunnel/certs.bk"):
+        (tmp_path / directory).mkdir(parents=True)
+    found = {(each.name, each.file) for each in _judge(None, str(tmp_path), None)}
+    assert ("LEFTOVER_BACKUP_DIRECTORY", f"{tmp_path}/stunnel/certs.bk") in found
 
 
 def test_check_names_a_pool_process_that_does_not_run(

@@ -106,6 +106,8 @@ def test_a_member_that_may_not_publish_injects_no_trust(three: Pool) -> None:
     )
     assert member.trusts(private)
     assert not first.trusts(private)
+    assert member.status()["only_here"]["certs"] == {"private.pem": ""}
+    assert "private.pem: only on this host" in member.certfs("pool", "status")
     checked = json.loads(member.certfs("check", member.mount.tree.root, "--json", expect=1))
     assert ("POOL_DRIFT", "private.pem") in {
         (found["name"], os.path.basename(found["file"])) for found in checked["findings"]
