@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from certfs.cli.check import _judge_pool, judge_pool_report
+from certfs.cli.check import _judge, _judge_pool, judge_pool_report
 from tests.support import pki
 from tests.support.identity import UUID, run_certfs
 

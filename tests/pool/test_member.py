@@ -259,6 +259,21 @@ async def test_a_swap_belongs_to_the_intent_until_its_end(host: Host) -> None:
     assert not beside.exists()
 
 
+async def test_a_swap_that_was_left_over_holds_up_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes beside a D.bk that nobody ends is published when its time is over (I10, I22)."""
+    monkeypatch.setattr("certfs.pool.directory.SWAP_SECONDS", 0.5)
+    async with host.running() as (member, engine):
+        await until(lambda: member.report.state != "starting")
+        host.certs.with_name("certs.bk").mkdir()
+        (host.certs / "x.pem").write_bytes(pki.authority("x").pem)
+        key = host.keys.name("0" * 16, b"x.pem")
+        while await engine.get(key) is None:  # noqa: ASYNC110 - the other side is an engine
+            await trio.sleep(0.01)
+    assert host.certs.with_name("certs.bk").exists()
+
+
 async def test_an_interrupted_application_comes_before_others(host: Host) -> None:
     """The intent of one directory is not lost when the pool has changed another one meanwhile (I22)."""
     pool = host.certs.with_name("certs-pool")
