@@ -387,7 +387,7 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
             what = f"is not believed as the pool has it: {why}"
             mend = (
                 "if it is meant and waits for approval: certfs pool approve NAME; else find out who wrote it: "
-                "the audit keys of the engine name the host"
+                "certfs pool audit"
             )
             yield _Judgement(
                 Grade.WARNING, "POOL_REFUSED", f"{where}/{directory}/{each}", what, mend
