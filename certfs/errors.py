@@ -129,7 +129,10 @@ _FULL: Final = (NoSpaceError, "make room; nothing was changed")
 _MACHINE: Final = (MachineError, "the kernel's log (dmesg) says more")
 _DEAD: Final = (
     DeadlineError,
-    "the processes that served it are dead: certfs mount serves it again, certfs unmount takes it away",
+    (
+        "the processes that served it are dead: for the host's own directories certfs mount serves it again; "
+        "for others certfs status MOUNTPOINT says what does"
+    ),
 )
 _CONDITIONS: Final[Mapping[int, tuple[type[CertfsError], str]]] = {
     errno.EACCES: _RIGHTS,

@@ -4,6 +4,7 @@ Owns how the answer looks; where it comes from is `certfs.client.query`.
 """
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from certfs.client.instances import find, is_of_another
 from certfs.client.mount import canonical
 from certfs.client.query import Answer, ask_host, ask_instance, ask_mount
 from certfs.core.text import printable
-from certfs.errors import DeadlineError, NotMountedError, PrivilegeError
+from certfs.errors import CertfsError, DeadlineError, NotMountedError, PrivilegeError
 from certfs.protocol import state_file
 
 _LAST_EVENTS: Final = 5
@@ -26,7 +27,7 @@ _PHASES: Final = {
     "serving": "serving",
     "plain": "NOT SERVING: the plain directories are in view",
     "ending": "ending",
-    "dead": "DEAD: its processes were killed; certfs mount serves it again, certfs unmount takes it away",
+    "dead": "DEAD: its processes were killed",
 }
 
 
@@ -70,7 +71,13 @@ def _answers(mountpoint: str | None) -> list[Answer]:
             f"certfs is not mounted at {mountpoint}, or does not answer",
             advice="certfs status without an argument shows what you have mounted",
         )
-    answers = [answer for place in state_file.instances() if (answer := ask_instance(place))]
+    try:
+        answers = [answer for place in state_file.instances() if (answer := ask_instance(place))]
+    except CertfsError:
+        # Where this user's own mounts would be noted cannot be used; how the host is, is for everybody.
+        if host := ask_host():
+            return [host]
+        raise
     if not answers and (host := ask_host()):
         return [host]
     if not answers:
@@ -116,18 +123,16 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         same = each["store"] in {each["target"], None}
         store = "" if same else f"  (store {each['store']})"
         yield click.style(each["target"], bold=True) + store
-    phase = _PHASES[status["phase"]]
-    if status["phase"] == "serving" and not status["answering"]:
-        phase = "NOT ANSWERING"
-    good = phase == "serving"
-    yield f"  state        {click.style(phase, fg='green' if good else 'red')}"
+    yield f"  state        {_state(status)}"
     if status["next_start"]:
         seconds = max(0.0, seconds_of(status["next_start"]) - time.time())
-        yield f"  next start   in {seconds:.0f} s, after several crashes; certfs restart tries at once"
+        tries = f"{_command('restart', status)} tries at once"
+        yield f"  next start   in {seconds:.0f} s, after several crashes; {tries}"
     yield f"  since        {status['since']}"
-    for name in ("server", "supervisor"):
-        if status[name] and status["phase"] != "dead":
-            yield f"  {name:<11}  process {status[name]['pid']}"
+    if status["config_file"]:
+        yield f"  config       {status['config_file']}"
+    if status["phase"] != "dead":
+        yield from _process_lines(status)
     if status["log"]:
         yield f"  log          {status['log']}"
     for bundle in status["bundles"] or ():
@@ -137,6 +142,35 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     events = (status["events"] or ())[-_LAST_EVENTS:]
     for event in events:
         yield f"  {event['at']}  {event['kind']}: {event['detail']}{_times(event)}"
+
+
+def _state(status: dict[str, Any]) -> str:
+    phase = _PHASES[status["phase"]]
+    if status["phase"] == "serving" and not status["answering"]:
+        phase = "NOT ANSWERING"
+    if status["phase"] == "dead":
+        phase += f"; {_again(status)} serves it again, {_command('unmount', status)} takes it away"
+    return click.style(phase, fg="green" if phase == "serving" else "red")
+
+
+def _command(name: str, status: dict[str, Any]) -> str:
+    return state_file.command_at(name, status["mode"], status["mounts"][0]["target"])
+
+
+def _again(status: dict[str, Any]) -> str:
+    """Return the command line that mounts it as it was."""
+    store, config = status["mounts"][0]["store"], status["config_file"]
+    given = {"--store": store, "--config": config} if status["mode"] == "standalone" else {}
+    words = (f"{option} {shlex.quote(value)}" for option, value in given.items() if value)
+    return _command(" ".join(("mount", *words)), status)
+
+
+def _process_lines(status: dict[str, Any]) -> Iterator[str]:
+    for name in ("server", "supervisor"):
+        if status[name]:
+            version = status[name].get("version")
+            release = f", certfs {version}" if version else ""
+            yield f"  {name:<11}  process {status[name]['pid']}{release}"
 
 
 def _bundle_lines(bundle: dict[str, Any]) -> Iterator[str]:

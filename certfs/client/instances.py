@@ -165,7 +165,7 @@ def restart(directory: str) -> None:
         raise DeadlineError(
             f"{reply.failure.message}; the old server goes on", advice=f"see: {_log_of(directory)}"
         )
-    expect(reply)
+    expect(reply, directory)
 
 
 def _log_of(directory: str) -> str:
@@ -224,7 +224,7 @@ def store_of(directory: str) -> dict[bytes, int]:
 
     A standalone mount has one, with an empty name. CertfsError where the supervisor does not answer.
     """
-    reply = expect(ask(directory, "store", timeouts.ANSWER))
+    reply = expect(ask(directory, "store", timeouts.ANSWER), directory)
     return dict(zip(map(os.fsencode, reply.trees), reply.descriptors, strict=True))
 
 
@@ -233,12 +233,14 @@ def _is_stopped(directory: str) -> bool:
     return state is not None and state.supervisor.stopped()
 
 
-def expect(reply: Reply | None) -> Reply:
-    """Return a reply that came and is no failure; CertfsError otherwise."""
+def expect(reply: Reply | None, directory: str) -> Reply:
+    """Return a reply of an instance that came and is no failure; CertfsError otherwise."""
     if reply is None:
+        state = state_file.read_state(directory)
+        end = f"end it with {state.command('unmount')}, then " if state is not None else ""
         raise DeadlineError(
             "the supervisor does not answer",
-            advice="certfs unmount and certfs mount replace it; certfs status names its log",
+            advice=f"{end}mount it again; see: {_log_of(directory)}",
         )
     if reply.failure:
         raise failure_error(reply.failure)

@@ -308,7 +308,7 @@ def _already_running(state: state_file.State | None) -> AlreadyRunningError:
     where = " and ".join(state.targets)
     return AlreadyRunningError(
         f"certfs already serves {where}: process {state.supervisor.pid}, since {written(state.since)}",
-        advice="end it with certfs unmount, or replace its server with certfs restart",
+        advice=f"to end it: {state.command('unmount')}; to replace its server: {state.command('restart')}",
     )
 
 

@@ -259,7 +259,9 @@ def report_of(summary: Summary) -> MountReport:
         mode=summary.mode,
         config_file=summary.config_file,
         mounts=tuple(Target(target=target) for target in summary.targets),
-        server=ServingProcess(pid=summary.server.pid, since=summary.server_since),
+        server=ServingProcess(
+            pid=summary.server.pid, since=summary.server_since, version=summary.server_version
+        ),
         supervisor=None,
         since=summary.since,
         bundles=tuple(

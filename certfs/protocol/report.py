@@ -25,10 +25,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingProcess:
-    """The process that answers the kernel."""
+    """The process that answers the kernel; ``version`` is that of its certfs, where it says so."""
 
     pid: int
     since: str
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

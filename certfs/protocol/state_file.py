@@ -9,6 +9,7 @@ next one: ``undo-log``, ``settings.json``. ``flags`` has the options of the moun
 import errno
 import fcntl
 import os
+import shlex
 import shutil
 import stat
 import time
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from certfs.errors import PrivilegeError
+from certfs.errors import PrivilegeError, from_os_error
 from certfs.linux.processes import ProcessId
 from certfs.protocol import codec, timeouts
 from certfs.protocol.specs import Mode
@@ -77,11 +78,15 @@ def instances() -> tuple[str, ...]:
 
 
 def make_instance(mode: Mode, mountpoint: str) -> str:
-    """Make an instance's directory and return it. PrivilegeError if somebody else owns the place."""
+    """Make an instance's directory and return it. CertfsError, PrivilegeError if somebody else owns the place."""
     directory = f"{runtime_directory()}/{instance_name(mode, mountpoint)}"
     for path in (os.path.dirname(directory), directory):
-        with suppress(FileExistsError):
+        try:
             os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise from_os_error(path, error, advice=_other_place()) from error
         check_own(path)
     return directory
 
@@ -107,15 +112,27 @@ def remake_directory(directory: str, *, passable: bool) -> None:
 def check_own(path: str) -> None:
     """Check that a runtime directory is this user's, if it is there at all; PrivilegeError if somebody else made it.
 
-    Whoever can write to it says which processes are to be killed and what is to be unmounted.
+    Whoever can write to it says which processes are to be killed and what is to be unmounted. CertfsError where this
+    user may not even look.
     """
     reason = ""
-    with suppress(FileNotFoundError):
+    try:
         reason = refusal(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise from_os_error(path, error, advice=_other_place()) from error
     if reason:
-        raise PrivilegeError(
-            reason, advice=f"remove it, or name another in the environment variable {OVERRIDE}"
-        )
+        raise PrivilegeError(reason, advice=_other_place())
+
+
+def _other_place() -> str:
+    """Return what to do about a runtime directory that cannot be used, by what has named it."""
+    if os.environ.get(OVERRIDE):
+        return f"name a directory of your own in the environment variable {OVERRIDE}"
+    if os.geteuid() != 0 and os.environ.get("XDG_RUNTIME_DIR"):
+        return "XDG_RUNTIME_DIR has to name a directory of yours: after su or setpriv, unset it"
+    return f"remove it, or name another in the environment variable {OVERRIDE}"
 
 
 def take_lock(directory: str) -> int | None:
@@ -207,6 +224,15 @@ class State:
     """When the next server is started, in seconds since the epoch, while a back-off waits for that."""
     events: tuple[Event, ...] = field(default=())
     """The last ones, oldest first."""
+
+    def command(self, name: str) -> str:
+        """Return the command line of certfs that is about this mount."""
+        return command_at(name, self.mode, self.targets[0])
+
+
+def command_at(name: str, mode: Mode, target: str) -> str:
+    """Return the command line of certfs that is about a mount: the host's own needs no name."""
+    return f"certfs {name}" if mode == "dom0" else f"certfs {name} {shlex.quote(target)}"
 
 
 def write_state(directory: str, state: State) -> None:

@@ -58,6 +58,7 @@ class Summary:
     since: str
     server: ProcessId
     server_since: str
+    server_version: str | None = None
     bundles: tuple[BundleSummary, ...]
     plain_copies_current: bool
 

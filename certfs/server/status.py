@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from certfs import __version__
 from certfs.core.certificate import Severity, SourceContent
 from certfs.core.text import printable
 from certfs.fuse import base
@@ -82,7 +83,7 @@ class StatusReport:
             mounts=tuple(
                 Target(target=tree.target, store=tree.store) for tree in self._mount.trees
             ),
-            server=ServingProcess(pid=os.getpid(), since=written(self._since)),
+            server=ServingProcess(pid=os.getpid(), since=written(self._since), version=__version__),
             supervisor=SupervisingProcess(pid=state.supervisor.pid) if state else None,
             since=written(state.since if state else self._since),
             bundles=bundles,
@@ -101,6 +102,7 @@ class StatusReport:
             since=written(state.since if state is not None else self._since),
             server=ProcessId.of(os.getpid()),
             server_since=written(self._since),
+            server_version=__version__,
             bundles=tuple(map(self._bundle_summary, self._trust.bundles)),
             plain_copies_current=all(map(self._plain.is_current, self._trust.bundles)),
         )

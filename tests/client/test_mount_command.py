@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -422,6 +424,28 @@ def test_status_of_a_hanging_mount_does_not_hang(scene: Scene) -> None:
         os.kill(server, signal.SIGCONT)
 
 
+def test_a_dead_mount_says_what_serves_it_again(scene: Scene) -> None:
+    """The command that status prints for a mount of its own names store, configuration and place (I14)."""
+    config = scene.directory / "my config.toml"
+    config.write_text('[[bundle]]\nsource = "stunnel/certs"\nbundle = "ca.pem"\n')
+    scene.certfs("mount", "--store", scene.store, "--config", config, scene.mountpoint)
+    state = scene.state()
+    kill(*(state[name]["pid"] for name in ("janitor", "supervisor", "server")))
+    wait_until(
+        lambda: "DEAD" in run_forked(["status", scene.mountpoint], env=scene.environment).stdout,
+        what="the end of the mount",
+    )
+    said = scene.certfs("status", scene.mountpoint, expect=9)
+    found = re.search(
+        "; certfs (mount .*) serves it again, certfs (unmount .*) takes it away", said
+    )
+    assert found is not None, said
+    scene.certfs(*shlex.split(found[1]))
+    assert b"CERTIFICATE" in read(scene.mountpoint / "ca.pem")
+    scene.certfs(*shlex.split(found[2]))
+    assert scene.is_clean()
+
+
 def test_a_hanging_supervisor_can_be_unmounted(scene: Scene) -> None:
     """`certfs unmount` ends also an instance whose processes are stopped, and `certfs restart` says that they are."""
     scene.mount()
@@ -429,9 +453,8 @@ def test_a_hanging_supervisor_can_be_unmounted(scene: Scene) -> None:
     for process in ("supervisor", "server"):
         os.kill(state[process]["pid"], signal.SIGSTOP)
     said = scene.certfs("restart", scene.mountpoint, expect=9)
-    assert said.startswith(
-        "certfs: the supervisor does not answer: certfs unmount and certfs mount"
-    )
+    end = f"certfs unmount {scene.mountpoint}"
+    assert said.startswith(f"certfs: the supervisor does not answer: end it with {end}, then ")
     assert said.count("\n") == 1
     said = scene.certfs("unmount", scene.mountpoint)
     assert "supervisor was dead" in said
@@ -665,7 +688,7 @@ def test_status_tells_when_the_next_server_starts(scene: Scene) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(server["pid"], signal.SIGSEGV)
         shown = run_forked(["status", scene.mountpoint], env=scene.environment).stdout
-        return "certfs restart tries at once" in shown
+        return f"certfs restart {scene.mountpoint} tries at once" in shown
 
     wait_until(waits, seconds=120, what="the back-off")
     status = run_forked(["status", "--json", scene.mountpoint], env=scene.environment)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from certfs import __version__
 from certfs.cli.json_forms import FORMS
 from certfs.moment import written
 from tests.support import pki
@@ -57,6 +58,8 @@ def test_a_monitor_without_privilege_gets_a_true_answer(dom0: Host) -> None:
     code, answer = status(dom0)
     assert (code, answer["phase"], answer["answering"]) == (0, "serving", True)
     assert answer["since"] == written(dom0.state()["since"])
+    assert answer["server"]["version"] == __version__
+    assert f", certfs {__version__}\n" in dom0.certfs("status")
     assert "junk" not in json.dumps(answer)
     paths = {each["path"] for each in answer["bundles"]}
     assert "/etc/stunnel/xapi-pool-ca-bundle.pem" in paths
@@ -65,6 +68,38 @@ def test_a_monitor_without_privilege_gets_a_true_answer(dom0: Host) -> None:
     text = as_nobody(dom0, *dom0.program(), "status")
     assert text.returncode == 0, text.stderr
     assert "junk" not in text.stdout
+
+
+@pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "CERTFS_RUNTIME_DIR"])
+def test_a_monitor_that_kept_the_environment_of_root_gets_it_as_well(
+    dom0: Host, variable: str
+) -> None:
+    """After su a variable names root's runtime directory: no bug, and the host's answer is the same (I9)."""
+    roots = dom0.inside("/run/user/0/certfs")
+    roots.mkdir(parents=True)
+    roots.parent.chmod(0o700)
+    place = roots.parent if variable.startswith("XDG") else roots
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        setting = f"{variable}={place.relative_to(dom0.inside('/'))}".replace("=", "=/")
+        return as_nobody(dom0, "env", setting, *dom0.program(), *words)
+
+    answer = call("status")
+    assert answer.returncode == 0, answer.stderr
+    assert "/etc/stunnel" in answer.stdout
+    dom0.certfs("unmount")
+    for words in (
+        ["status"],
+        ["unmount", "--all"],
+        ["restart", "/srv"],
+        ["mount", "--store", "/srv", "/tmp"],
+    ):
+        refused = call(*words)
+        assert refused.returncode == 10, refused.stderr
+        assert re.fullmatch(
+            rf"certfs: /run/user/0/certfs: Permission denied: .*{variable}.*\n", refused.stderr
+        )
+    dom0.certfs("mount")
 
 
 def test_a_monitor_hears_of_a_mount_that_does_not_serve(dom0: Host) -> None:
