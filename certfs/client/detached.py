@@ -14,11 +14,12 @@ from typing import Final, NoReturn
 from certfs import procfs
 from certfs.client import mount as mounting
 from certfs.client.instances import ask, find, unmount
-from certfs.errors import DeadlineError, MountpointError, NotMountedError, PrivilegeError
+from certfs.errors import CertfsError, DeadlineError, MountpointError, PrivilegeError
 from certfs.linux import mount_syscalls, mount_table
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.messages import STALE_UNKNOWN
 from certfs.protocol.state_file import State
+from certfs.protocol.summary import read_hosts
 from certfs.supervisor import stand_in
 
 _FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
@@ -33,20 +34,40 @@ def run_detached(
 ) -> int:
     """Run ``command`` with plain directories and return its exit code (negative: the signal), or become the command.
 
-    ``warn`` is told before that which plain copies are not what is served. ``if_mounted``: nothing mounted is fine.
-    OSError if the command cannot be run.
+    ``warn`` is told before that which plain copies are not what is served. ``if_mounted``: nothing mounted is fine, but
+    what another user has mounted there is not, because the command would see it. OSError if it cannot be run.
     """
+    if os.geteuid() == 0:
+        if not if_mounted:
+            find(mountpoint)
+        # Also mounts of which nothing is noted any more: a backup would have their directories empty.
+        if any(map(procfs.is_ours, procfs.mounts())):
+            warn(_flush())
+            _leave_certfs()
+        _become(command)
     try:
         directory = find(mountpoint)
-    except NotMountedError:
+    except CertfsError:
         if not if_mounted:
             raise
-        _become(command)
-    if os.geteuid() == 0:
-        warn(_flush())
-        _leave_certfs()
+        _check_no_other(mountpoint)
         _become(command)
     return _unmounted(directory, state_file.read_state(directory), command, warn)
+
+
+def _check_no_other(mountpoint: str | None) -> None:
+    """Check that the command will see nothing of a certfs that this user cannot take away. PrivilegeError."""
+    summary = None if mountpoint is not None else read_hosts()
+    hosts = summary.targets if summary else ()
+    table = procfs.mounts()
+    for place in hosts if mountpoint is None else (mounting.canonical(mountpoint),):
+        top = procfs.top_at(table, place)
+        if top is not None and top.is_certfs:
+            raise PrivilegeError(
+                f"the certfs at {place} is not yours to take away, and the command would see it",
+                advice="run this as its user, usually root; "
+                "or the command alone, without an option to stay in one file system",
+            )
 
 
 # --- root
@@ -54,14 +75,14 @@ def run_detached(
 
 def _flush() -> tuple[str, ...]:
     """Have every instance bring its plain copies up to date; say which are not."""
-    stale: list[str] = []
-    for directory in state_file.instances():
-        state = state_file.read_state(directory)
-        if state is None:
-            continue
-        reply = ask(directory, "flush", timeouts.ANSWER)
-        stale += (STALE_UNKNOWN,) if reply is None else reply.stale
-    return tuple(stale)
+    states = ((each, state_file.read_state(each)) for each in state_file.instances())
+    directories = [directory for directory, state in states if state is not None]
+    if not directories:  # of what is mounted nothing is noted any more
+        return (STALE_UNKNOWN,)
+    replies = [ask(directory, "flush", timeouts.ANSWER) for directory in directories]
+    return tuple(
+        line for reply in replies for line in ((STALE_UNKNOWN,) if reply is None else reply.stale)
+    )
 
 
 def _leave_certfs() -> None:
@@ -101,7 +122,7 @@ def _unmounted(directory: str, state: State | None, command: tuple[str, ...], wa
     if state is None:
         raise DeadlineError(
             f"how it was mounted is not written down any more in {directory}",
-            advice="certfs unmount and certfs mount replace it",
+            advice="unmount it and mount it again",
         )
     _, stale = unmount(directory)
     warn(stale)

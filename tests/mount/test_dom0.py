@@ -318,6 +318,39 @@ def test_a_backup_does_not_fail_because_certfs_does(dom0: Host, state: str) -> N
     assert ("any may lack the last changes" in said) == (state != "unmounted")
 
 
+def test_a_backup_sees_plain_files_also_if_nothing_is_noted_of_the_mount(dom0: Host) -> None:
+    """`certfs detached --if-mounted` takes away also what is mounted without a runtime directory (I12)."""
+    assert dom0.run("umount", dom0.state()["mountpoint"]).returncode == 0
+    assert dom0.run("rm", "-r", "/run/certfs").returncode == 0
+    script = "grep -c fuse.certfs /proc/self/mounts; cat /etc/stunnel/certs-pool/0.pem"
+    said = dom0.certfs("detached", "--if-mounted", "--", "sh", "-c", script)
+    assert "BEGIN CERTIFICATE" in said
+    assert "0\n" in said
+    assert "any may lack the last changes" in said
+    assert dom0.run("umount", "-l", "/etc/stunnel").returncode == 0
+    wait_until(lambda: dom0.processes() == [], what="the end of all processes")
+
+
+def test_a_backup_of_an_ordinary_user(dom0: Host) -> None:
+    """It fails where it would see what root has mounted, which it would archive as empty; it runs where nothing is."""
+    run = (
+        "setpriv",
+        "--reuid=65534",
+        "--clear-groups",
+        *dom0.program(),
+        "detached",
+        "--if-mounted",
+    )
+    for where in ((), ("--mountpoint", "/etc/stunnel")):
+        refused = dom0.run(*run, *where, "--", "echo", "ran")
+        assert (refused.returncode, refused.stdout) == (10, "")
+        assert "not yours to take away, and the command would see it" in refused.stderr
+    dom0.certfs("unmount")
+    for where in ((), ("--mountpoint", "/etc/stunnel")):
+        ran = dom0.run(*run, *where, "--", "echo", "ran")
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "ran\n", "")
+
+
 def test_unmounting_while_a_command_runs_detached(dom0: Host) -> None:
     """`certfs unmount` ends the instance, not the command."""
     detached = dom0.detached()
