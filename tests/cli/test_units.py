@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -242,6 +243,29 @@ def test_a_unit_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert setting(text, "WantedBy") == "default.target"
     for name in ("NoNewPrivileges", "SystemCallFilter", "OOMScoreAdjust", "CapabilityBoundingSet"):
         assert name not in text
+
+
+def test_what_a_unit_lacks_on_this_host_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I9: a store, a mountpoint and a configuration that are not there are named; the unit is written all the same."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("certfs.cli.units._systemd_runs", lambda: False)
+    lacking = [str(tmp_path / name) for name in ("store", "config.toml", "mnt-1")]
+    store, config, mountpoint = lacking
+    words = ["--user", "--store", store, "--config", config, mountpoint]
+    result = CliRunner().invoke(install_units, words)
+    assert result.exit_code == 0, result.output
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("certfs: warning: ")]
+    assert all(any(path in line for line in warnings) for path in lacking), result.stderr
+    # A hyphen of a path is a backslash in the unit's name, which a shell would take for its own.
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("start it now")]
+    (unit,) = (tmp_path / "systemd/user").glob("certfs-*.service")
+    assert shlex.split(line)[-1] == unit.stem
+    for name in ("store", "mnt-1"):
+        (tmp_path / name).mkdir()
+    Path(config).touch()
+    assert "warning" not in CliRunner().invoke(install_units, words).stderr
 
 
 @pytest.mark.parametrize(

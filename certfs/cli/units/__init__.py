@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from typing import Final
 
 import click
 
+from certfs.cli.answers import say
 from certfs.cli.units import render
 from certfs.cli.units.render import Standalone
+from certfs.config import load_config
 from certfs.core.text import printable
-from certfs.errors import SystemdError, from_os_error
+from certfs.errors import ConfigError, SystemdError, from_os_error
 from certfs.identity.paths import open_directory
 from certfs.linux import installation
 from certfs.store.atomic import write_atomic
@@ -83,21 +86,15 @@ def install_units(  # noqa: PLR0913  one for each option
         raise click.UsageError("--user is for a store of yours: --store DIR MOUNTPOINT")
     if pool and user:
         raise click.UsageError("--pool is for root's mounts")
-    if enable and directory not in {None, _DIRECTORY}:
+    if directory in {None, _DIRECTORY}:
+        _warn_of_missing(mount, config)
+    elif enable:
         raise click.UsageError(
             "--enable is for units of this host; elsewhere: systemctl --root DIR enable certfs"
         )
     directory = directory or (_user_directory() if user else _DIRECTORY)
     systemd = version or systemd_version()
-    units = {
-        render.unit_name(mount): render.unit_text(
-            template(), _program(), systemd=systemd, mount=mount, user=user
-        )
-    }
-    if pool:
-        units[render.POOL_UNIT] = render.pool_unit_text(
-            template("pool.in"), _program(), mount, systemd=systemd
-        )
+    units = _units(mount, systemd, user=user, pool=pool)
     there = [
         name
         for name, text in units.items()
@@ -114,11 +111,25 @@ def install_units(  # noqa: PLR0913  one for each option
     if enable:
         _systemctl(*manager, "enable", *there)
     else:
-        names = (name.removesuffix(".service") for name in there)
-        words = ("systemctl", *manager, "enable", "--now", *names)
-        click.echo(f"start it now and at every boot with: {' '.join(words)}")
+        _say_how_to_start(manager, there)
     if user:
         click.echo("to have it without being logged in: loginctl enable-linger")
+
+
+def _say_how_to_start(manager: tuple[str, ...], units: list[str]) -> None:
+    names = (shlex.quote(name.removesuffix(".service")) for name in units)
+    words = ("systemctl", *manager, "enable", "--now", *names)
+    click.echo(f"start it now and at every boot with: {' '.join(words)}")
+
+
+def _units(mount: Standalone | None, systemd: int, *, user: bool, pool: bool) -> dict[str, str]:
+    """Return what each unit says, by its name."""
+    text = render.unit_text(template(), _program(), systemd=systemd, mount=mount, user=user)
+    units = {render.unit_name(mount): text}
+    if pool:
+        pools = render.pool_unit_text(template("pool.in"), _program(), mount, systemd=systemd)
+        units[render.POOL_UNIT] = pools
+    return units
 
 
 def template(name: str = "service.in") -> str:
@@ -160,6 +171,21 @@ def _standalone(store: str | None, mountpoint: str | None, config: str | None) -
     return Standalone(
         store=os.path.abspath(store), mountpoint=os.path.abspath(mountpoint), options=options
     )
+
+
+def _warn_of_missing(mount: Standalone | None, config: str | None) -> None:
+    """Say what of this host the unit needs and does not find; it may come later, with another file system."""
+    needed = [("store", mount.store), ("mountpoint", mount.mountpoint)] if mount else []
+    said = [
+        f"the {what} {path} is no directory" for what, path in needed if not os.path.isdir(path)
+    ]
+    if config is not None:
+        try:
+            load_config(config)
+        except ConfigError as error:
+            said.append(str(error))
+    for line in said:
+        say(f"certfs: warning: {line}; the unit cannot start until that is mended", err=True)
 
 
 def _user_directory() -> str:
