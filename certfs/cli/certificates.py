@@ -29,7 +29,7 @@ from certfs.identity import refresh, replace
 from certfs.identity.describe import describe_loaded
 from certfs.identity.errors import CertificateLibraryCorruptError
 from certfs.identity.listing import Access, Kind, installed, need_host_uuid
-from certfs.identity.paths import HostPaths
+from certfs.identity.paths import HostPaths, command
 from certfs.identity.refresh import RefreshReport, Stage
 from certfs.identity.replace import RELOAD_HINT, Replacement
 
@@ -60,7 +60,7 @@ def host_get_server_certificate(*, pool: bool, paths: HostPaths, as_json: bool) 
         )
     if not file.certificates:
         raise CertificateLibraryCorruptError(
-            f"{file.path} {file.defect}", advice="certfs repair mends what it can"
+            f"{file.path} {file.defect}", advice=f"{command(paths, 'repair')} mends what it can"
         )
     leaf = file.certificates[0]
     pem = render(leaf.der).decode("ascii")
@@ -185,25 +185,26 @@ def host_refresh_server_certificate(  # noqa: PLR0913 - one for each option
         if reload_command is not None:
             if not distributed:
                 refresh.refuse_undistributed(paths, report, host_uuid=uuid)
-            _reload(reload_command)
+            _reload(reload_command, paths)
             time.sleep(overlap)
             report = refresh.finish(paths, host_uuid=uuid)
-    _tell_refresh(report, finish=finish, dry_run=dry_run, as_json=as_json)
+    _tell_refresh(paths, report, finish=finish, dry_run=dry_run, as_json=as_json)
 
 
-def _reload(command: str) -> None:
+def _reload(words: str, paths: HostPaths) -> None:
+    """Run the admin's command; what it says is on standard error, beside the answer."""
     try:
-        done = subprocess.run(shlex.split(command), check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(shlex.split(words), check=False, stdin=subprocess.DEVNULL, stdout=2)
     except (OSError, ValueError) as error:
-        raise ReloadError(f"{command!r} cannot be run: {error}", advice=_AFTER_RELOAD) from error
+        raise ReloadError(f"{words!r} cannot be run: {error}", advice=_mend(paths)) from error
     if done.returncode != 0:
-        raise ReloadError(f"{command!r} ended with status {done.returncode}", advice=_AFTER_RELOAD)
+        raise ReloadError(f"{words!r} ended with status {done.returncode}", advice=_mend(paths))
 
 
-_AFTER_RELOAD = (
-    "old and new certificate are both trusted; make stunnel reload, "
-    "then run certfs host-refresh-server-certificate --finish"
-)
+def _mend(paths: HostPaths) -> str:
+    """Return how a refresh goes on by hand."""
+    finish = command(paths, "host-refresh-server-certificate --finish")
+    return f"old and new certificate are both trusted; make stunnel reload, then run {finish}"
 
 
 def _tell_replacement(done: Replacement, *, dry_run: bool, as_json: bool) -> None:
@@ -225,8 +226,10 @@ def _tell_replacement(done: Replacement, *, dry_run: bool, as_json: bool) -> Non
         warn(RELOAD_HINT)
 
 
-def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json: bool) -> None:
-    said, following = _refresh_sentences(report, finish=finish, dry_run=dry_run)
+def _tell_refresh(
+    paths: HostPaths, report: RefreshReport, *, finish: bool, dry_run: bool, as_json: bool
+) -> None:
+    said, following = _refresh_sentences(paths, report, finish=finish, dry_run=dry_run)
     warnings = report.warnings
     newest = describe_loaded(report.certificate) if report.certificate is not None else None
     if as_json:
@@ -248,19 +251,24 @@ def _tell_refresh(report: RefreshReport, *, finish: bool, dry_run: bool, as_json
         warn(following)
 
 
-def _refresh_sentences(report: RefreshReport, *, finish: bool, dry_run: bool) -> tuple[str, str]:
+def _refresh_sentences(
+    paths: HostPaths, report: RefreshReport, *, finish: bool, dry_run: bool
+) -> tuple[str, str]:
     """Return what has happened, and what is to be done next."""
     if dry_run:
-        return _would(report, finish=finish)
+        return _would(paths, report, finish=finish)
     if report.stage is Stage.SWITCHED:
         said = "is in use" if report.changed else "is in use already"
-        return f"the new certificate {said}; the old one is trusted until --finish:", _NEXT
+        following = (
+            f"{RELOAD_HINT}; then run {command(paths, 'host-refresh-server-certificate --finish')}"
+        )
+        return f"the new certificate {said}; the old one is trusted until --finish:", following
     if report.changed:
         return "the old certificate is not trusted any more; the pool certificate is:", ""
     return "no refresh is under way; the pool certificate is:", ""
 
 
-def _would(report: RefreshReport, *, finish: bool) -> tuple[str, str]:
+def _would(paths: HostPaths, report: RefreshReport, *, finish: bool) -> tuple[str, str]:
     following = ""
     match report.stage, finish:
         case Stage.IDLE, False:
@@ -270,7 +278,7 @@ def _would(report: RefreshReport, *, finish: bool) -> tuple[str, str]:
         case Stage.SWITCHED, True:
             said = "the certificate before this one would not be trusted any more:"
         case Stage.SWITCHED, False:
-            said, following = _WOULD_NOT, _AFTER_RELOAD
+            said, following = _WOULD_NOT, _mend(paths)
         case _:
             said = _WOULD_NOT
     if report.others and not finish and report.stage is not Stage.SWITCHED:
@@ -284,4 +292,3 @@ def _would(report: RefreshReport, *, finish: bool) -> tuple[str, str]:
 
 
 _WOULD_NOT = "nothing would change; the pool certificate is:"
-_NEXT = f"{RELOAD_HINT}; then run certfs host-refresh-server-certificate --finish"

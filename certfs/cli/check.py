@@ -5,6 +5,7 @@ Owns the judgement of bundles; that of a host's own files is `certfs.identity.he
 
 import glob
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -255,7 +256,7 @@ def _judge_bundle(
             "BUNDLE_EMPTY",
             _absolute(place, items[0].bundle),
             "is empty although it has sources",
-            "certfs list shows why each of them was left out",
+            f"{place.command('list')} shows why each of them was left out",
         )
 
 
@@ -369,26 +370,15 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
     for directory, names in report["drift"].items():
         only_here = report.get("only_here", {}).get(directory, {})
         for each in names:
-            if each not in only_here:
-                what = "differs from the pool, and stays so on this host"
-                mend = "certfs pool sync makes it the pool's; a publisher publishes its own: certfs pool publish NAME"
-            elif only_here[each]:
-                what = f"is on this host only, and cannot be in a pool: {only_here[each]}"
-                mend = "put a file in its place that can, or remove it"
-            elif directory == "certs":
-                what = "is on this host only"
-                mend = "certfs pool publish NAME, or copy it in on a publisher; if it is not meant, remove it"
-            else:
-                what = "is on this host only, and of no member of the pool"
-                mend = "remove it, unless this host is to trust it: a host's own certificate comes with the host"
+            what, mend = _drift(directory, each, only_here)
             yield _Judgement(Grade.WARNING, "POOL_DRIFT", f"{where}/{directory}/{each}", what, mend)
     for directory, refused in report["refused"].items():
         for each, why in refused.items():
             what = f"is not believed as the pool has it: {why}"
-            mend = (
-                "if it is meant and waits for approval: certfs pool approve NAME; else find out who wrote it: "
-                "certfs pool audit"
-            )
+            mend = "find out who wrote it: certfs pool audit"
+            if directory == "certs":
+                approve = f"certfs pool approve {shlex.quote(each)} --key FILE"
+                mend = f"if it is meant and waits for approval: {approve}; else {mend}"
             yield _Judgement(
                 Grade.WARNING, "POOL_REFUSED", f"{where}/{directory}/{each}", what, mend
             )
@@ -399,6 +389,26 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
         what = "was overruled by the pool and set aside"
         mend = "copy it back in if it is meant, and remove it here"
         yield _Judgement(Grade.WARNING, "POOL_SET_ASIDE", file_form(path), what, mend)
+
+
+def _drift(directory: str, name: str, only_here: Mapping[str, str]) -> tuple[str, str]:
+    """Return how a file differs from the pool, and what mends that."""
+    publish = f"certfs pool publish {shlex.quote(name)}"
+    if name not in only_here:
+        mend = "to have what the pool has: certfs pool sync"
+        if directory == "certs":
+            mend += f"; to have the pool take this, on a publisher: {publish}"
+        return "differs from the pool, and stays so on this host", mend
+    if only_here[name]:
+        what = f"is on this host only, and cannot be in a pool: {only_here[name]}"
+        return what, "put a file in its place that can, or remove it"
+    if directory == "certs":
+        mend = f"{publish}, or copy it in on a publisher; if it is not meant, remove it"
+        return "is on this host only", mend
+    mend = (
+        "remove it, unless this host is to trust it: a host's own certificate comes with the host"
+    )
+    return "is on this host only, and of no member of the pool", mend
 
 
 def _judge_all_expired(place: Place, items: list[Item], now: datetime) -> Iterator[_Judgement]:

@@ -6,6 +6,7 @@ reading their sources. Works without a running server.
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -74,6 +75,12 @@ class Place:
     incomplete: tuple[Incomplete, ...] = ()
     silent: tuple[str, ...] = ()
     """Directories that a mount reads sources from and that do not answer it."""
+    named: tuple[str, ...] = ()
+    """By which words of a command line it was found; none for the host."""
+
+    def command(self, name: str) -> str:
+        """Return a certfs command line that looks at the same place."""
+        return shlex.join(["certfs", name, *map(printable, self.named)])
 
     @property
     def host(self) -> HostPaths | None:
@@ -108,6 +115,12 @@ def find_place(mountpoint: str | None, store: str | None, config_file: str | Non
 
     A directory of the host's own mount, such as /etc/stunnel, stands for the host.
     """
+    named = (("--store", store), ("--config", config_file), ("", mountpoint))
+    words = (word for option, value in named if value is not None for word in (option, value))
+    return replace(_find_place(mountpoint, store, config_file), named=tuple(filter(None, words)))
+
+
+def _find_place(mountpoint: str | None, store: str | None, config_file: str | None) -> Place:
     if mountpoint is not None and store is not None:
         raise click.UsageError("MOUNTPOINT and --store exclude each other")
     if store is not None:
@@ -232,7 +245,8 @@ def _unanswering(path: str, error: OSError | None) -> CertfsError:
     if error is not None and error.errno in _DEAD:
         return from_os_error(path, error)
     return DeadlineError(
-        f"{path} is mounted and does not say how it is", advice="certfs status says more"
+        f"{path} is mounted and does not say how it is",
+        advice=f"certfs status {shlex.quote(printable(path))} says more",
     )
 
 

@@ -107,7 +107,9 @@ def init(*, name: str, endpoints: tuple[str, ...], ca: Path | None, root_passwor
     """Make the pool NAME in an engine, and turn the engine's authentication on if it is off."""
     access = _root_access(endpoints, ca, root_password)
     trio.run(membership.init_pool, access, Keys(name))
-    say(f"made the pool {name}; certfs pool admit {name} UUID admits a host")
+    say(
+        f"made the pool {name}; to admit a host: certfs pool admit {name} UUID --endpoint URL --root-password FILE"
+    )
 
 
 @pool.command(
@@ -185,7 +187,10 @@ def leave(*, state: StateDirectory) -> None:
     found = state.read()
     _need_stopped(state)
     state.forget()
-    say(f"this host has left; to be forgotten: certfs pool eject {found.pool} {found.uuid}")
+    say(
+        f"this host has left; to be forgotten: certfs pool eject {found.pool} {found.uuid} "
+        "--endpoint URL --root-password FILE"
+    )
 
 
 def _need_stopped(state: StateDirectory) -> None:

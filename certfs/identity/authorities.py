@@ -52,6 +52,7 @@ class AuthorityChange:
 
 def library(paths: HostPaths, purpose: Purpose | None = None) -> Library:
     """Return the directory of the certificates for everything, or for one purpose."""
+    options = ""
     if purpose is None:
         directory = paths.certs
     else:
@@ -62,12 +63,14 @@ def library(paths: HostPaths, purpose: Purpose | None = None) -> Library:
             )
         prefix = "pinned" if purpose.pinned else "ca"
         directory = paths.trusted_certs / f"{prefix}-{purpose.name}"
+        options = f" --purpose {purpose.name}" + " --pinned" * purpose.pinned
     return Library(
+        paths,
         directory,
         already_exists=CertificateAlreadyExistsError,
         does_not_exist=CertificateDoesNotExistError,
         corrupt=CertificateCorruptError,
-        uninstall="pool-uninstall-ca-certificate",
+        uninstall=f"pool-uninstall-ca-certificate{options}",
         listing="pool-certificate-list",
     )
 

@@ -18,6 +18,8 @@ from certfs.identity.errors import CertificateError, CertificateLibraryCorruptEr
 from certfs.identity.paths import (
     PUBLIC_MODE,
     SOURCE_DIRECTORY_MODE,
+    HostPaths,
+    command,
     file_errors,
     is_present,
     open_directory,
@@ -33,9 +35,10 @@ _REHASH_SECONDS = 60
 class Library:
     """Where the files are, and what the platform calls what can be wrong with them.
 
-    ``uninstall`` and ``listing`` are the commands that an error advises.
+    ``uninstall`` and ``listing`` are the commands that an error advises, with their options.
     """
 
+    paths: HostPaths
     directory: Path
     already_exists: type[CertificateError]
     does_not_exist: type[CertificateError]
@@ -65,7 +68,7 @@ class Library:
                     return None
                 raise self.does_not_exist(
                     f"{path} does not exist",
-                    advice=f"{self.listing} shows what is installed; --force ignores this",
+                    advice=f"{command(self.paths, self.listing)} shows what is installed; --force ignores this",
                 )
             content = b""
             with contextlib.suppress(OSError):
@@ -117,7 +120,8 @@ class Library:
     def _taken(self, path: Path) -> CertificateError:
         return self.already_exists(
             f"{path} exists already",
-            advice=f"choose another name with --name, or remove it with {self.uninstall}",
+            advice="choose another name with --name, or remove it: "
+            + command(self.paths, f"{self.uninstall} {path.name}"),
         )
 
     def _remove(self, fd: int, path: Path) -> None:
@@ -136,6 +140,6 @@ class Library:
 def _unusable(path: Path, error: OSError) -> CertfsError:
     if error.errno == errno.ENOTDIR:
         return CertificateLibraryCorruptError(
-            f"{path}: {error.strerror}", advice="move it away; certfs repair makes the directory"
+            f"{path}: {error.strerror}", advice="move it away, then run this again"
         )
     return from_os_error(str(path), error)

@@ -62,6 +62,7 @@ class CrlChange:
 def library(paths: HostPaths) -> Library:
     """Return the directory of the lists."""
     return Library(
+        paths,
         paths.crls,
         already_exists=CrlAlreadyExistsError,
         does_not_exist=CrlDoesNotExistError,

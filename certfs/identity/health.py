@@ -52,6 +52,7 @@ from certfs.identity.remedies import (
 
 _KEY_FILES = (SERVER_PEM, POOL_PEM, POOL_PEM_NEW, POOL_PEM_BACKUP)
 _OTHERS = stat.S_IRWXO | stat.S_IWGRP
+_INSTALL = "host-server-certificate-install --certificate FILE --private-key FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,7 @@ def _server_key(host: _Host) -> Iterator[Finding]:
         )
     else:
         advice = (
-            f"{command(host.paths, 'host-server-certificate-install')} with a key and certificate, "
-            f"or {command(host.paths, 'reset-server-certificate')}"
+            f"{command(host.paths, _INSTALL)}, or {command(host.paths, 'reset-server-certificate')}"
         )
         yield from _broken_pair(file, "SERVER", advice)
 
@@ -167,10 +167,8 @@ def _pool_key_mend(host: _Host, file: Installed, remedy: Remedy | None) -> str:
         return repair
     if not host.uuid:
         return f"{how_to_tell(host.paths)}, then {repair}"
-    return (
-        f"certfs gencert {file.path} xapi:pool, then {repair}, then copy {host.public} to certs-pool of "
-        "every host of the pool"
-    )
+    generate = f"certfs gencert {shlex.quote(printable(str(file.path)))} xapi:pool"
+    return f"{generate}, then {repair}, then copy {host.public} to certs-pool of every host of the pool"
 
 
 def _pool_key_remedy(host: _Host) -> Remedy | None:
@@ -348,7 +346,7 @@ def _renewal(host: _Host, file: Installed, due: Alert) -> str:
     match file.kind:
         case Kind.HOST:
             renewal = (
-                f"{command(host.paths, 'host-server-certificate-install')} with a renewed one, or "
+                f"with a renewed one: {command(host.paths, _INSTALL)}; or "
                 f"{command(host.paths, 'reset-server-certificate')}"
             )
         case Kind.HOST_INTERNAL:

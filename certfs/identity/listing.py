@@ -6,6 +6,7 @@ certificate. A file that cannot be read is listed with the reason. Must not judg
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from certfs.core.bundle import is_editors_lock, is_source_name
 from certfs.core.certificate import Severity, parse_source
+from certfs.core.text import printable
 from certfs.errors import StoreError
 from certfs.identity.describe import Description, describe, describe_loaded
 from certfs.identity.ensure import HOST_UUID, STATE, common_name, parse_uuid
@@ -113,7 +115,8 @@ def need_host_uuid(paths: HostPaths) -> str:
 def how_to_tell(paths: HostPaths) -> str:
     """Return what makes the UUID of a host known of which nothing tells it."""
     if paths.root is not None:
-        return f"certfs mount --store {paths.root} MOUNTPOINT gives it one"
+        store = shlex.quote(printable(str(paths.root)))
+        return f"certfs mount --store {store} MOUNTPOINT gives it one"
     return "put INSTALLATION_UUID='UUID' into /etc/xensource-inventory (uuidgen makes one)"
 
 

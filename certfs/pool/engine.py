@@ -474,7 +474,9 @@ class Engine:
             or status == httpx.codes.TOO_MANY_REQUESTS
         ):
             return self._unreachable(said)
-        advice = "see what the role of this host may do: certfs pool admit --publisher"
+        advice = (
+            "the role of this host does not allow it: see certfs pool admit --help for --publisher"
+        )
         return EngineRefusedError(
             f"{self.endpoint}: {method}: {_shown(said)}",
             advice=advice if failure.code == _DENIED else "",

@@ -188,7 +188,8 @@ async def init_pool(access: Access, keys: Keys) -> None:
         if made is None:
             raise PoolError(
                 f"there is a pool {keys.pool} already",
-                advice="certfs pool admit UUID admits hosts to it",
+                advice=f"to admit a host to it: certfs pool admit {keys.pool} UUID "
+                "--endpoint URL --root-password FILE",
             )
 
 
@@ -240,7 +241,10 @@ async def admit(access: Access, keys: Keys, uuid: str, *, publisher: bool) -> Jo
     password = secrets.token_urlsafe(32)
     async with reached(access) as engine:
         if await engine.get(keys.format_key) is None:
-            raise PoolError(f"there is no pool {keys.pool}", advice=f"certfs pool init {keys.pool}")
+            raise PoolError(
+                f"there is no pool {keys.pool}",
+                advice=f"to make it: certfs pool init {keys.pool} --endpoint URL --root-password FILE",
+            )
 
         async def admitted() -> None:
             await _remove_user(engine, name)

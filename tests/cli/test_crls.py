@@ -118,8 +118,8 @@ def test_names_of_the_platforms_for_lists(
     der.write_bytes(_crl(encoding=Encoding.DER))
     cases: list[tuple[list[str | Path], int, str]] = [
         (["pool-install-crl", crl, "--name", "x"], 42, "CRL_NAME_INVALID: 'x'"),
-        (["pool-install-crl", crl], 43, "remove it with pool-uninstall-crl"),
-        (["pool-uninstall-crl", "none.pem"], 44, "pool-crl-list shows what is installed"),
+        (["pool-install-crl", crl], 43, "remove it: certfs pool-uninstall-crl ca.pem"),
+        (["pool-uninstall-crl", "none.pem"], 44, " shows what is installed; --force ignores"),
         (["pool-install-crl", two], 45, "holds 2 revocation lists"),
         (["pool-install-crl", der], 45, f"openssl crl -inform DER -in {der}"),
         (["pool-install-crl", server.certificate], 45, f"certfs pool-install-ca-certificate {server.certificate}"),
