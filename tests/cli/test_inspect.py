@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -546,6 +547,31 @@ def test_a_bundle_behind_a_link_is_critical(tmp_path: Path) -> None:
     (finding,) = json.loads(checked.stdout)["findings"]
     assert (checked.returncode, finding["name"]) == (2, "BUNDLE_NOT_PRESENTED")
     assert finding["what"] == "is not presented: out: a symbolic link is not followed"
+
+
+def test_what_was_kept_aside_is_a_warning_until_it_is_settled(place: Place) -> None:
+    """I12: by either of the two ways that the finding names: a source has it, or the file is removed."""
+    place.put("a.pem", ONE.pem)
+    aside = place.store / "bundle.pem.before-certfs"
+    aside.write_bytes(TWO.pem)
+    code, findings = place.check()
+    (found,) = findings
+    assert (code, found["name"], found["file"]) == (1, "BEFORE_CERTFS", aside.name)
+    assert f"copy it to {place.certs}" in found["mend"]
+    place.put("b.pem", TWO.pem)
+    assert place.check() == (0, [])
+    (place.certs / "b.pem").unlink()
+    aside.unlink()
+    assert place.check() == (0, [])
+
+
+def test_an_empty_bundle_leads_to_the_list_of_that_place(place: Place) -> None:
+    """I9: the command that says why each source was left out is of the same store and configuration."""
+    place.put("junk.pem", b"nothing")
+    (found,) = [each for each in place.check()[1] if each["name"] == "BUNDLE_EMPTY"]
+    words = shlex.split(found["mend"].removesuffix(" shows why each of them was left out"))
+    said = run(*words[1:])
+    assert (said.returncode, "junk.pem" in said.stdout) == (0, True)
 
 
 def test_a_source_that_is_written_for_minutes_is_a_warning() -> None:
