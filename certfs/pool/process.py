@@ -55,6 +55,9 @@ _LEASE_SECONDS: Final = 30
 _KEEP_SECONDS: Final = 10.0
 _LONGEST_BACKOFF: Final = 60.0
 _RETRY_SECONDS: Final = 0.2
+_HOSTS_SECONDS: Final = 1.0
+"""How often files of ``certs-pool`` change at most: every member may change its own entry as often as it likes."""
+_LONGEST_PAUSE: Final = 1.0
 _SCAN_SECONDS: Final = 30.0
 """A look at the directories without an event: inotify may have dropped one."""
 
@@ -78,6 +81,14 @@ class Report:
     drift: dict[str, list[str]] = field(default_factory=dict)
     only_here: dict[str, dict[str, str]] = field(default_factory=dict)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """What hosts have published of themselves: ``certs-pool``, and by host the keys to believe its next entry by."""
+
+    remote: Remote
+    keys: dict[str, tuple[str, ...]]
 
 
 class Member:
@@ -123,6 +134,10 @@ class Member:
         """What this host's PEM files, whose digest was ``seen``, make: signed once, not at every change of any key."""
         self._watcher = Watcher(store, self._wake_up)
         self._patience = {name: Patience() for name in self._directories}
+        self._hosts: Hosts | None = None
+        """What hosts have published of themselves, as it was looked at last."""
+        self._hosts_until = 0.0
+        """Until when that stays, in seconds of trio's clock."""
         self.report = Report(str(shown))
 
     async def run(self) -> None:
@@ -172,6 +187,7 @@ class Member:
     async def _follow(self, engine: Engine) -> None:
         start, end = self._keys.watched
         view = View(self._keys, await engine.snapshot(start, end))
+        self._hosts = None  # it may be another cluster's
         self._lease = await engine.lease(_LEASE_SECONDS)
         self._acknowledged = Status(-1)
         self.report.endpoint = engine.endpoint
@@ -208,6 +224,7 @@ class Member:
                 again = _SCAN_SECONDS
                 continue
             self._watcher.watch()
+            began = time.process_time()
             try:
                 again = _SCAN_SECONDS if await self._step(view) else _RETRY_SECONDS
             except EngineUnreachableError as error:
@@ -220,6 +237,8 @@ class Member:
             except CertfsError as error:
                 self._is("failing", error.message)
                 again = 1.0
+            # A pool, or a directory, that changes without end has half of a processor at most.
+            await trio.sleep(min(time.process_time() - began, _LONGEST_PAUSE))
 
     def _is(self, state: str, reason: str = "") -> None:
         if (state, reason) != (self.report.state, self.report.reason):
@@ -242,8 +261,8 @@ class Member:
             return True
         told = self._told
         revision = view.revision
-        remotes, keys = self._remotes(view)
-        calm = True
+        hosts, calm = self._hosts_of(view)
+        remotes = self._remotes(view, hosts.remote)
         for directory in self._interrupted_first():
             may_publish = own.publisher and directory.name == "certs"
             calm &= await self._bring_together(
@@ -252,10 +271,10 @@ class Member:
             if self._journal.intent is not None:  # it is complete before another one begins
                 return False
         calm &= await self._publish_own_entry(view)
-        if calm and (keys != self._journal.keys or revision > self._journal.applied):
+        if calm and (hosts.keys != self._journal.keys or revision > self._journal.applied):
             self._write(
                 msgspec.structs.replace(
-                    self._journal, keys=keys, applied=revision, cluster=view.cluster
+                    self._journal, keys=hosts.keys, applied=revision, cluster=view.cluster
                 )
             )
         if not calm:
@@ -277,9 +296,19 @@ class Member:
             key=lambda each: intent is not None and each.name != intent.directory,
         )
 
-    def _remotes(self, view: View) -> tuple[dict[str, Remote], dict[str, tuple[str, ...]]]:
-        """Return what the pool has in each directory, and the keys to believe next by host; OSError, CertfsError."""
-        pool, keys = view.certs_pool(self._membership.uuid, self._journal.keys)
+    def _hosts_of(self, view: View) -> tuple[Hosts, bool]:
+        """Return what hosts have published of themselves, and whether that is the latest."""
+        latest = Hosts(*view.certs_pool(self._membership.uuid, self._journal.keys))
+        now = trio.current_time()
+        if self._hosts is not None and latest.remote != self._hosts.remote:
+            if now < self._hosts_until:
+                return self._hosts, False
+            self._hosts_until = now + _HOSTS_SECONDS
+        self._hosts = latest
+        return latest, True
+
+    def _remotes(self, view: View, pool: Remote) -> dict[str, Remote]:
+        """Return what there is to believe in each directory; OSError, CertfsError."""
         certs = view.certs()
         if self._approvals is not None:
             known = self._journal.approved
@@ -298,7 +327,7 @@ class Member:
             for each, why in refused.items():
                 if before.get(name, {}).get(each) != why:
                     LOG.warning("%s/%s is not believed: %s", name, each, why)
-        return remotes, keys
+        return remotes
 
     async def _bring_together(
         self,

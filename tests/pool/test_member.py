@@ -26,6 +26,7 @@ from certfs.pool import engine as engine_module
 from certfs.pool.approvals import ApprovalTable, Approved, statement
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.engine import Engine
+from certfs.pool.hosts import make_entry
 from certfs.pool.journal import Intent, Journal, JournalFile
 from certfs.pool.keys import DirectoryHead, MemberTable, decode
 from certfs.pool.local import Told
@@ -523,7 +524,7 @@ async def test_a_host_goes_on_to_another_endpoint_when_the_network_falls_silent(
                 host.membership, endpoints=(through, *cluster.endpoints)
             )
             async with host.running() as (member, _):
-                await until(lambda: member.report.state == "in sync")
+                await until(lambda: member._acknowledged.applied > 0)
                 assert member.report.endpoint == through
                 relay.lost = True
                 began = trio.current_time()
@@ -561,6 +562,41 @@ async def test_what_a_member_says_of_itself_is_judged(host: Host, status: bytes)
         )
     (found,) = (await commands.pool_state(membership)).hosts
     assert (found.applied, found.state, found.refused) == (None, "not connected", ())
+
+
+async def test_a_member_that_changes_its_own_entry_without_end_costs_little(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often a member changes what it may, others change no more than a file a second, and go on (I18, I22)."""
+    other = uuid.uuid4()
+    key = host.keys.host(str(other))
+    table = msgspec.json.encode(MemberTable(publisher=False, admitted=0))
+    identities = [pki.pool_certificate(other, key=pki.ec_key(1)) for _ in range(2)]
+    entries = [
+        msgspec.json.encode(make_entry(host.membership.pool, str(other), one.host_pem, b"", b""))
+        for one in identities
+    ] + [b"{}", b"x" * 100_000]
+    pem = pki.authority("meanwhile").pem
+    async with host.running() as (member, engine):
+        await put(engine, {host.keys.member(str(other)): table, key: entries[0]})
+        await until((host.certs.with_name("certs-pool") / f"{other}.pem").exists)
+        caplog.clear()
+        began = trio.current_time()
+        for number in range(60):
+            await put(engine, {key: entries[number % 4]})
+            if number == 30:
+                published = trio.current_time()
+                await put(engine, host.head() | host.name("x.pem", pem))
+                await until((host.certs / "x.pem").exists)
+                assert trio.current_time() - published < 3, "of a busy machine"
+        seconds = int(trio.current_time() - began) + 1
+        lines = [one for one in caplog.messages if str(other) in one]
+        assert len(lines) <= 2 * (seconds + 1), "a file that changes, or two that are refused"
+        revision = await put(engine, {key: entries[1]})
+        await until(lambda: member.report.applied >= revision)
+        assert (host.certs.with_name("certs-pool") / f"{other}.pem").read_bytes() == identities[
+            1
+        ].pem
 
 
 @pytest.fixture
