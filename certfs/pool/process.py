@@ -41,7 +41,7 @@ from certfs.pool.membership import JoinFile
 from certfs.pool.reconcile import Patience, Plan, reconcile, restored
 from certfs.pool.ssh_signature import Signers
 from certfs.pool.store import Store
-from certfs.pool.view import Remote, View
+from certfs.pool.view import Remote, View, lost_head
 
 LOG: Final = logging.getLogger("certfs.pool")
 
@@ -309,6 +309,8 @@ class Member:
 
     def _remotes(self, view: View, pool: Remote) -> dict[str, Remote]:
         """Return what there is to believe in each directory; OSError, CertfsError."""
+        if view.head is None and self._journal.base.get("certs"):
+            raise lost_head(self._keys)
         certs = view.certs()
         if self._approvals is not None:
             known = self._journal.approved

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from certfs.pool.engine import Change, Snapshot, check_size
 from certfs.pool.hosts import Believed, judge
 from certfs.pool.hosts import Keys as PublicKeys
-from certfs.pool.keys import DirectoryHead, Keys, MemberTable, Value, decode, is_uuid, name_defect
+from certfs.pool.keys import (
+    DirectoryHead,
+    Keys,
+    MemberTable,
+    PoolError,
+    Value,
+    decode,
+    is_uuid,
+    name_defect,
+)
 from certfs.pool.wire import KeyValue, decoded
 
 
@@ -83,10 +92,17 @@ class View:
 
     @property
     def generation(self) -> str | None:
-        """The generation of ``certs`` that counts, None before the first publication."""
+        """The generation of ``certs`` that counts, None before the first publication.
+
+        PoolError where it cannot be told: a directory that is not understood is not empty.
+        """
         head = self.head
-        table = decoded(head.value, DirectoryHead, strict=True) if head else None
-        return table.generation if table else None
+        if head is None:
+            return None
+        table = decoded(head.value, DirectoryHead, strict=True)
+        if table is None:
+            raise lost_head(self._keys)
+        return table.generation
 
     def mod_revision(self, name: bytes) -> int:
         """Return when a name of ``certs`` was changed last, 0 where it is not there."""
@@ -162,6 +178,14 @@ class View:
             last = raw, known, judge(self._keys.pool, uuid, raw, known)
             self._judged[uuid] = last
         return last[2]
+
+
+def lost_head(keys: Keys) -> PoolError:
+    """Return the error of a pool of which it cannot be told what it has."""
+    return PoolError(
+        f"{keys.head.decode()}: it is not there any more, or is none of this release of certfs",
+        advice="stunnel/certs stays as it is; audit/ names who published last",
+    )
 
 
 def member_of(found: KeyValue) -> MemberTable | None:

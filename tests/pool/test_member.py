@@ -564,6 +564,26 @@ async def test_what_a_member_says_of_itself_is_judged(host: Host, status: bytes)
     assert (found.applied, found.state, found.refused) == (None, "not connected", ())
 
 
+async def test_a_directory_that_is_not_understood_is_not_empty(host: Host) -> None:
+    """Where the key that says what the pool has is gone or of another release, every file stays as it is (I22)."""
+    pem = pki.authority("x").pem
+    async with host.running() as (member, engine):
+        await put(engine, host.head() | host.name("x.pem", pem))
+        await until(lambda: member.report.state == "in sync" and member.report.applied > 0)
+        assert (host.certs / "x.pem").read_bytes() == pem
+        await put(engine, {host.keys.head: b'{"generation":"0000000000000000","new":1}'})
+        await until(lambda: member.report.state == "failing")
+        await remove(engine, host.keys.head)
+        (host.certs / "y.pem").write_bytes(pki.authority("y").pem)
+        await until(lambda: host.keys.head not in member._view._all if member._view else False)
+        await until(lambda: "not there any more" in member.report.reason)
+        assert (host.certs / "x.pem").read_bytes() == pem
+        assert await engine.get(host.keys.name("0" * 16, b"y.pem")) is None
+        await put(engine, host.head())
+        await until(lambda: member.report.state == "in sync")
+        assert (host.certs / "x.pem").read_bytes() == pem
+
+
 async def test_a_member_that_changes_its_own_entry_without_end_costs_little(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
