@@ -193,29 +193,6 @@ async def test_another_authority_is_not_believed(cluster: etcd.Cluster) -> None:
             await engine.get(b"/x")
 
 
-async def test_users_and_expired_tokens() -> None:
-    """A forgotten token is renewed unseen; a wrong password and a missing right are refused (I22)."""
-    with etcd.cluster() as own:
-        for words in (
-            ["user", "add", "root:secret"],
-            ["role", "add", "root"],
-            ["user", "grant-role", "root", "root"],
-            ["user", "add", "guest:guest"],
-            ["auth", "enable"],
-        ):
-            own.control(*words)
-        async with Engine(access(own, user="root", password="secret")) as engine:
-            assert await engine.get(b"/x") is None
-            engine._token = "forgotten.1"
-            assert await engine.get(b"/x") is None
-        async with Engine(access(own, user="root", password="wrong")) as engine:
-            with pytest.raises(EngineRefusedError, match="password"):
-                await engine.get(b"/x")
-        async with Engine(access(own, user="guest", password="guest")) as engine:
-            with pytest.raises(EngineRefusedError, match="permission"):
-                await engine.get(b"/x")
-
-
 # --- what the gateway does that a client must know ----------------------------
 
 

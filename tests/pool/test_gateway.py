@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from certfs.pool import engine as engine_module
 from certfs.pool import wire
-from certfs.pool.engine import Access, Engine, EngineUnreachableError
+from certfs.pool.engine import Access, Engine, EngineRefusedError, EngineUnreachableError
 from tests.pool.test_engine import END, KEY, access, follow, put
 from tests.support import etcd, mounts, pki
 from tests.support.mounts import wait_until
@@ -81,6 +81,20 @@ async def test_a_token_that_expires_during_a_watch_loses_nothing(
                 assert (await changes.receive()).revision == after
 
 
+async def test_users_and_forgotten_tokens(guarded: etcd.Cluster) -> None:
+    """A forgotten token is renewed unseen; a wrong password and a missing right are refused (I22)."""
+    async with Engine(access(guarded, user="root", password="secret")) as engine:
+        assert await engine.get(b"/x") is None
+        engine._token = "forgotten.1"
+        assert await engine.get(b"/x") is None
+    async with Engine(access(guarded, user="root", password="wrong")) as engine:
+        with pytest.raises(EngineRefusedError, match="password"):
+            await engine.get(b"/x")
+    async with Engine(access(guarded, user="guest", password="guest")) as engine:
+        with pytest.raises(EngineRefusedError, match="permission"):
+            await engine.get(b"/x")
+
+
 async def is_refused(cluster: etcd.Cluster, token: str) -> bool:
     """Whether a token counts no more."""
     context = ssl.create_default_context(cafile=cluster.ca)
@@ -140,7 +154,8 @@ async def test_an_unauthorised_watch_says_so(guarded: etcd.Cluster) -> None:
 
 async def test_a_member_without_a_leader_ends_its_watches() -> None:
     """A member whose leader is gone answers heartbeats for ever; asked for a leader, it ends the stream (I22)."""
-    with etcd.cluster([("127.0.0.1", [])] * 2) as two:
+    quick = ["--heartbeat-interval=50", "--election-timeout=500"]
+    with etcd.cluster([("127.0.0.1", [])] * 2, options=quick) as two:
         first, second = two.members
         alone = Access((first.endpoint,), two.ca.read_text(), "", "")
         async with Engine(alone) as engine:
