@@ -488,7 +488,7 @@ def check_size(keys: int, size: int) -> None:
     if keys > MOST_KEYS or size > MOST_BYTES:
         raise EngineRefusedError(
             f"the pool has {keys} keys and {size} bytes; {MOST_KEYS} and {MOST_BYTES} are followed at most",
-            advice="see below its prefix which host has written them (audit/), and remove what is not meant",
+            advice="certfs pool audit names who has published; remove what is not meant from the engine",
         )
 
 

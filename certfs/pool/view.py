@@ -184,7 +184,7 @@ def lost_head(keys: Keys) -> PoolError:
     """Return the error of a pool of which it cannot be told what it has."""
     return PoolError(
         f"{keys.head.decode()}: it is not there any more, or is none of this release of certfs",
-        advice="stunnel/certs stays as it is; audit/ names who published last",
+        advice="stunnel/certs stays as it is; certfs pool audit names who published last",
     )
 
 
