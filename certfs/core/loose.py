@@ -1,6 +1,7 @@
 """What is left of a block in text that is in none: base64 without a BEGIN, and markers that are damaged (promise I9).
 
-Owns the recognition of both. Nothing is read from such text and nothing of it is repeated: it may be a key.
+Owns the recognition of these, and of a certificate in base64 within a line (YAML, JSON). Nothing is read from such
+text and nothing of it is repeated: it may be a key.
 """
 
 import re
@@ -18,6 +19,11 @@ _FIRST_LINE = re.compile(
 # That begins with one of two bytes: then the search passes over the others in no time. While it goes on no other thread
 # has its turn, and a file may be one line of blanks.
 _LINE = re.compile(rb"[\r\n]" + _FIRST_LINE.pattern, re.IGNORECASE)
+# A certificate of version 3: 30 82 .. .. 30 82 .. .. a0 03 02 01, or 30 81 for what is signed. Or the BEGIN of a PEM.
+_WITHIN_LINE = re.compile(
+    rb"MII[\w+/-]{2}[DTjz]C(?:C[\w+/-]{3}gAwIBA|B[\w+/-][Kaq6]ADAgEC)|LS0tLS1CRUdJTiBDRVJU"
+)
+_LINE_END = re.compile(rb"[\r\n]")
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]+")
 # A hyphen, and what word processors make of one, in UTF-8, Latin-1 and Windows-1252.
 _DASH = re.compile(
@@ -27,14 +33,22 @@ _SHORT_REST = re.compile(rb"\s*[A-Za-z0-9+/=]{0,20}\s*")
 _FEWEST_CHARACTERS = 100
 """Of base64; no certificate is that short, and no checksum but in hexadecimal that long."""
 _MARKER = "BEGIN or END of a certificate is damaged: each has five hyphens on both sides and capital letters"
+_ENCODED = "a certificate in base64 within a line: put it in a file of its own, as PEM text"
 _BASE64 = "base64 text outside of any block: its BEGIN and END lines are missing or damaged"
 
 
 def find_loose(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[int, str]]:
     """Yield line and reason for all in ``data[start:end]``, which begins in that ``line``, that looks like a block.
 
-    A marker counts with the base64 beside it as one.
+    A marker counts with the base64 beside it as one, and a line with the base64 that follows it.
     """
+    found = list(_find_parts(data, start, end, line))
+    lines = {one for one, _ in found}
+    within = _find_within_lines(data, start, end, line)
+    yield from sorted((*found, *((one, _ENCODED) for one in within if one + 1 not in lines)))
+
+
+def _find_parts(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[int, str]]:
     counted = start
     length = first = run_end = 0
     reported_end = -1  # of base64, to which a marker right behind it belongs
@@ -68,3 +82,16 @@ def find_loose(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[i
             reported_end = -1
     if marker is not None:
         yield marker, _MARKER
+
+
+def _find_within_lines(data: bytes, start: int, end: int, line: int) -> Iterator[int]:
+    counted = position = start
+    while found := _WITHIN_LINE.search(data, position, end):
+        before = max(data.rfind(each, position, found.start()) for each in (b"\n", b"\r"))
+        whole = _FIRST_LINE.match(data, before + 1 if before >= 0 else position, end)
+        if whole is None or whole["base64"] is None:
+            line += data.count(b"\n", counted, found.start())
+            counted = found.start()
+            yield line
+        after = _LINE_END.search(data, found.end(), end)
+        position = after.start() if after else end

@@ -27,6 +27,8 @@ _HOSTILE = {
     "base64 without an end": b"MIIBAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
     "damaged markers": b"--BEGIN CERTIFICATE--\n",
     "base64 and damaged markers": b"MIIB" * 40 + b"\n" + b"--END CERTIFICATE--\n" * 40,
+    "certificates within lines": b"x: MIIBIjCBygAwIBAMIIB1jCCAXygAwIBA\n",
+    "certificates within a line": b"x:MIIB1jCCAXygAwIBA",
     "BEGIN within a line": b"-----BEGIN A-----\nx-----BEGIN A-----\n",
     "END of another label": b"-----BEGIN A-----\nx-----END B-----\n",
     "NULs": b"\0",

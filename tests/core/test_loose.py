@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+from urllib.parse import quote
+
 import pytest
 
 from certfs.core.certificate import Severity, parse_source
-from tests.support import pki, pki_forms
+from tests.support import pki, pki_forms, pki_raw
 
 _ONE, _TWO = pki.authority("loose one"), pki.authority("loose two")
 _BODY = pki_forms.body_of(_ONE.pem)
+_RAW_RSA = pki_raw.certificate(pki_raw.name(), key=pki_raw.rsa_key(2048))
 _LINES = _TWO.pem.count(b"\n")
 
 
@@ -52,6 +56,13 @@ def _between(begin: str, end: str) -> bytes:
         ),
         pytest.param(_between("-----BEGIN_CERTIFICATE-----", "-----END_CERTIFICATE-----"), id="_"),
         pytest.param(_between("-- BEGIN TRUSTED CERTIFICATE --", ""), id="another label, no END"),
+        pytest.param(b"  caBundle: " + _BODY.replace(b"\n", b"") + b"\n", id="YAML"),
+        pytest.param(b"ca.crt: " + base64.b64encode(_ONE.pem) + b"\n", id="PEM in a secret"),
+        pytest.param(b'{"x5c":["' + _BODY.replace(b"\n", b"") + b'"]}\n', id="JSON"),
+        pytest.param(
+            b"x=" + base64.urlsafe_b64encode(_RAW_RSA) + b"\n", id="base64 for URLs, of RSA"
+        ),
+        pytest.param(quote(_ONE.pem).encode() + b"\n", id="escaped for URLs"),
     ],
 )
 @pytest.mark.parametrize("where", ["alone", "before", "behind", "between"])

@@ -32,6 +32,13 @@ def test_what_is_beneath_another_mount_is_not_detached() -> None:
     }
 
 
+def test_of_two_file_systems_at_one_place_the_one_on_top_is_detached_first() -> None:
+    """Whoever detaches says which it means, and the one beneath would be refused for ever."""
+    entries = procfs.parse_mounts(TABLE)
+    found = mount_table.outermost(entries, {"0:40", "0:41"})
+    assert [each.device for each in found if each.point == "/etc/stunnel"] == ["0:41"]
+
+
 def test_a_mount_in_another_namespace_is_found() -> None:
     """A container's bind mount is in no other table than its own; a file system that nobody has mounted is in none."""
     mounts.need_namespaces()
