@@ -54,9 +54,12 @@ _MOST_VERIFIABLE = 256
 UNKNOWN_TIME = -(1 << 62)
 """The notBefore of a certificate whose date cannot be read."""
 _OTHER_FORM = re.compile(
-    rb"(?P<der>0\x82..0\x82..\xa0\x03\x02\x01)|B\0E\0G\0I\0N\0 \0C\0E\0R\0T", re.DOTALL
+    rb"(?P<der>0\x82..0\x82..\xa0\x03\x02\x01)|B(\0{1,3})E\2G\2I\2N\2 \2C\2E\2R\2T", re.DOTALL
 )
-"""A certificate as DER, or a BEGIN in UTF-16 of either order of bytes."""
+"""A certificate as DER, or a BEGIN in UTF-16 or UTF-32 of either order of bytes."""
+_EMPTY, _NO_BLOCK = "empty file", "no PEM block"
+NOTHING_IN_IT = frozenset((_EMPTY, _NO_BLOCK))
+"""Reasons that say of a file that nothing in it looks like a certificate."""
 _BEGIN_LINE = b"-----BEGIN CERTIFICATE-----\n"
 _END_LINE = b"-----END CERTIFICATE-----\n"
 
@@ -183,19 +186,19 @@ def _remarks_on_other_forms(data: bytes) -> Iterator[Remark]:
     """Yield a remark on the first thing in ``data`` that is no PEM but a certificate all the same."""
     found = _OTHER_FORM.search(data)
     if found is not None:
-        form = "DER" if found["der"] else "UTF-16"
+        form = "DER" if found["der"] else "UTF-16 or UTF-32"
         reason = f"{form} beside PEM: put it in a file of its own, as PEM text in ASCII or UTF-8"
         yield Remark(Severity.DEFECT, data.count(b"\n", 0, found.start()) + 1, reason)
 
 
 def _no_block_reason(data: bytes) -> str:
     if not data:
-        return "empty file"
+        return _EMPTY
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "text is UTF-16: save it as ASCII or UTF-8"
+        return "text is UTF-16 or UTF-32: save it as ASCII or UTF-8"
     if data.startswith((b"\x30\x82", b"\x30\x83")):
-        return "no PEM block; looks like DER: convert it with openssl x509 -inform der"
-    return "no PEM block"
+        return f"{_NO_BLOCK}; looks like DER: convert it with openssl x509 -inform der"
+    return _NO_BLOCK
 
 
 def _read_unclosed(data: bytes, defect: PemDefect) -> tuple[Certificate | None, str]:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 
 from certfs.core.bundle import BundleSpec
-from certfs.core.certificate import parse_source
+from certfs.core.certificate import NOTHING_IN_IT, Severity, parse_source
 from certfs.store.backing import O_PATH_NOFOLLOW, status_at
 from certfs.store.cached import names_in
 
@@ -23,6 +23,8 @@ _PUT_ASIDE = re.compile(
 _EDITORS_LOCK = b".#"
 _MOST_NAMES = 10_000
 """Of a directory that are looked at."""
+_LEVELS, _MOST_DIRECTORIES = 3, 32
+"""Of directories that are looked into where those above have nothing: how deep, and how many names of each."""
 _LARGEST = 1 << 20
 _MOST_BYTES = 32 << 20
 """Of all files of a directory that are read; those with a certificate's ending first."""
@@ -73,18 +75,24 @@ def _has_usual_ending(name: bytes) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 
-def _sources_inside(directory: int, name: bytes, spec: BundleSpec) -> int:
+def _sources_inside(directory: int, name: bytes, spec: BundleSpec, *, levels: int = _LEVELS) -> int:
     try:
         inside = os.open(name, O_PATH_NOFOLLOW | os.O_DIRECTORY, dir_fd=directory)
     except OSError:
         return 0
     try:
         names = names_in(inside)[:_MOST_NAMES]
+        count = sum(spec.is_source(name) or _has_usual_ending(name) for name in names)
+        if count or levels == 1 or name.startswith(b"."):
+            return count
+        return sum(
+            _sources_inside(inside, name, spec, levels=levels - 1)
+            for name in names[:_MOST_DIRECTORIES]
+        )
     except OSError:
         return 0
     finally:
         os.close(inside)
-    return sum(spec.is_source(name) or _has_usual_ending(name) for name in names)
 
 
 def _judge(directory: int, name: bytes, status: os.stat_result, spec: BundleSpec) -> str:
@@ -106,4 +114,8 @@ def _judge(directory: int, name: bytes, status: os.stat_result, spec: BundleSpec
             f"looks like DER and does not end in {_wanted(spec)}: "
             "convert it with openssl x509 -inform der"
         )
+    defects = (remark for remark in content.remarks if remark.severity is Severity.DEFECT)
+    damage = next((remark.reason for remark in defects if remark.reason not in NOTHING_IN_IT), "")
+    if damage and _has_usual_ending(name):
+        return f"does not end in {_wanted(spec)}: no source, and it would need a look: {damage}"
     return ""

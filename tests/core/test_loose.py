@@ -85,6 +85,7 @@ def test_a_certificate_without_its_markers_has_a_reason(text: bytes, where: str)
         ("DER", _ONE.der),
         ("UTF-16", _ONE.pem.decode().encode("utf-16")),
         ("UTF-16", _ONE.pem.decode().encode("utf-16-be")),
+        ("UTF-32", _ONE.pem.decode().encode("utf-32-le")),
     ],
 )
 def test_another_form_behind_pem_has_a_reason(form: str, other: bytes) -> None:

@@ -70,6 +70,35 @@ def test_sources_in_a_subdirectory_are_named(directory: int, tmp_path: Path) -> 
     assert "the 3 files" in reason
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (_ONE.pem.replace(b"-----", b"----"), "damaged"),
+        (_ONE.pem.decode().encode("utf-16"), "UTF-16"),
+        (pki_forms.block(b"PKCS7", b"\x30\x00"), "openssl pkcs7"),
+    ],
+)
+def test_a_damaged_file_with_another_ending_is_named(
+    directory: int, tmp_path: Path, content: bytes, said: str
+) -> None:
+    """I9: renaming it would not be enough, and that is said at once; of junk nothing is."""
+    (tmp_path / "x.cer").write_bytes(content)
+    (tmp_path / "junk.cer").write_bytes(b"404 Not Found")
+    ((name, reason),) = overlooked(directory, _SPEC)
+    assert name == b"x.cer"
+    assert said in reason
+
+
+def test_sources_further_down_are_named(directory: int, tmp_path: Path) -> None:
+    """I9: also where a whole tree was copied in; directories that are hidden are somebody's own."""
+    for place in ("a/b/c", ".git/x"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "x.pem").touch()
+    ((name, reason),) = overlooked(directory, _SPEC)
+    assert name == b"a"
+    assert "the 1 files in it" in reason
+
+
 def test_nothing_is_said_of_other_files(directory: int, tmp_path: Path) -> None:
     """What a host keeps beside its certificates is no news, and nothing is opened that could block."""
     (tmp_path / "x.pem").write_bytes(_ONE.pem)
