@@ -18,6 +18,7 @@ from certfs.core.der import (
     NULL,
     OBJECT_IDENTIFIER,
     SEQUENCE,
+    SET,
     TAG_NUMBER,
     DerError,
     Element,
@@ -32,51 +33,24 @@ from certfs.core.fields import (
     SUBJECT_ALTERNATIVE_NAME,
     Extension,
     Fields,
-    read_dates,
     read_extensions,
     read_fields,
 )
+from certfs.core.java import parses_bits, parses_extension, parses_pss
 
 _INTEGER = 0x02
-_OCTET_STRING = 0x04
 _VERSION_WITH_EXTENSIONS = 3
 _LARGEST_VERSION = 128
 _BOTH_ALTERNATIVE_NAMES = frozenset((SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("551d12")))
-# Extensions that Java parses, with their types: where they are critical and broken, it refuses the certificate.
-_KNOWN_TO_JAVA = {
-    **{
-        bytes.fromhex(f"551d{last}"): SEQUENCE
-        for last in (
-            "10",
-            "11",
-            "12",
-            "13",
-            "1c",
-            "1d",
-            "1e",
-            "1f",
-            "20",
-            "21",
-            "23",
-            "24",
-            "25",
-            "2e",
-        )
-    },
-    bytes.fromhex("551d0e"): _OCTET_STRING,
-    bytes.fromhex("551d0f"): BIT_STRING,
-    **{bytes.fromhex(f"551d{last}"): _INTEGER for last in ("14", "1b", "36")},
-    bytes.fromhex("2b06010505070101"): SEQUENCE,  # authority information access
-    bytes.fromhex("2b0601050507010b"): SEQUENCE,  # subject information access
-    bytes.fromhex("6086480186f8420101"): BIT_STRING,  # Netscape's type
-}
 # The types of names (RFC 5280, 4.2.1.6) that both read, and those of them which must not be empty.
 _NAMES = frozenset((0x81, 0x82, 0x86, 0x87, 0x88, 0xA0, 0xA4))
-_MAIL, _URI, _ADDRESS, _X400_ADDRESS, _EDI_PARTY = 0x81, 0x86, 0x87, 0xA3, 0xA5
-_ADDRESS_LENGTHS = frozenset((4, 16))
-_HAS_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:[^ ]")
+_OTHER_NAME, _DIRECTORY_NAME, _REGISTERED_ID = 0xA0, 0xA4, 0x88
+_UNIQUE_IDENTIFIERS = frozenset((0x81, 0x82))
 _NAMES_WITH_CONTENT = frozenset((0x81, 0x82, 0x86, 0x87))
 _RSA = bytes.fromhex("2a864886f70d010101")
+_RSA_PSS = bytes.fromhex("2a864886f70d01010a")
+_DSA = bytes.fromhex("2a8648ce380401")
+_DIFFIE_HELLMAN = frozenset(map(bytes.fromhex, ("2a864886f70d010301", "2a8648ce3e0201")))
 _EC = bytes.fromhex("2a8648ce3d0201")
 # The curves of today that Java knows by name, with the bytes of a coordinate; older ones are taken for unknown.
 _CURVES = {
@@ -103,6 +77,9 @@ _RSA_BITS = range(505, 16_385)
 _LARGE_RSA_BITS = 3072
 _LARGE_RSA_EXPONENT_BITS = 64
 _MOST_LENGTH_OCTETS = 4
+_UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
+_FROM_MONTH_TO_MINUTE = rb"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])[0-5]\d"
+_SUB_IDENTIFIER_BITS = 64
 
 
 class Reader(enum.StrEnum):
@@ -155,6 +132,13 @@ class _Subject:
             content_of(self.der, bits)[1:] if bits.tag & ~CONSTRUCTED == BIT_STRING else b"",
         )
 
+    @cached_property
+    def key_parameters(self) -> Element | None:
+        """The parameters of the public key's algorithm; NULL is the same as none."""
+        algorithm = read_first(self.der, self.fields.public_key, 1)[0]
+        _, *parameters = read_elements(self.der, algorithm)
+        return parameters[0] if parameters and parameters[0].tag != NULL else None
+
 
 def refusals(der: bytes) -> tuple[Refusal, ...]:
     """Return the readers that refuse the certificate ``der``, which OpenSSL loads; one reason for each."""
@@ -189,9 +173,22 @@ def _doubled_extension(subject: _Subject) -> str:
     return "it has an extension twice" if len(set(identifiers)) < len(identifiers) else ""
 
 
-def _unreadable_date(subject: _Subject) -> str:
-    dates = read_dates(subject.der, subject.fields)
-    return "a date in it cannot be read" if None in dates else ""
+def _unreadable_date(form: bytes) -> Callable[[_Subject], str]:
+    """Judge dates by their ``form`` after the year. Both readers take the 31st of any month, and any year."""
+    forms = {
+        tag: re.compile(year + _FROM_MONTH_TO_MINUTE + form)
+        for tag, year in ((_UTC_TIME, rb"\d\d"), (_GENERALIZED_TIME, rb"\d{4}"))
+    }
+
+    def rule(subject: _Subject) -> str:
+        dates = read_first(subject.der, subject.fields.validity, 2)
+        for date in dates:
+            known = forms.get(date.tag & ~CONSTRUCTED)
+            if known is None or not known.fullmatch(content_of(subject.der, date)):
+                return "a date in it cannot be read"
+        return ""
+
+    return rule
 
 
 def _two_algorithms(subject: _Subject) -> str:
@@ -212,35 +209,94 @@ def _has_broken_name(value: bytes) -> bool:
     if not _is_well_formed(value) or value[0] != SEQUENCE:
         return True
     names = tuple(read_elements(value, read_element(value, 0, len(value))))
-    return any(
-        one.tag not in _NAMES or (one.tag in _NAMES_WITH_CONTENT and one.content == one.content_end)
-        for one in names
-    )
+    return any(_is_broken(value, one) for one in names)
+
+
+def _is_broken(value: bytes, name: Element) -> bool:
+    if name.tag not in _NAMES:
+        return True
+    if name.tag == _OTHER_NAME:
+        parts = list(read_elements(value, name))
+        return (
+            [one.tag for one in parts] != [OBJECT_IDENTIFIER, _OTHER_NAME]
+            or _is_large(value, parts[0])
+            or len(list(read_elements(value, parts[1]))) != 1
+        )
+    if name.tag == _DIRECTORY_NAME:
+        inner = list(read_elements(value, name))
+        return [one.tag for one in inner] != [SEQUENCE] or any(
+            part.tag != SET
+            or any(_is_no_attribute(value, one) for one in read_elements(value, part))
+            for part in read_elements(value, inner[0])
+        )
+    if name.tag == _REGISTERED_ID:
+        return name.content == name.content_end or _is_large(value, name)
+    return name.tag in _NAMES_WITH_CONTENT and name.content == name.content_end
+
+
+def _is_no_attribute(value: bytes, attribute: Element) -> bool:
+    parts = list(read_elements(value, attribute)) if attribute.tag == SEQUENCE else []
+    is_one = len(parts) == 2 and parts[0].tag == OBJECT_IDENTIFIER  # noqa: PLR2004 - type and value
+    return not is_one or _is_large(value, parts[0])
+
+
+def _large_identifier(subject: _Subject) -> str:
+    identifiers = (one for one in _elements(subject.der) if one.tag == OBJECT_IDENTIFIER)
+    is_large = any(_is_large(subject.der, one) for one in identifiers)
+    return "an identifier in it has a number of more than 64 bits" if is_large else ""
+
+
+def _is_large(data: bytes, identifier: Element) -> bool:
+    """Whether a number of an OBJECT IDENTIFIER (X.690, 8.19) has more than 64 bits, or a zero in front."""
+    number = octets = 0
+    for octet in content_of(data, identifier):
+        number = number << 7 | octet & 0x7F
+        octets += 1
+        if number.bit_length() > _SUB_IDENTIFIER_BITS or (octets == 1 and octet == 0x80):  # noqa: PLR2004 - nothing, and more
+            return True
+        if octet < 0x80:  # noqa: PLR2004 - the last one
+            number = octets = 0
+    return False
+
+
+def _unique_identifiers(subject: _Subject) -> list[Element]:
+    der = subject.der
+    signed = read_first(der, read_element(der, 0, len(der)), 1)[0]
+    return [
+        one for one in read_elements(der, signed) if one.tag & ~CONSTRUCTED in _UNIQUE_IDENTIFIERS
+    ]
+
+
+def _unique_identifier(subject: _Subject) -> str:
+    """GnuTLS takes one without bits, as if there were none."""
+    found = _unique_identifiers(subject)
+    if any(one.tag & CONSTRUCTED for one in found):
+        return "a unique identifier in it is in pieces"
+    has_bits = any(one.content_end - one.content > 1 for one in found)
+    old = subject.fields.version == 1
+    return "it is of version 1 and has a unique identifier" if old and has_bits else ""
+
+
+def _any_unique_identifier(subject: _Subject) -> str:
+    found = _unique_identifiers(subject)
+    if not all(parses_bits(subject.der, one) for one in found):
+        return "a unique identifier in it is broken"
+    old = subject.fields.version == 1
+    return "it is of version 1 and has a unique identifier" if old and found else ""
+
+
+def _other_version_with_extensions(subject: _Subject) -> str:
+    other = subject.fields.version != _VERSION_WITH_EXTENSIONS
+    if other and subject.fields.extensions is not None:
+        return f"it is of version {subject.fields.version} and has extensions"
+    return ""
 
 
 def _broken_critical_extension(subject: _Subject) -> str:
     for extension in subject.extensions:
-        kind = _KNOWN_TO_JAVA.get(extension.identifier) if extension.is_critical else None
-        if kind is None:
-            continue
-        is_broken = not _is_well_formed(extension.value) or extension.value[0] != kind
-        is_name = extension.identifier in _BOTH_ALTERNATIVE_NAMES
-        if is_broken or (is_name and _refused_by_java(extension.value)):
+        if extension.is_critical and not parses_extension(extension.identifier, extension.value):
             return "a critical extension of it is broken"
     return ""
-
-
-def _refused_by_java(names: bytes) -> bool:
-    """Whether alternative names are none, or one of them is an empty text, no URI with a scheme, or no address."""
-    found = tuple(read_elements(names, read_element(names, 0, len(names))))
-    contents = [(one.tag, content_of(names, one)) for one in found]
-    return not found or any(
-        tag not in {*_NAMES, _X400_ADDRESS, _EDI_PARTY}
-        or (tag == _MAIL and not content)
-        or (tag == _URI and not _HAS_SCHEME.match(content))
-        or (tag == _ADDRESS and len(content) not in _ADDRESS_LENGTHS)
-        for tag, content in contents
-    )
 
 
 def _empty_issuer(subject: _Subject) -> str:
@@ -270,16 +326,16 @@ def _modern_key(subject: _Subject) -> str:
 
 def _rsa_key(subject: _Subject) -> str:  # noqa: PLR0911 - one for each reason
     algorithm, _, key = subject.key
-    if algorithm != _RSA:
+    if algorithm not in {_RSA, _RSA_PSS}:
         return ""
     try:
         outermost = read_element(key, 0, len(key))
         numbers = list(read_elements(key, outermost))
     except DerError:
         return "its RSA key is broken"
-    if outermost.end != len(key) or len(numbers) != 2:  # noqa: PLR2004 - modulus and exponent
+    if outermost.tag != SEQUENCE or outermost.end != len(key) or len(numbers) != 2:  # noqa: PLR2004 - modulus and exponent
         return "its RSA key is broken"
-    modulus, exponent = (int.from_bytes(content_of(key, one), signed=True) for one in numbers)
+    modulus, exponent = (int.from_bytes(content_of(key, one)) for one in numbers)
     if any(one.tag != _INTEGER for one in numbers) or modulus <= exponent or exponent < 3:  # noqa: PLR2004 - the smallest one
         return "its RSA key is broken"
     bits = modulus.bit_length()
@@ -287,6 +343,39 @@ def _rsa_key(subject: _Subject) -> str:  # noqa: PLR0911 - one for each reason
         return f"its RSA key has {bits} bits"
     if bits > _LARGE_RSA_BITS and exponent.bit_length() > _LARGE_RSA_EXPONENT_BITS:
         return "its RSA key has a large exponent"
+    return ""
+
+
+def _other_key(subject: _Subject) -> str:
+    """Judge keys for DSA and Diffie-Hellman, with their parameters."""
+    algorithm, _, key = subject.key
+    if algorithm not in {_DSA, *_DIFFIE_HELLMAN}:
+        return ""
+    parameters = subject.key_parameters
+    if parameters is None:
+        return "its key has no parameters" if algorithm != _DSA else _broken_integer(key)
+    numbers = list(read_elements(subject.der, parameters)) if parameters.tag == SEQUENCE else []
+    wanted = {3} if algorithm == _DSA else {2, 3}
+    if len(numbers) not in wanted or any(one.tag != _INTEGER for one in numbers):
+        return "the parameters of its key are broken"
+    return _broken_integer(key)
+
+
+def _broken_integer(key: bytes) -> str:
+    number = read_element(key, 0, len(key))
+    is_number = number.tag == _INTEGER and number.content < number.content_end
+    return "" if is_number else "its key is broken"
+
+
+def _pss_parameters(subject: _Subject) -> str:
+    """Judge those of a key for RSASSA-PSS and of a signature with one (RFC 4055, 3.1)."""
+    fields = subject.fields
+    for field in (read_first(subject.der, fields.public_key, 1)[0], fields.signature):
+        identifier, *parameters = read_elements(subject.der, field)
+        if content_of(subject.der, identifier) != _RSA_PSS:
+            continue
+        if parameters and parameters[0].tag != NULL and not parses_pss(subject.der, parameters[0]):
+            return "the parameters of RSASSA-PSS in it are broken"
     return ""
 
 
@@ -357,6 +446,13 @@ def _long_tag(subject: _Subject) -> str:
     return "a tag in it has more than one octet" if is_long else ""
 
 
+def _primitive_sequence(subject: _Subject) -> str:
+    """OpenSSL reads a SEQUENCE and a SET without the bit that says that they hold elements."""
+    sequences = {SEQUENCE & ~CONSTRUCTED, SET & ~CONSTRUCTED}
+    is_odd = any(one.tag in sequences for one in _elements(subject.der))
+    return "a sequence in it is not marked as one" if is_odd else ""
+
+
 def _elements(der: bytes) -> Iterator[Element]:
     """Yield the elements of a certificate, as far as they can be parsed."""
     with suppress(DerError):
@@ -375,28 +471,36 @@ def _is_well_formed(value: bytes) -> bool:
 
 
 _ALL: tuple[Callable[[_Subject], str], ...] = (
-    _old_with_extensions,
     _doubled_extension,
-    _unreadable_date,
     _two_algorithms,
     _string_in_pieces,
+    _primitive_sequence,
 )
 _RULES: dict[Reader, tuple[Callable[[_Subject], str], ...]] = {
     Reader.GNUTLS: (
+        _old_with_extensions,
+        _unique_identifier,
         *_ALL,
         _odd_version,
         _date_with_an_offset,
         _date_with_a_fraction,
+        _unreadable_date(rb"(?:[0-5]\d|60)?Z"),
+        _large_identifier,
         _broken_alternative_name,
         _extension_in_pieces,
         _open_length,
     ),
     Reader.JAVA: (
+        _other_version_with_extensions,
+        _any_unique_identifier,
         *_ALL,
+        _unreadable_date(rb"(?:Z|[0-5]\d(?:[.,]\d+)?(?:Z|[+-](?:[01]\d|2[0-3])[0-5]\d))"),
         _empty_issuer,
         _elliptic_key,
         _rsa_key,
         _modern_key,
+        _other_key,
+        _pss_parameters,
         _open_length_of_a_field,
         _broken_critical_extension,
         _wide_length,
