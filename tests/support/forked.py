@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import IO, NoReturn
@@ -33,23 +33,22 @@ from certfs import cli
 
 _LONGEST_REQUEST = 1 << 20
 """Bytes of a request: an environment and a command line."""
-
-_CLONE_NEWNS = 0x20000
-"""A mount namespace, for setns(2), which Python has from 3.12 on."""
+_GO = b"go"
 
 
-def run_forked(
+def run_forked(  # noqa: PLR0913 - each argument is one condition of a process
     arguments: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
     namespace: Path | None = None,
     feed: bytes = b"",
     timeout: float = 60.0,
+    attach: Callable[[int], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``certfs ARGUMENTS`` to its end with ``feed`` as its input; raise TimeoutExpired after `timeout` seconds.
 
-    With ``namespace`` (a file as /proc/PID/ns/mnt) it runs in that mount namespace, at its root directory. Bytes of
-    its output that are no UTF-8 are surrogates.
+    With ``namespace`` (a file as /proc/PID/ns/mnt) it runs in that namespace, at the root directory. Bytes of its
+    output that are no UTF-8 are surrogates. The command waits while ``attach`` is called with its pid.
     """
     with (
         tempfile.TemporaryFile() as given,
@@ -60,18 +59,24 @@ def run_forked(
         given.seek(0)
         streams = (given, said, errors)
         code = call_forked(
-            arguments, streams=streams, env=env, namespace=namespace, timeout=timeout
+            arguments,
+            streams=streams,
+            env=env,
+            namespace=namespace,
+            timeout=timeout,
+            attach=attach,
         )
         return subprocess.CompletedProcess(list(arguments), code, _text(said), _text(errors))
 
 
-def call_forked(
+def call_forked(  # noqa: PLR0913 - each argument is one condition of a process
     arguments: Sequence[str | Path],
     *,
     streams: tuple[IO[bytes], IO[bytes], IO[bytes]],
     env: Mapping[str, str] | None = None,
     namespace: Path | None = None,
     timeout: float = 60.0,
+    attach: Callable[[int], None] | None = None,
 ) -> int:
     """Run ``certfs ARGUMENTS`` on these three streams, and return its exit code (minus a signal's number)."""
     environment = dict(os.environ if env is None else env)
@@ -80,6 +85,7 @@ def call_forked(
         "environment": environment,
         "directory": "/" if namespace else str(Path.cwd()),
         "namespace": str(namespace or ""),
+        "waits": attach is not None,
     }
     counted = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("COVERAGE_")))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -88,6 +94,9 @@ def call_forked(
         fds = [stream.fileno() for stream in streams]
         socket.send_fds(connection, [json.dumps(request).encode()], fds)
         pid = int(connection.recv(64))
+        if attach is not None:
+            attach(pid)
+            connection.send(_GO)
         connection.settimeout(timeout)
         try:
             return int(connection.recv(64))
@@ -163,10 +172,10 @@ class _Server:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._selector.close()
-            own = (connection, self._listener, self._owner, self._ended, self._wakeup)
+            own = (self._listener, self._owner, self._ended, self._wakeup)
             for held in (*own, *self._running.values()):
                 held.close()
-            _become(json.loads(request), fds)
+            _become(json.loads(request), fds, connection)
         for fd in fds:
             os.close(fd)
         connection.send(str(pid).encode())
@@ -184,10 +193,13 @@ class _Server:
                     connection.send(str(code).encode())
 
 
-def _become(request: dict[str, object], fds: list[int]) -> NoReturn:
+def _become(request: dict[str, object], fds: list[int], connection: socket.socket) -> NoReturn:
     """Be the command, and end as the interpreter does."""
     code = 1
     try:
+        with connection:
+            if request["waits"]:
+                _wait_for_tracer(connection)
         arguments, environment = request["arguments"], request["environment"]
         assert isinstance(arguments, list)
         assert isinstance(environment, dict)
@@ -200,6 +212,7 @@ def _become(request: dict[str, object], fds: list[int]) -> NoReturn:
         os.chdir(str(request["directory"]))
         os.environ.clear()
         os.environ.update(environment)
+        sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in environment
         sys.argv = [str(Path(sys.executable).with_name("certfs")), *arguments]
         cli.main()
     except SystemExit as end:
@@ -211,11 +224,18 @@ def _become(request: dict[str, object], fds: list[int]) -> NoReturn:
     os._exit(code)
 
 
+def _wait_for_tracer(connection: socket.socket) -> None:
+    """Let any process trace this one, where Yama allows it to ancestors only (prctl(2), PR_SET_PTRACER), and wait."""
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_long(-1), 0, 0, 0)
+    if connection.recv(len(_GO)) != _GO:
+        raise SystemExit(1)
+
+
 def _enter(namespace: str) -> None:
-    """Enter a mount namespace, and with it its root directory."""
+    """Enter a namespace (setns(2), which Python has from 3.12 on), with a mount namespace also its root directory."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open(namespace, "rb") as file:
-        if libc.setns(file.fileno(), _CLONE_NEWNS) != 0:
+        if libc.setns(file.fileno(), 0) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), namespace)
 
