@@ -9,6 +9,7 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.support import mounts
 
@@ -28,9 +29,14 @@ class Node:
         """Its IPv4 address."""
         return f"10.99.{self.number // 250}.{self.number % 250 + 1}"
 
+    @property
+    def namespace(self) -> Path:
+        """Its network namespace."""
+        return Path(f"/proc/{self.holder.pid}/ns/net")
+
     def entering(self) -> list[str]:
         """Return what runs a command on the node, to be followed by the command."""
-        return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", "--"]
+        return ["nsenter", f"--net={self.namespace}", "--"]
 
     def cut(self, *, off: bool) -> None:
         """Take the node off the bridge, or put it back."""

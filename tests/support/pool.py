@@ -22,6 +22,7 @@ import msgspec
 
 from certfs.cli.json_forms import FORMS
 from tests.support import etcd, mounts, pki
+from tests.support.forked import run_forked
 from tests.support.mounts import CertfsMount, certfs_program, wait_until
 from tests.support.network import Network, Node, network
 from tests.support.tree import Tree
@@ -114,14 +115,8 @@ class PoolHost:
 
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run a command of certfs on the host."""
-        ran = subprocess.run(
-            [*self.node.entering(), certfs_program(), *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**self.mount.environment, "CERTFS_POOL_STATE": str(self.state)},
-        )
+        environment = {**self.mount.environment, "CERTFS_POOL_STATE": str(self.state)}
+        ran = run_forked(arguments, env=environment, namespace=self.node.namespace)
         assert ran.returncode == expect, ran.stdout + ran.stderr + self.log
         return ran.stdout + ran.stderr
 
@@ -150,14 +145,8 @@ class Pool:
 
     def root(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run a command of certfs as the engine's root."""
-        entering = self.network.nodes[0].entering()
-        ran = subprocess.run(
-            [*entering, certfs_program(), *arguments, *self.engine_options],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        words = (*arguments, *self.engine_options)
+        ran = run_forked(words, namespace=self.network.nodes[0].namespace)
         assert ran.returncode == expect, ran.stdout + ran.stderr
         return ran.stdout
 
