@@ -446,18 +446,28 @@ def test_a_dead_mount_says_what_serves_it_again(scene: Scene) -> None:
     assert scene.is_clean()
 
 
+def has_asked(pid: int) -> bool:
+    """Whether a command is connected with a supervisor."""
+    fds = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.readlink(fd).startswith("socket:") for fd in fds)
+
+
 def test_a_hanging_supervisor_can_be_unmounted(scene: Scene) -> None:
     """`certfs unmount` ends also an instance whose processes are stopped, and `certfs restart` says that they are."""
     scene.mount()
     state = scene.state()
     for process in ("supervisor", "server"):
         os.kill(state[process]["pid"], signal.SIGSTOP)
-    said = scene.certfs("restart", scene.mountpoint, expect=9)
+    restarting = scene.start("restart", scene.mountpoint)
+    wait_until(partial(has_asked, restarting.pid), what="the question")
+    time.sleep(1)  # so much earlier it gives up than the command that ends the instance
+    unmounted = scene.certfs("unmount", scene.mountpoint)
+    _, said = restarting.communicate(timeout=20)
+    assert restarting.returncode == 9
     end = f"certfs unmount {scene.mountpoint}"
     assert said.startswith(f"certfs: the supervisor does not answer: end it with {end}, then ")
     assert said.count("\n") == 1
-    said = scene.certfs("unmount", scene.mountpoint)
-    assert "supervisor was dead" in said
+    assert "supervisor was dead" in unmounted
     assert scene.is_clean()
 
 
