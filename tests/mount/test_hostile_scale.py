@@ -17,7 +17,7 @@ from tests.support.peer import Peer
 from tests.support.tree import Tree
 
 # In one process: the mount that the tests share takes long.
-pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.xdist_group("scale")]
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 SOURCES = int(os.environ.get("CERTFS_TEST_SOURCES", "20000"))
 """The nightly run has 300,000."""
