@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from http.cookiejar import CookieJar
 from itertools import count
 from typing import Final, Self, TypeVar
 
@@ -123,15 +123,14 @@ class Engine:
         self._access = access
         # Without a CA only plain HTTP is meant; https would be verified with what the system trusts.
         verify = pinned(access.ca) if access.ca else True
-        # No proxy and no .netrc of the environment: the engine is where the configuration says. No cookies: an engine
-        # could send new ones without end. Time is bounded for a whole answer, not for each read of it.
+        # No proxy and no .netrc of the environment: the engine is where the configuration says.
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
                 verify=verify, trust_env=False, socket_options=_KEEPALIVE
             ),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            cookies=_NoCookies(),
             trust_env=False,
-            timeout=None,  # noqa: S113 - `_receive` has the deadline
+            timeout=None,  # noqa: S113 - `_receive` has the deadline, of a whole answer
         )
         self._at = 0
         self._token = ""
@@ -498,6 +497,13 @@ async def reached(access: Access) -> AsyncIterator[Engine]:
     async with Engine(access) as engine:
         await engine.find()
         yield engine
+
+
+class _NoCookies(CookieJar):
+    """Keeps none, and does not parse them: an engine could send new ones without end."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Do nothing."""
 
 
 class _StaleTokenError(Exception):
