@@ -91,8 +91,10 @@ class Place:
         if self.paths.root is None:
             # Also where it is not presented, because it came later: then its bundles are plain files.
             trees.setdefault(b"trusted-certs", os.fsencode(self.paths.trusted_certs))
-        places = expand_bundles(trees, (*self.specs, *PLATFORM_BUNDLES))
-        by_bundle = {place.bundle: place for place in reversed(tuple(places))}
+        served = expand_bundles(trees, self.specs)
+        made = (replace(place, is_made=self.is_live) for place in served)
+        places = (*made, *expand_bundles(trees, PLATFORM_BUNDLES))
+        by_bundle = {place.bundle: place for place in reversed(places)}
         return replace(self.paths, bundles=tuple(reversed(by_bundle.values())))
 
     @property
@@ -146,7 +148,8 @@ def host_paths(store: Path | None) -> HostPaths:
         status = _status_of(str(store))
         if status is None:
             return paths
-        place = Place({b"": str(paths.root)}, _specs_of(status), load_config(None), paths)
+        roots = {b"": str(paths.root)}
+        place = Place(roots, _specs_of(status), load_config(None), paths, is_live=True)
         return place.host or paths
     try:
         return _host(None).host or DOM0

@@ -161,13 +161,15 @@ def is_made_by_a_mount(place: BundlePlace) -> bool:
     """Tell whether a live mount of certfs makes this bundle, which its file alone does not show.
 
     On a mount it is immutable by nature: opened for writing it answers EPERM (promise I8). A file that the mount
-    passes through does not. One that is missing is not made, or it has no certificate, which comes to the same.
+    passes through does not. Of one that is missing the mount itself has to say so.
     """
     if not _is_on_a_mount(place.bundle.parent):
         return False
     try:
         os.close(open_trusted(os.fsencode(place.bundle), os.O_WRONLY | os.O_NONBLOCK))
-    except (FileNotFoundError, LinkRefusedError):
+    except FileNotFoundError:
+        return place.is_made
+    except LinkRefusedError:
         return False
     except PermissionError as error:
         # EACCES: this user may not know. Who may not write it does not have to.

@@ -46,13 +46,15 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 class BundlePlace:
     """A bundle, and the directory of certificates that it is made of.
 
-    ``suffixes`` are those of its sources; what one of the ``readers`` refuses is not in it.
+    ``suffixes`` are those of its sources; what one of the ``readers`` refuses is not in it. ``is_made``: a running
+    mount says that it makes this bundle, which the file shows only while there is one.
     """
 
     source: Path
     bundle: Path
     suffixes: tuple[bytes, ...] = (SOURCE_SUFFIX,)
     readers: tuple[Reader, ...] = ()
+    is_made: bool = False
 
 
 @dataclass(frozen=True, slots=True)

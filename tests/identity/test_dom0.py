@@ -87,3 +87,16 @@ def test_refresh_on_the_hosts_own_paths(dom0: Host, openssl: OpenSsl) -> None:
     assert len(certificates_in(dom0.tree.pool_bundle.read_bytes())) == 1
     after = openssl.fingerprint(dom0.tree.certs_pool / f"{UUID}.pem")
     assert after == openssl.fingerprint(dom0.tree.pool_host_certificate) != before
+
+
+def test_repair_of_a_served_host_names_no_bundle_that_the_mount_makes() -> None:
+    """Where nothing is there yet, the bundle comes by itself, and a dry run says the same as the repair."""
+    with host() as made:
+        (made.store.root / "xensource-inventory").write_text(f"INSTALLATION_UUID='{UUID}'\n")
+        made.certfs("mount")
+        planned = made.certfs("repair", "--dry-run")
+        done = made.certfs("repair")
+        assert "xapi-pool-ca-bundle.pem" not in planned + done
+        assert done == planned.replace("  would: ", "  did: ")
+        assert made.tree.pool_bundle.read_bytes().count(b"BEGIN") == 1
+        made.certfs("unmount")
