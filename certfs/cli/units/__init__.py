@@ -280,7 +280,9 @@ def _systemctl(*arguments: str) -> None:
             "systemctl is not installed", advice="enable the unit by hand"
         ) from error
     if result.returncode != 0:
+        words = f"systemctl {' '.join(arguments)}"
+        own = f"the unit is there; log in as this user and run it again: {words}"
         raise SystemdError(
-            f"systemctl {' '.join(arguments)} failed: {result.stderr.strip()}",
-            advice="see systemctl status certfs",
+            f"{words} failed: {result.stderr.strip()}",
+            advice=own if "--user" in arguments else "see systemctl status certfs",
         )
