@@ -4,6 +4,15 @@ A command's module is imported when the command is used, so that ``certfs mount`
 certificates; the short help is therefore kept here.
 """
 
+# ruff: noqa: E402 - the first statement is about the imports that follow
+
+import signal
+
+_handler = signal.getsignal(signal.SIGINT)
+if _handler is signal.default_int_handler:
+    # ^C while the modules are imported, a good part of a short command, ends it without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import functools
 import os
 import sys
@@ -20,6 +29,9 @@ from certfs.cli.mount_helper import translated
 from certfs.cli.silence import watch
 from certfs.errors import from_os_error
 from certfs.protocol import timeouts
+
+if _handler is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _handler)  # from now on `run` answers it
 
 
 class _Entry(NamedTuple):

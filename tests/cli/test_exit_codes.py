@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,3 +261,18 @@ def test_every_error_says_what_to_do() -> None:
         if not any(word.arg in {"advice", None} for word in call.keywords)
     ]
     assert silent == []
+
+
+def test_interrupt_while_the_program_is_loaded_is_no_traceback(tmp_path: Path) -> None:
+    """^C before a command has begun ends it as SIGINT ends any program."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [certfs_program(), "status"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
