@@ -38,10 +38,7 @@ from certfs.pool.keys import (
 from certfs.pool.view import View
 from tests.support import etcd, pki
 
-# What httpx leaves of a request that is cancelled: it does not close its iterator.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*ByteStream.__aiter__:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = etcd.LEFT_BY_HTTPX
 
 T = TypeVar("T")
 KEY, END = b"/t/", b"/t0"
@@ -168,7 +165,7 @@ async def test_a_watch_of_a_stopped_member_ends(
         try:
             with trio.fail_after(30), pytest.raises(EngineUnreachableError, match="no answer"):
                 await follow(engine, start, process_stops)
-            assert trio.current_time() - began < 2 + 2, "two seconds, and two for a busy machine"
+            assert trio.current_time() - began < 2 + 8, "two seconds, and for a busy machine"
         finally:
             os.kill(process.pid, signal.SIGCONT)
 

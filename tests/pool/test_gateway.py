@@ -23,10 +23,7 @@ from tests.support import etcd, mounts, pki
 from tests.support.mounts import wait_until
 from tests.support.relay import relayed
 
-# What httpx leaves of a request that is cancelled: it does not close its iterator.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*ByteStream.__aiter__:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = etcd.LEFT_BY_HTTPX
 
 TOKEN_SECONDS = 2
 

@@ -24,12 +24,9 @@ from certfs.pool.keys import Keys, MemberTable
 from certfs.pool.membership import JoinFile
 from certfs.pool.process import Member, backoff
 from certfs.pool.store import Store
-from tests.support import pki
+from tests.support import etcd, pki
 
-# What httpx leaves of an answer that is not read to its end.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*ByteStream.__aiter__:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = etcd.LEFT_BY_HTTPX
 
 Reply = Callable[[trio.SocketStream], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -159,8 +156,8 @@ async def test_any_answer_is_an_error_in_time(reply: Reply) -> None:
         began = trio.current_time()
         with pytest.raises((EngineUnreachableError, EngineRefusedError)) as caught:
             await engine.ask("kv/range", wire.Range(key=b"x"), wire.RangeAnswer, 0.5)
-        assert trio.current_time() - began < 0.5 + 4, "half a second, and for a busy machine"
-        assert made.asked == ["kv/range"]
+        assert trio.current_time() - began < 0.5 + 10, "half a second, and for a busy machine"
+        assert made.asked in ([], ["kv/range"]), "nothing else is asked, nor again"
         assert made.sent < 32 << 20
         assert caught.value.message.isprintable()
         assert len(caught.value.message) < 500

@@ -16,12 +16,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.support import mounts, pki
 from tests.support.mounts import wait_until
+
+LEFT_BY_HTTPX = [
+    pytest.mark.filterwarnings(f"ignore:{what}:pytest.PytestUnraisableExceptionWarning")
+    for what in (".*ByteStream.__aiter__", "Exception ignored in. <socket")
+]
+"""Marks of tests that cancel requests: an iterator and a connection that is being made are left to the collector."""
 
 _SERVER, _CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
