@@ -253,7 +253,7 @@ def test_nothing_is_inherited_from_an_earlier_mount(dom0: Host) -> None:
     assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
 
 
-ROUNDS = int(os.environ.get("CERTFS_TEST_RENEWALS", "4"))
+ROUNDS = int(os.environ.get("CERTFS_TEST_RENEWALS", "2"))
 """Restarts, and kills, in the middle of changes; the nightly run makes more."""
 
 

@@ -22,7 +22,7 @@ from tests.support.host import POOL, Host
 
 pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.slow]
 
-ROUNDS = int(os.environ.get("CERTFS_TEST_RENEWALS", "8"))
+ROUNDS = int(os.environ.get("CERTFS_TEST_RENEWALS", "4"))
 """Crashes, and restarts, under load; the nightly run makes 100 of each."""
 OUTLIERS = max(1, ROUNDS // 20)
 """So many may take longer than promised: this machine also runs the load and other tests."""
