@@ -47,6 +47,9 @@ def killed(made: Host) -> None:
 
 
 renewals = pytest.mark.parametrize("renew", [restarted, killed])
+IS_NIGHTLY = "CERTFS_TEST_RENEWALS" in os.environ
+either_renewal = pytest.mark.parametrize("renew", [restarted, killed] if IS_NIGHTLY else [killed])
+"""What a restart does to swaps, `test_no_certificate_is_missed_whatever_is_under_way` sees in the suite."""
 
 
 def held_by(bundle: Path) -> set[str]:
@@ -125,7 +128,7 @@ def test_a_source_that_is_overwritten_while_nobody_serves_counts_as_it_was(dom0:
     soon(dom0.tree.pool_bundle, NEW, TWO)
 
 
-@renewals
+@either_renewal
 def test_a_source_that_is_removed_is_not_inherited(dom0: Host, renew: Renewal) -> None:
     """Deleted is deleted, also what was being overwritten before (I1)."""
     path = dom0.tree.certs_pool / "0.pem"
@@ -136,7 +139,7 @@ def test_a_source_that_is_removed_is_not_inherited(dom0: Host, renew: Renewal) -
         assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
 
 
-@renewals
+@either_renewal
 def test_a_swap_goes_on(dom0: Host, renew: Renewal) -> None:
     """The bundle is the union of what it was and what D holds, until D.bk is gone (I10, I17)."""
     xapi = Xapi(dom0.tree)
@@ -159,7 +162,7 @@ def test_a_swap_goes_on(dom0: Host, renew: Renewal) -> None:
     assert held_by(bundle) == {NEW.sha256}
 
 
-@renewals
+@either_renewal
 def test_a_swap_ends_in_time_whoever_began_it(dom0: Host, renew: Renewal) -> None:
     """Its 30 s go on over a restart: here 3 s, as configured (I10)."""
     dom0.certfs("unmount")
@@ -174,7 +177,7 @@ def test_a_swap_ends_in_time_whoever_began_it(dom0: Host, renew: Renewal) -> Non
     assert held_by(dom0.tree.pool_bundle) == {TWO.sha256}
 
 
-@renewals
+@either_renewal
 def test_a_swap_of_a_pattern_s_directory_goes_on(renew: Renewal) -> None:
     """Also where nothing of D is there that a bundle could be found by (I10)."""
     with host() as made:
@@ -199,7 +202,7 @@ def test_a_swap_of_a_pattern_s_directory_goes_on(renew: Renewal) -> None:
         assert held_by(made.tree.stunnel / "ca-bundle-one.pem") == set()
 
 
-@renewals
+@either_renewal
 def test_a_backup_that_was_there_at_the_mount_starts_no_swap_later(renew: Renewal) -> None:
     """A left-over D.bk is none at any restart either (I10)."""
     with host() as made:
