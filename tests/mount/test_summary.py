@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,12 @@ def _findings(done: subprocess.CompletedProcess[str]) -> set[tuple[str, str]]:
     return {(each["severity"], each["name"]) for each in answer["findings"]}
 
 
+def _call(
+    command: Callable[[], subprocess.CompletedProcess[str]],
+) -> subprocess.CompletedProcess[str]:
+    return command()
+
+
 def test_one_command_tells_a_monitor_that_nothing_serves(dom0: Host) -> None:
     """`certfs check` is critical for whoever asks, where the mount hangs or is dead; no command hangs with it (I15)."""
     check = [*dom0.program(), "check", "--json"]
@@ -135,17 +143,23 @@ def test_one_command_tells_a_monitor_that_nothing_serves(dom0: Host) -> None:
     assert ("critical", "NOT_SERVING") not in _findings(as_nobody(dom0, *check))
     for pid in (dom0.supervisor(), dom0.server()):
         os.kill(pid, signal.SIGSTOP)
-    asking = [[], ["/etc/stunnel"]]
-    for words in asking:
-        for done in (as_nobody(dom0, *check, *words), dom0.run(*check, *words)):
+    judging = [
+        *(partial(as_nobody, dom0, *check, *words) for words in ([], ["/etc/stunnel"])),
+        *(partial(dom0.command, "check", "--json", *words) for words in ([], ["/etc/stunnel"])),
+    ]
+    looking = [
+        partial(dom0.command, *words, seconds=20)
+        for words in (["list"], ["repair", "--dry-run"], ["pool-certificate-list"])
+    ]
+    with ThreadPoolExecutor() as at_once:
+        judged, looked = at_once.map(_call, judging), at_once.map(_call, looking)
+        for done in judged:
             assert _findings(done) == {("critical", "NOT_SERVING")}
-    for words in (["list"], ["repair", "--dry-run"], ["pool-certificate-list"]):
-        assert dom0.run(*dom0.program(), *words, seconds=20).returncode == 9
+        assert [done.returncode for done in looked] == [9, 9, 9]
     kill(*dom0.processes())
     wait_until(lambda: status(dom0)[1]["phase"] == "dead", what="the death of all")
-    for words in asking:
-        for done in (as_nobody(dom0, *check, *words), dom0.run(*check, *words)):
-            assert _findings(done) == {("critical", "NOT_SERVING")}
+    for judge in judging:
+        assert _findings(judge()) == {("critical", "NOT_SERVING")}
     bundle = "/etc/stunnel/xapi-pool-ca-bundle.pem"
     for words in (
         ["list"],
@@ -155,7 +169,7 @@ def test_one_command_tells_a_monitor_that_nothing_serves(dom0: Host) -> None:
         ["certificate-show", bundle],
         ["export", bundle, "--output", "/run/exported.pem"],
     ):
-        done = dom0.run(*dom0.program(), *words)
+        done = dom0.command(*words)
         assert done.returncode == 9, done.stderr
         assert "certfs mount serves it again" in done.stderr
     assert "/etc/trusted-certs" in dom0.certfs("mount")
