@@ -8,6 +8,7 @@ I15).
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -101,11 +102,14 @@ class _Look:
             yield spec
 
     def _names(self, path: Path, directory: int) -> list[bytes]:
-        """Return the names in a directory of a pattern; those of its bundles where it does not answer."""
-        if self.roles.is_silent(path):
-            return sorted(spec.source[-1] for spec in self.expanded if spec.source[:-1] == path)
-        self.roles.current = path
-        return sorted(names_in(directory))
+        """Return the names in a directory of a pattern; those of its bundles where it does not answer or say."""
+        if not self.roles.is_silent(path):
+            self.roles.current = path
+            with suppress(
+                OSError
+            ):  # a user's own file system shows itself to nobody else, or has no end
+                return sorted(names_in(directory))
+        return sorted(spec.source[-1] for spec in self.expanded if spec.source[:-1] == path)
 
 
 class WayFinder:

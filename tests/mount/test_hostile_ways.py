@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from certfs.linux import mount_syscalls
-from tests.support import mounts, pki
+from tests.support import liar, mounts, pki
 from tests.support.mounts import CertfsMount
 from tests.support.tree import Tree
 
@@ -159,3 +159,18 @@ def test_a_file_system_that_shows_root_nothing_takes_one_bundle_with_it() -> Non
         assert pids <= set(mount.pids)
         (certs / "z.pem").write_bytes(OTHER.pem)
         mounts.wait_until(mount.tree.user_bundle.exists, what="the directory that is there again")
+
+
+def test_a_directory_of_directories_that_cannot_be_listed_ends_no_server(tmp_path: Path) -> None:
+    """I16: a user's own FUSE mount over the place of a pattern, which lists nothing, is a pattern without bundles."""
+    with liar.lying(tmp_path, tmp_path), mounts.mounted() as mount:
+        pids = set(mount.pids)
+        purposes = mount.tree.store / "trusted-certs"
+        purposes.mkdir()
+        subprocess.run(["mount", "--bind", tmp_path / "mute", purposes], check=True, timeout=30)
+        try:
+            (mount.tree.store / "stunnel" / "certs" / "z.pem").write_bytes(OTHER.pem)
+            opened_in_time(mount.tree.user_bundle, 0.3)
+        finally:
+            subprocess.run(["umount", "-l", purposes], check=False, timeout=30)
+        assert pids <= set(mount.pids)

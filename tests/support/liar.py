@@ -1,8 +1,9 @@
 """A file system of another user's which says that everything in it is root's.
 
 Owns a tree of fixed names: ``link`` and ``certs/link.pem`` are links to the target that it is started with, ``file``
-is a file, ``runtime`` a directory, and ``endless`` one that never ends. Run as ``python -m tests.support.liar
-MOUNTPOINT USER TARGET``; root mounts it, with the options that fusermount3 would give it for that user.
+is a file, ``runtime`` a directory, ``mute`` one that cannot be listed, and ``endless`` one that never ends, as are
+those of a store. Run as ``python -m tests.support.liar MOUNTPOINT USER TARGET``; root mounts it, with the options that
+fusermount3 would give it for that user.
 """
 
 # ruff: noqa: ARG002 - arguments of pyfuse3's, which this needs none of
@@ -26,7 +27,7 @@ from tests.support import mounts
 
 LIAR = 20_001
 _DIRECTORY, _FILE, _LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
-_ENDLESS = 6
+_ENDLESS, _MUTE = 6, 8
 _NAMES = {
     (1, b"link"): 2,
     (1, b"certs"): 3,
@@ -34,8 +35,24 @@ _NAMES = {
     (1, b"file"): 4,
     (1, b"runtime"): 5,
     (1, b"endless"): _ENDLESS,
+    (1, b"mute"): _MUTE,
+    (1, b"xensource"): _ENDLESS,
+    (1, b"trusted-certs"): _ENDLESS,
+    (1, b"stunnel"): 7,
+    (7, b"certs"): _ENDLESS,
+    (7, b"certs-pool"): _ENDLESS,
+    (7, b"crls"): _ENDLESS,
 }
-_MODES = {1: _DIRECTORY, 2: _LINK, 3: _DIRECTORY, 4: _FILE, 5: _DIRECTORY, _ENDLESS: _DIRECTORY}
+_MODES = {
+    1: _DIRECTORY,
+    2: _LINK,
+    3: _DIRECTORY,
+    4: _FILE,
+    5: _DIRECTORY,
+    _ENDLESS: _DIRECTORY,
+    7: _DIRECTORY,
+    _MUTE: _DIRECTORY,
+}
 
 
 class _Operations(pyfuse3.Operations):
@@ -62,6 +79,8 @@ class _Operations(pyfuse3.Operations):
         return self._target
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        if inode == _MUTE:
+            raise pyfuse3.FUSEError(errno.EIO)
         return inode
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
