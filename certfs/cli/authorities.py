@@ -44,7 +44,7 @@ from certfs.identity.describe import Description, describe, describe_loaded
 from certfs.identity.errors import CertificateCorruptError
 from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.listing import Installed, installed, installed_by_purpose
-from certfs.identity.paths import DOM0, HostPaths
+from certfs.identity.paths import DOM0, HostPaths, names_of
 from certfs.identity.trusted import Trusted
 from certfs.identity.validate import Document, advice_for
 
@@ -58,7 +58,7 @@ def _complete_name(
     paths: HostPaths = context.params.get("paths") or DOM0
     directory = library(paths, _purpose(context.params.get("purpose"), pinned=False)).directory
     try:
-        names = sorted(os.listdir(directory))
+        names = names_of(directory)
     except OSError:
         return []
     return [CompletionItem(n) for n in names if n.startswith(incomplete) and n.endswith(".pem")]

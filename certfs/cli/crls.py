@@ -3,7 +3,6 @@
 Owns their options and what they say; the work is done in ``certfs.identity.crls``.
 """
 
-import os
 from pathlib import Path
 
 import click
@@ -22,7 +21,7 @@ from certfs.cli.json_forms import Crl as CrlForm
 from certfs.cli.json_forms import CrlChanged, CrlFiles, answer, file_form
 from certfs.cli.json_forms import CrlFile as CrlFileForm
 from certfs.identity.crls import Crl, CrlChange, install_crl, installed_crls, uninstall_crl
-from certfs.identity.paths import DOM0, HostPaths
+from certfs.identity.paths import DOM0, HostPaths, names_of
 from certfs.identity.validate import iso
 
 
@@ -31,7 +30,7 @@ def _complete_name(
 ) -> list[CompletionItem]:
     paths: HostPaths = context.params.get("paths") or DOM0
     try:
-        names = sorted(os.listdir(paths.crls))
+        names = names_of(paths.crls)
     except OSError:
         return []
     return [CompletionItem(n) for n in names if n.startswith(incomplete) and n.endswith(".pem")]

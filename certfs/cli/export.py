@@ -23,6 +23,7 @@ from certfs.errors import StoreError
 from certfs.identity.paths import file_errors, host_directory, open_directory
 from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
+from certfs.store.cached import names_in
 
 _MODE: Final = 0o644
 _LARGEST: Final = 256 << 20
@@ -204,7 +205,7 @@ def _write_directory(output: Path, files: dict[str, bytes]) -> bool:
     """Make a directory hold ``files`` as its hash files: what is new is added before anything is removed."""
     with file_errors(output), open_directory(output, create_mode=0o755) as directory:
         if not _holds(directory, _MARKER, _MARKER_TEXT):
-            if os.listdir(directory):
+            if names_in(directory):
                 raise StoreError(
                     f"{output}: is not empty, and certfs export did not make it",
                     advice="name a new or an empty directory: the files HASH.N in it are replaced",
@@ -216,7 +217,7 @@ def _write_directory(output: Path, files: dict[str, bytes]) -> bool:
 def _synchronise(directory: int, files: dict[str, bytes]) -> bool:
     before = {
         name: _read_hash_file(directory, name)
-        for name in sorted(os.listdir(directory))
+        for name in sorted(map(os.fsdecode, names_in(directory)))
         if _HASH_NAME.fullmatch(name)
     }
     if before == files:

@@ -29,6 +29,7 @@ from certfs.procfs import is_ours
 from certfs.safe_open import LinkRefusedError, open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
+from certfs.store.cached import names_in
 from certfs.store.path_walk import PathWalker
 from certfs.store.source_reader import SourceReader, source_names
 
@@ -99,8 +100,9 @@ def _directories(parent: bytes | None) -> set[bytes]:
 
 
 def _names(directory: bytes | None) -> list[bytes]:
-    with contextlib.suppress(OSError):
-        return os.listdir(directory) if directory is not None else []
+    if directory is not None:
+        with contextlib.suppress(OSError), open_directory(directory) as fd:
+            return names_in(fd)
     return []
 
 

@@ -26,6 +26,7 @@ from certfs.identity.paths import (
     read_file,
 )
 from certfs.store.atomic import create_exclusive
+from certfs.store.cached import names_in
 
 HASH_LINK = re.compile(r"[0-9a-f]{8}\.r?[0-9]+")
 _REHASH_SECONDS = 60
@@ -80,7 +81,9 @@ class Library:
     def rehash(self, *, always: bool) -> tuple[str, ...]:
         """Make the links by hash anew, or only where there are some; return a warning if that was not possible."""
         with open_directory(self.directory) as fd:
-            if not always and not any(HASH_LINK.fullmatch(name) for name in os.listdir(fd)):
+            if not always and not any(
+                HASH_LINK.fullmatch(os.fsdecode(name)) for name in names_in(fd)
+            ):
                 # Nothing looks up by hash here, and names of our own would only be in the way.
                 return ()
             try:

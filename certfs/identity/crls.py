@@ -4,7 +4,6 @@ Owns checking, installing, removing and judging them as the platform does (``oca
 xapi-project/xen-api). A list that has expired makes OpenSSL refuse every certificate of its issuer.
 """
 
-import os
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from certfs.identity.errors import (
     CrlNameInvalidError,
 )
 from certfs.identity.finding import Finding, Severity
-from certfs.identity.paths import HostPaths, command, read_file
+from certfs.identity.paths import HostPaths, command, names_of, read_file
 from certfs.identity.validate import ANOTHER_NAME, Document, iso, validate_name
 
 _LABEL = "X509 CRL"
@@ -109,7 +108,7 @@ def uninstall_crl(
 def installed_crls(paths: HostPaths) -> Iterator[CrlFile]:
     """Yield every file of ``crls`` but its links by hash."""
     try:
-        names = sorted(os.listdir(paths.crls))
+        names = names_of(paths.crls)
     except OSError:
         return
     for name in names:

@@ -4,16 +4,26 @@ Owns telling a leftover from something that is still going on, and whether it ca
 """
 
 import contextlib
-import filecmp
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from certfs.identity.finding import Finding, Severity
-from certfs.identity.paths import CERTS, CERTS_POOL, HostPaths, command
+from certfs.identity.paths import (
+    CERTS,
+    CERTS_POOL,
+    HostPaths,
+    command,
+    names_of,
+    open_directory,
+    read_file,
+)
 from certfs.identity.remedies import RemoveLeftover, Rename
 from certfs.store.atomic import is_temporary
+from certfs.store.backing import status_at
+from certfs.store.cached import names_in
 
 _SWAPPED = (CERTS, CERTS_POOL, b"crls")
 """The directories that the platform replaces through ``D.bk``."""
@@ -86,18 +96,36 @@ def _holds_nothing_else(backup: Path, directory: Path) -> bool:
 
     The platform's Merge copies the directory *into* the backup, as ``D.bk/D``.
     """
-    for entry in backup.iterdir():
-        counterpart = directory / entry.name
-        if entry.is_symlink():
-            same = counterpart.is_symlink() and entry.readlink() == counterpart.readlink()
-        elif entry.is_dir():
-            same = entry.name == directory.name and _holds_nothing_else(entry, directory)
-        else:
-            both = entry.is_file() and counterpart.is_file()
-            same = both and filecmp.cmp(entry, counterpart, shallow=False)
-        if not same:
-            return False
-    return True
+    with (
+        contextlib.suppress(OSError),
+        open_directory(backup) as before,
+        open_directory(directory) as now,
+    ):
+        names = names_in(before)
+        copied = os.fsencode(directory.name)
+        status = status_at(before, copied)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            names.remove(copied)
+            with open_directory(copied, within=before) as inside:
+                if not _are_in(inside, names_in(inside), now):
+                    return False
+        return _are_in(before, names, now)
+    return False
+
+
+def _are_in(directory: int, names: list[bytes], other: int) -> bool:
+    """Whether the other directory has each of these files with the same content; none is larger than is read."""
+    contents = ((_content(directory, name), _content(other, name)) for name in names)
+    return all(one is not None and one == another for one, another in contents)
+
+
+def _content(directory: int, name: bytes) -> tuple[str, bytes] | None:
+    """Return where a link leads, or what a file holds; None for anything else, also for what cannot be read."""
+    with contextlib.suppress(OSError):
+        return "link", os.readlink(name, dir_fd=directory)
+    with contextlib.suppress(OSError):
+        return "file", read_file(name, within=directory)
+    return None
 
 
 def _is_settled(path: Path) -> bool:
@@ -108,5 +136,5 @@ def _is_settled(path: Path) -> bool:
 
 def _names(directory: Path) -> list[str]:
     with contextlib.suppress(OSError):
-        return sorted(os.listdir(directory))
+        return names_of(directory)
     return []

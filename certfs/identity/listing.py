@@ -19,7 +19,14 @@ from certfs.errors import StoreError
 from certfs.identity.describe import Description, describe, describe_loaded
 from certfs.identity.ensure import HOST_UUID, STATE, common_name, parse_uuid
 from certfs.identity.hostpem import HostPemDefect, parse_host_pem
-from certfs.identity.paths import POOL_PEM, SERVER_PEM, HostPaths, file_errors, read_file
+from certfs.identity.paths import (
+    POOL_PEM,
+    SERVER_PEM,
+    HostPaths,
+    file_errors,
+    names_of,
+    read_file,
+)
 from certfs.identity.subject import read_inventory
 
 
@@ -65,7 +72,7 @@ class Installed:
 def installed_by_purpose(paths: HostPaths) -> Iterator[Installed]:
     """Yield every file of the newer layout, in which certificates are trusted for a purpose."""
     try:
-        names = sorted(os.listdir(paths.trusted_certs))
+        names = names_of(paths.trusted_certs)
     except OSError:
         return
     for name in names:
@@ -147,11 +154,11 @@ def _unread(kind: Kind, path: Path, error: OSError) -> Installed:
 
 def _sources(kind: Kind, directory: Path) -> Iterator[Installed]:
     try:
-        names = sorted(name for name in os.listdir(directory) if is_source_name(os.fsencode(name)))
-    except PermissionError as error:
+        names = [name for name in names_of(directory) if is_source_name(os.fsencode(name))]
+    except (FileNotFoundError, NotADirectoryError):
+        return  # has a finding of its own
+    except OSError as error:
         yield _unread(kind, directory, error)
-        return
-    except OSError:
         return
     for name in names:
         path = directory / name

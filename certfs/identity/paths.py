@@ -19,6 +19,7 @@ from certfs.core.readers import Reader
 from certfs.core.text import printable
 from certfs.errors import BusyError, from_os_error
 from certfs.safe_open import open_trusted
+from certfs.store.cached import names_in
 
 SERVER_PEM = b"xapi-ssl.pem"
 POOL_PEM = b"xapi-pool-tls.pem"
@@ -193,6 +194,15 @@ def status_of(name: Path | bytes, *, within: int | None = None) -> os.stat_resul
         return os.stat(fd)
     finally:
         os.close(fd)
+
+
+def names_of(directory: Path) -> list[str]:
+    """Return the names in a directory, sorted. Raises ``OSError``.
+
+    EFBIG for one of a user's own file system that makes up names for ever, ELOOP as in :func:`open_directory`.
+    """
+    with open_directory(directory) as fd:
+        return sorted(map(os.fsdecode, names_in(fd)))
 
 
 def is_present(name: bytes, *, within: int) -> bool:

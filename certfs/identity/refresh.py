@@ -45,6 +45,7 @@ from certfs.identity.paths import (
     exclusive,
     file_errors,
     host_directory,
+    names_of,
     read_file,
     read_with_status,
 )
@@ -112,7 +113,7 @@ def report(paths: HostPaths, *, host_uuid: str, changed: bool = False) -> Refres
     """Tell how far a refresh has come; ``changed`` is passed on."""
     hosts: set[str] = set()
     with file_errors(paths.certs_pool), contextlib.suppress(FileNotFoundError):
-        names = [name for name in os.listdir(paths.certs_pool) if is_source_name(os.fsencode(name))]
+        names = [name for name in names_of(paths.certs_pool) if is_source_name(os.fsencode(name))]
         hosts = {name.removesuffix(".pem").removesuffix(_NEW_SUFFIX) for name in names}
     found = read_stage(paths, host_uuid=host_uuid)
     newest = POOL_PEM_NEW if found is Stage.PREPARED else POOL_PEM

@@ -7,7 +7,6 @@ safe to apply twice and leaves the host no worse wherever it is interrupted.
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from certfs.identity.subject import host_names
 from certfs.safe_open import open_trusted
 from certfs.store.atomic import create_exclusive, write_atomic
 from certfs.store.backing import status_at
+from certfs.store.cached import names_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,20 @@ class RemoveLeftover:
             open_directory(self.path.parent) as directory,
             contextlib.suppress(FileNotFoundError),
         ):
-            status = status_at(directory, name)
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                shutil.rmtree(name, dir_fd=directory)
-            else:
-                os.unlink(name, dir_fd=directory)
+            _remove(directory, name, depth=2)
+
+
+def _remove(directory: int, name: bytes, *, depth: int) -> None:
+    """Remove a file, or a directory with what is in it, no deeper than ``depth``: D.bk may hold D."""
+    status = status_at(directory, name)
+    if status is None or not stat.S_ISDIR(status.st_mode):
+        os.unlink(name, dir_fd=directory)
+        return
+    if depth:
+        with open_directory(name, within=directory) as inside:
+            for each in names_in(inside):
+                _remove(inside, each, depth=depth - 1)
+    os.rmdir(name, dir_fd=directory)
 
 
 @dataclass(frozen=True, slots=True)

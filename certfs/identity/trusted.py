@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certfs.core.certificate import Certificate, parse_source
 from certfs.identity.bundles import bundle_places, certificates_in_bundle
-from certfs.identity.paths import BundlePlace, HostPaths, read_file
+from certfs.identity.paths import BundlePlace, HostPaths, names_of, read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def _through_bundle(place: BundlePlace, wanted: tuple[Certificate, ...]) -> Iter
 
 def _files(place: BundlePlace, wanted: Certificate, *, is_same: bool) -> Iterator[Path]:
     with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(place.source)):
+        for name in names_of(place.source):
             if not os.fsencode(name).endswith(place.suffixes):
                 continue
             with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import BinaryIO, Final
 
 from certfs.linux import inotify
@@ -22,7 +23,8 @@ from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifierSpec, PlainTre
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LARGEST: Final = 1 << 30
+_LARGEST: Final = 256 << 20
+_MOST_NAMES: Final = 1 << 18
 _BLOCK: Final = re.compile(
     rb"-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]*)-----END CERTIFICATE-----\n"
 )
@@ -158,9 +160,11 @@ def _expanded(last: str, directory: int) -> list[str]:
     before, star, after = last.partition("*")
     if not star:
         return [last]
+    with os.scandir(f"/proc/self/fd/{directory}") as entries:
+        names = [entry.name for entry in islice(entries, _MOST_NAMES)]
     return [
         name
-        for name in os.listdir(f"/proc/self/fd/{directory}")
+        for name in names
         if name.startswith(before) and name.endswith(after) and len(name) >= len(last)
     ]
 

@@ -15,6 +15,7 @@ from certfs.identity.finding import Finding, Severity
 from certfs.identity.health import judge
 from certfs.identity.paths import HostPaths
 from certfs.identity.repair import repair
+from certfs.linux.processes import in_child
 from tests.support.identity import UUID
 from tests.support.mounts import need_root
 from tests.support.openssl import OpenSsl, Pair
@@ -218,6 +219,33 @@ def test_backup_directory_that_holds_nothing_else(host: HostPaths) -> None:
     assert _only(host).name == "LEFTOVER_BACKUP_DIRECTORY"
     repair(host)
     assert not (host.stunnel / "certs-pool.bk").exists()
+
+
+def _sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+def _nested(path: Path) -> None:
+    path.mkdir()
+    (path / "x.pem").touch()
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("make", [_sparse, os.mkfifo, _nested])
+def test_backup_directory_with_what_nobody_reads(
+    host: HostPaths, make: Callable[[Path], None]
+) -> None:
+    """I6, I18: what is no small file is not compared but left to the admin, however alike both directories are."""
+    (host.stunnel / "certs-pool.bk").mkdir()
+    for directory in ("certs-pool", "certs-pool.bk"):
+        make(host.stunnel / directory / "x")
+
+    def mend() -> None:
+        assert [one.name for one in repair(host).left] == ["LEFTOVER_BACKUP_DIRECTORY"]
+
+    assert in_child(mend, 20) is None
+    assert (host.stunnel / "certs-pool.bk/x").exists()
 
 
 @pytest.mark.usefixtures("settled")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,11 @@ import pytest
 from certfs.errors import DeadlineError
 from certfs.linux import mount_syscalls
 from certfs.linux.log_file import open_log
-from certfs.linux.processes import ProcessId
+from certfs.linux.processes import ProcessId, in_child
 from certfs.protocol import timeouts
+from certfs.store import cached
 from tests.support import liar, pki
+from tests.support.identity import call_certfs
 from tests.support.mounts import (
     CertfsMount,
     certfs_program,
@@ -206,6 +209,36 @@ def test_what_another_user_serves_is_not_root_s_because_it_says_so(tmp_path: Pat
         assert result.returncode == 10, result
         with pytest.raises(PermissionError, match="another user"):
             open_log(str(place / "file"))
+
+
+def test_a_directory_without_an_end_ends_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I18: a user's file system makes up names for ever; no command collects them for as long."""
+    monkeypatch.setattr(cached, "MOST_NAMES", 1000)
+    place, target = tmp_path / "place", tmp_path / "target"
+    place.mkdir()
+    target.mkdir()
+    good = tmp_path / "good.pem"
+    good.write_bytes(pki.authority().pem)
+    export = ("export", good, "--format", "hash-directory", "--output")
+    commands = (
+        ("check", "--store", place),
+        ("repair", "--store", place),
+        ("list", "--store", place),
+        ("pool-certificate-list", "--store", place),
+        ("pool-crl-list", "--store", place),
+        ("pool-uninstall-ca-certificate", "x.pem", "--force", "--store", place),
+        (*export, place / "endless"),
+    )
+    with liar.lying(place, target):
+        for command in commands:
+            assert in_child(lambda: _ends(*command), BOUND_SECONDS) is None, command  # noqa: B023
+
+
+def _ends(*command: str | Path) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    assert call_certfs(*command).returncode not in {70, 130}
 
 
 def test_a_pager_may_take_its_time(tmp_path: Path) -> None:
