@@ -21,7 +21,7 @@ from certfs.identity.errors import (
     CertificateDoesNotExistError,
     CertificateNameInvalidError,
 )
-from certfs.identity.paths import SOURCE_DIRECTORY_MODE, HostPaths, file_errors
+from certfs.identity.paths import SOURCE_DIRECTORY_MODE, HostPaths, host_directory
 from certfs.identity.trusted import Trusted, trusted_through
 from certfs.identity.validate import ANOTHER_NAME, Document, advice_for, iso, validate_name
 
@@ -143,15 +143,14 @@ def uninstall_authority(
 def _need_trusted_certs(paths: HostPaths, *, dry_run: bool) -> None:
     """Refuse a purpose where the platform has none; a store gets the directory."""
     directory = paths.trusted_certs
-    if directory.is_dir() or (dry_run and paths.root is not None):
-        return
-    if paths.root is None:
+    if paths.root is None and not directory.is_dir():
         raise StoreError(
             f"{directory} does not exist: the XAPI of this host knows no purposes",
             advice="leave out --purpose, which installs for everything",
         )
-    with file_errors(directory):
-        directory.mkdir(SOURCE_DIRECTORY_MODE, exist_ok=True)
+    if not dry_run:
+        with host_directory(directory, create_mode=SOURCE_DIRECTORY_MODE):
+            pass
 
 
 def _doubts(certificates: Iterable[Description], *, pinned: bool) -> Iterable[str]:

@@ -15,8 +15,10 @@ import pytest
 
 from certfs.errors import CertfsError
 from certfs.identity import repair
+from certfs.identity.authorities import Purpose, install_authority
 from certfs.identity.ensure import ensure_identity
 from certfs.identity.paths import HostPaths
+from certfs.identity.validate import Document
 from certfs.safe_open import LinkRefusedError, make_beneath, open_beneath, open_trusted
 from certfs.server.plain_copies import PlainCopies
 from certfs.store.layout import make_directories
@@ -183,6 +185,16 @@ def test_a_repair_by_root_stays_in_the_store(root: Path, victim: Path, linked: s
     os.chown(root / linked, USER, USER, follow_symlinks=False)
     with suppress(CertfsError):
         repair.repair(HostPaths.of_store(root))
+    assert untouched(victim)
+
+
+def test_no_directory_for_a_purpose_is_made_through_a_link(root: Path, victim: Path) -> None:
+    """I19: a store that its owner has exchanged for a link gets no trusted-certs where that leads."""
+    document = Document(Path("x.pem"), PLANTED.pem)
+    with pytest.raises(CertfsError, match="link"):
+        install_authority(
+            HostPaths.of_store(root / "evil"), document, name="x.pem", purpose=Purpose("general")
+        )
     assert untouched(victim)
 
 
