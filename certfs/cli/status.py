@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from certfs.cli.json_forms import seconds_of
-from certfs.client.instances import find, is_of_another
+from certfs.client.instances import find
 from certfs.client.mount import canonical
 from certfs.client.query import Answer, ask_host, ask_instance, ask_mount
 from certfs.core.text import printable
@@ -94,8 +94,6 @@ def _at(mountpoint: str) -> Answer | None:
         return ask_instance(find(mountpoint))
     except (NotMountedError, PrivilegeError) as error:
         where = canonical(mountpoint)
-        if isinstance(error, PrivilegeError) and not is_of_another(where):
-            raise
         host = ask_host()
         is_the_hosts = host is not None and any(
             each.target == where for each in host.status().mounts

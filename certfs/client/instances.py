@@ -59,12 +59,6 @@ def find(mountpoint: str | None) -> str:
     return directory
 
 
-def is_of_another(where: str) -> bool:
-    """Whether a certfs is mounted at ``where`` (`canonical`) that another user has made."""
-    top = procfs.top_at(procfs.mounts(), where)
-    return top is not None and top.is_certfs and top.owner != os.geteuid()
-
-
 def _not_found(where: str) -> NotMountedError | PrivilegeError:
     top = procfs.top_at(procfs.mounts(), where)
     if top is None or not top.is_certfs:
