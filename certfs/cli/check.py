@@ -169,7 +169,7 @@ def _judge(
             Grade.WARNING,
             "NOT_ANSWERING",
             printable(directory),
-            "does not answer: what was last read of the sources there counts",
+            "does not answer in time: what was last read of the sources there counts",
             "look at what is mounted there",
         )
     for tree in place.not_presented:

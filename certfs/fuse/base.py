@@ -32,7 +32,7 @@ from certfs.fuse.handed_back import HandedBack
 from certfs.fuse.handles import FileHandle, HandleTable
 from certfs.fuse.inodes import ROOT, SPARED, Inode, InodeTable, Use, permissions_of
 from certfs.fuse.nodes import Find, Node, OwnDirectory, OwnNodes
-from certfs.fuse.patience import Patience
+from certfs.fuse.patience import MOST_SECONDS, Patience
 from certfs.fuse.requests import Requests, current_user, waiting_for_store
 from certfs.fuse.synthetic import (
     HIDDEN_STATUS_DIRECTORY_NUMBER,
@@ -281,8 +281,13 @@ class FilesystemBase(pyfuse3.Operations):
         Given up when none came for a while though requests keep coming: then a writer is simply not done.
         """
         waiting = {inode for inode in self.unsettled if self._concerns(inode, bundle)}
-        waited = Waited()
-        while waiting and waited.step() < _RELEASE_SECONDS and not self.pending_requests.is_quiet():
+        waited, total = Waited(), Waited()
+        while (
+            waiting
+            and waited.step() < _RELEASE_SECONDS
+            and total.step() < MOST_SECONDS
+            and not self.pending_requests.is_quiet()
+        ):
             await trio.lowlevel.checkpoint()
             if not waiting <= self.unsettled:
                 waiting &= self.unsettled
@@ -290,10 +295,10 @@ class FilesystemBase(pyfuse3.Operations):
 
     @staticmethod
     def _concerns(inode: Inode, bundle: LiveBundle) -> bool:
-        """Whether the inode may be a source of this bundle: one whose name is not known may be of any."""
-        if inode.parent is not None:
-            return inode.parent.id == bundle.directory_id
-        return inode.local and inode.fd >= 0 and os.stat(inode.fd).st_nlink > 0
+        """Whether the inode may be a source of this bundle, also by another name than is known."""
+        if inode.parent is not None and inode.parent.id == bundle.directory_id:
+            return True
+        return bundle.is_incomplete(inode.id)
 
     async def bundle_content(self, bundle: LiveBundle) -> Content:
         """Return the content of a bundle as it is now; ENOENT where it has no certificate (promise I7)."""

@@ -1,7 +1,7 @@
 """How long an answer waits for something that may never come.
 
-Owns the bound: after a moment in which nothing went on the last known is answered, and at once as long as what was
-waited for is not done. What was begun goes on in the background.
+Owns the bounds: after a moment in which nothing went on, or after `MOST_SECONDS` in which something did, the last known
+is answered, and at once as long as what was waited for is not done. What was begun goes on in the background.
 """
 
 import logging
@@ -19,6 +19,8 @@ Ts = TypeVarTuple("Ts")
 
 SECONDS = 0.6
 """How long an answer waits; with all else that it takes a bundle is opened within a second (promise I18)."""
+MOST_SECONDS = 10.0
+"""How long it waits in all, where what is waited for goes on: who writes sources may give us any amount to read."""
 WHILE_OVERDUE_SECONDS = 0.05
 """How long for what the same store is asked while it owes another answer: a path has several steps."""
 
@@ -26,8 +28,9 @@ WHILE_OVERDUE_SECONDS = 0.05
 class Patience:
     """What is waited for, by key."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
+    def __init__(self, seconds: float = SECONDS, *, most: float = MOST_SECONDS) -> None:
         self._seconds = seconds
+        self._most = most
         self._overdue: dict[Hashable, int] = {}
 
     def overdue(self) -> frozenset[Hashable]:
@@ -46,7 +49,7 @@ class Patience:
         """Do ``work`` and wait for it; False if it is not done, now or since earlier.
 
         ``name`` is for the log; ``step`` says that it is one of several that the same store is asked for. As long as
-        ``progress`` returns another number each time, it is waited for.
+        ``progress`` returns another number each time, it is waited for, up to ``most`` seconds.
         """
         if key in self._overdue:
             return False
@@ -65,9 +68,9 @@ class Patience:
 
         trio.lowlevel.spawn_system_task(run)
         seconds = WHILE_OVERDUE_SECONDS if step and self._overdue else self._seconds
-        waited, reached = Waited(), progress()
+        waited, total, reached = Waited(), Waited(), progress()
         with waiting_for_store():
-            while waited.step() < seconds and not done.is_set():
+            while waited.step() < seconds and total.step() < self._most and not done.is_set():
                 with trio.move_on_after(min(seconds, STEP_SECONDS)):
                     await done.wait()
                 if reached != progress():
@@ -78,10 +81,9 @@ class Patience:
         is_late = True
         self._overdue[key] = self._overdue.get(key, 0) + 1
         if self._overdue[key] == 1:
-            log.warning(
-                "%s: the store does not answer; the last known content is served until it does",
-                name,
-            )
+            goes_on = waited.seconds < seconds
+            why = "its sources are not read yet" if goes_on else "the store does not answer"
+            log.warning("%s: %s; the last known content is served until then", name, why)
         return False
 
     def _is_done(self, key: Hashable, name: str) -> None:

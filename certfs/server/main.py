@@ -135,7 +135,7 @@ class Server:
         return self.operations.being_written()
 
     def is_overdue(self, bundle: LiveBundle) -> bool:
-        """Whether a bundle is served as last known, because the store does not answer."""
+        """Whether a bundle is served as last known, because its sources cannot be read in time."""
         return bundle in self.operations.patience.overdue()
 
     def _is_busy(self, identity: FileId) -> bool:

@@ -45,7 +45,7 @@ class Experience(Protocol):
         """Return the sources that count as they were, because writers have not closed them."""
 
     def is_overdue(self, bundle: LiveBundle) -> bool:
-        """Whether a bundle is served as last known, because the store does not answer."""
+        """Whether a bundle is served as last known, because its sources cannot be read in time."""
 
 
 class StatusReport:

@@ -393,6 +393,12 @@ class LiveBundle:
         for name, content in self._kept.items():
             yield name, self._kept_since[name], content
 
+    def is_incomplete(self, inode: FileId) -> bool:
+        """Whether this inode is, or may be, one of the sources that count as they were."""
+        head = stamp_head(inode)
+        known = map(self.catalog.get, self._kept)
+        return any(one and one.stamp[: len(head)] in {head, b""} for one in known)
+
     def record(self) -> None:
         """Record for the next server what the files do not show."""
         self._undo_log.record_sources(self.spec, self._kept)

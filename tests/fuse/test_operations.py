@@ -274,6 +274,33 @@ async def test_the_script_s_last_step_ends_a_swap(fs: Filesystem) -> None:
 # --- I11: files that are open --------------------------------------------------
 
 
+async def test_a_file_without_a_known_name_keeps_no_reader_waiting(fs: Filesystem) -> None:
+    """I1, I18: whose file is no source, and lost one of two names, delays no answer, whatever it is written."""
+    await fs.put("certs/a.pem", ONE.pem)
+    handle = await fs.create("other/x")
+    number = await fs.number("other/x")
+    await fs.operations.link(number, await fs.number("other"), b"y", CTX)
+    await fs.unlink("other/y")
+    await fs.write(handle, b"x")
+    os.write(fs.doorbell, b"x")
+    with trio.fail_after(0.2):
+        await fs.read("bundle.pem")
+
+
+async def test_a_source_by_another_name_is_waited_for(fs: Filesystem) -> None:
+    """I1: a source that is written under a name which it lost may be closed by now, behind other requests."""
+    await fs.put("certs/a.pem", ONE.pem)
+    handle = await fs.open("certs/a.pem", os.O_WRONLY)
+    number = await fs.number("certs/a.pem")
+    await fs.operations.link(number, await fs.number("other"), b"y", CTX)
+    await fs.unlink("other/y")
+    await fs.write(handle, b"x")
+    os.write(fs.doorbell, b"x")
+    begun = trio.current_time()
+    await fs.read("bundle.pem")
+    assert trio.current_time() - begun > 0.2
+
+
 async def test_an_unlinked_file_stays_open(fs: Filesystem) -> None:
     """I11: it can be read, asked for its status, and is gone when it is closed."""
     await fs.put("other/x", b"content")

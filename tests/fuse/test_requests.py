@@ -72,6 +72,27 @@ async def test_an_answer_waits_as_long_as_something_goes_on() -> None:
     assert steps == 6
 
 
+async def test_an_answer_does_not_wait_for_what_never_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """I18: who may write sources may give us any amount to read, and keeps no reader waiting beyond a bound."""
+    steps = 0
+
+    async def work() -> None:
+        nonlocal steps
+        with trio.move_on_after(30):
+            while True:
+                steps += 1
+                await trio.sleep(0.01)
+
+    patience = Patience(0.2, most=0.5)
+    started = time.monotonic()
+    assert not await patience.wait_for("key", "bundle.pem", work, progress=lambda: steps)
+    assert time.monotonic() - started < 10
+    assert patience.overdue() == {"key"}
+    assert "its sources are not read yet" in caplog.text
+
+
 async def test_an_answer_waits_while_the_process_stands_still() -> None:
     """I1: the time in which this process did not run at all is no patience spent."""
 
