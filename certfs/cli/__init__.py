@@ -17,6 +17,7 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Final, NamedTuple, NoReturn
 
@@ -26,7 +27,7 @@ from certfs import __version__
 from certfs.cli import xe
 from certfs.cli.failures import give_up, own_arguments, run
 from certfs.cli.mount_helper import translated
-from certfs.cli.silence import watch
+from certfs.cli.silence import End, watched
 from certfs.errors import from_os_error
 from certfs.protocol import timeouts
 
@@ -37,8 +38,8 @@ if _handler is signal.default_int_handler:
 class _Entry(NamedTuple):
     module: str
     short_help: str
-    patience: float | None = None
-    """Seconds for which one call may wait; None where the command waits for more than files."""
+    patience: float | None = timeouts.COMMAND
+    """Seconds for which one call on a file system may wait; None where the command is not watched for that."""
 
 
 _AUTHORITIES: Final = "certfs.cli.authorities"
@@ -51,40 +52,37 @@ COMMANDS: Final = {
     "check": _Entry(
         "certfs.cli.check",
         "Judge bundles and host certificates, for monitoring.",
-        patience=timeouts.COMMAND,
     ),
-    "completion": _Entry("certfs.cli.reference", "Print what makes a shell complete."),
+    "completion": _Entry(
+        "certfs.cli.reference", "Print what makes a shell complete.", patience=None
+    ),
     "detached": _Entry(_MOUNT, "Run a command while the plain directories are in view."),
     "export": _Entry(
         "certfs.cli.export",
         "Write a bundle in another form: for Java, for a CApath.",
-        patience=timeouts.COMMAND,
     ),
     "gencert": _Entry(
         "certfs.cli.gencert", "Generate a host certificate at boot, if there is none."
     ),
-    "host-get-server-certificate": _Entry(
-        _CERTIFICATES, "Print this host's public certificate.", patience=timeouts.COMMAND
-    ),
+    "host-get-server-certificate": _Entry(_CERTIFICATES, "Print this host's public certificate."),
     "host-refresh-server-certificate": _Entry(_CERTIFICATES, "Renew the pool certificate."),
     "host-server-certificate-install": _Entry(_CERTIFICATES, "Install a host certificate."),
-    "install-units": _Entry("certfs.cli.units", "Put the systemd unit in place."),
+    "install-units": _Entry("certfs.cli.units", "Put the systemd unit in place.", patience=None),
     "list": _Entry(
         "certfs.cli.inspect",
         "List the certificates of each bundle, and what was left out.",
-        patience=timeouts.COMMAND,
     ),
     "mount": _Entry(
         _MOUNT, "Mount, and return when the tree is served.", patience=timeouts.COMMAND_THAT_STARTS
     ),
-    "pool": _Entry("certfs.cli.pool", "Share certificates among hosts, through etcd."),
-    "pool-certificate-list": _Entry(
-        _AUTHORITIES, "List the installed CA certificates.", patience=timeouts.COMMAND
+    "pool": _Entry(
+        "certfs.cli.pool", "Share certificates among hosts, through etcd.", patience=None
     ),
-    "pool-certificate-sync": _Entry("certfs.cli.pool_sync", "Have XAPI synchronise the pool."),
-    "pool-crl-list": _Entry(
-        _CRLS, "List the installed revocation lists.", patience=timeouts.COMMAND
+    "pool-certificate-list": _Entry(_AUTHORITIES, "List the installed CA certificates."),
+    "pool-certificate-sync": _Entry(
+        "certfs.cli.pool_sync", "Have XAPI synchronise the pool.", patience=None
     ),
+    "pool-crl-list": _Entry(_CRLS, "List the installed revocation lists."),
     "pool-install-ca-certificate": _Entry(_AUTHORITIES, "Install a CA certificate."),
     "pool-install-crl": _Entry(_CRLS, "Install a revocation list."),
     "pool-uninstall-ca-certificate": _Entry(_AUTHORITIES, "Remove a CA certificate."),
@@ -92,16 +90,15 @@ COMMANDS: Final = {
     "repair": _Entry(
         "certfs.cli.health",
         "Mend what can be mended without a decision.",
-        patience=timeouts.COMMAND,
     ),
     "reset-server-certificate": _Entry(_CERTIFICATES, "Make a new self-signed host certificate."),
     "restart": _Entry(
         _MOUNT, "Replace the server without one failed open.", patience=timeouts.COMMAND_THAT_STARTS
     ),
-    "schema": _Entry("certfs.cli.schemas", "Print the JSON Schema of a command's answer."),
-    "status": _Entry(
-        "certfs.cli.status", "Show what is mounted, and how it is.", patience=timeouts.COMMAND
+    "schema": _Entry(
+        "certfs.cli.schemas", "Print the JSON Schema of a command's answer.", patience=None
     ),
+    "status": _Entry("certfs.cli.status", "Show what is mounted, and how it is."),
     "unmount": _Entry(
         _MOUNT,
         "End a mount; the host is an ordinary one again.",
@@ -178,9 +175,6 @@ def group(ctx: click.Context, *, debug: bool) -> None:
     Copy a PEM in, and the next TLS connection trusts it; remove it, and the next one does not.
     """
     ctx.obj = debug
-    entry = COMMANDS.get(ctx.invoked_subcommand or "")
-    if entry and entry.patience:
-        ctx.call_on_close(watch(entry.patience, functools.partial(give_up, entry.patience)))
     if "" in own_arguments(sys.argv[1:]) and ctx.invoked_subcommand != "detached":
         # An unset variable of a script: the operating system would take it for the current directory.
         raise click.UsageError("an empty argument names nothing")
@@ -206,14 +200,31 @@ def main() -> NoReturn:
     call = translated(sys.argv)
     if call is not None:  # by mount(8)
         sys.argv[1:] = call
+    end = _watched(own_arguments(sys.argv[1:]))
     try:
-        code = run(group)
+        code = _run()
         if sys.stdout:
             sys.stdout.flush()
     except OSError as error:  # of what was to be said
         code = from_os_error("standard output", error).exit_code
         _drop_output()
-    sys.exit(code)
+    end(code)
+
+
+def _run() -> int:
+    try:
+        return run(group)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+
+
+def _watched(words: Sequence[str]) -> End:
+    """Return what ends the command, which is ended itself if it waits for a file system for too long."""
+    entry = COMMANDS.get(next((word for word in words if not word.startswith("-")), ""))
+    # One that stays in the foreground becomes the supervisor, in the process that was started.
+    if entry is None or entry.patience is None or "--foreground" in words:
+        return sys.exit
+    return watched(entry.patience, functools.partial(give_up, entry.patience))
 
 
 def _drop_output() -> None:

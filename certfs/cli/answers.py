@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec
@@ -21,6 +22,7 @@ from certfs.errors import StoreError, from_os_error
 from certfs.identity.describe import Description, with_colons
 from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
 from certfs.identity.validate import STANDARD_INPUT, Document, iso
+from certfs.linux.waiting import waiting
 
 P = ParamSpec("P")
 _UNKNOWN = "unknown: it cannot be read"
@@ -71,16 +73,23 @@ class InputFile(ExistingPath):
 def read_document(path: Path) -> Document:
     """Return what an admin gave a command to read."""
     if str(path) == "-":
-        document = Document(STANDARD_INPUT, sys.stdin.buffer.read(READ_LIMIT + 1))
+        with waiting():
+            document = Document(STANDARD_INPUT, sys.stdin.buffer.read(READ_LIMIT + 1))
     else:
-        with file_errors(path), path.open("rb") as file:
-            document = Document(path, file.read(READ_LIMIT + 1))
+        # A pipe or a terminal is filled by somebody.
+        with file_errors(path), nullcontext() if path.is_file() else waiting():
+            document = Document(path, _read(path))
     if len(document.data) > READ_LIMIT:
         raise StoreError(
             f"{document.path} is larger than {READ_LIMIT} bytes",
             advice="give a file of certificates and nothing else, or several smaller ones",
         )
     return document
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(READ_LIMIT + 1)
 
 
 def store_option(function: Callable[P, None]) -> Callable[P, None]:

@@ -32,6 +32,7 @@ from certfs.identity.listing import Access, Kind, installed, need_host_uuid
 from certfs.identity.paths import HostPaths, command
 from certfs.identity.refresh import RefreshReport, Stage
 from certfs.identity.replace import RELOAD_HINT, Replacement
+from certfs.linux.waiting import waiting
 
 _OVERLAP_SECONDS = 5.0
 """The platform's: a slow client may still be on its way with what it knew before."""
@@ -185,8 +186,9 @@ def host_refresh_server_certificate(  # noqa: PLR0913 - one for each option
         if reload_command is not None:
             if not distributed:
                 refresh.refuse_undistributed(paths, report, host_uuid=uuid)
-            _reload(reload_command, paths)
-            time.sleep(overlap)
+            with waiting():
+                _reload(reload_command, paths)
+                time.sleep(overlap)
             report = refresh.finish(paths, host_uuid=uuid)
     _tell_refresh(paths, report, finish=finish, dry_run=dry_run, as_json=as_json)
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import click
 
@@ -59,8 +59,8 @@ def run(group: click.Group) -> int:
     return code if isinstance(code, int) else 0
 
 
-def give_up(seconds: float) -> NoReturn:
-    """End the command, whose own thread waits for a file system that does not answer."""
+def give_up(seconds: float) -> int:
+    """Say that the command waits for a file system that does not answer; return its exit code."""
     words = own_arguments(sys.argv[1:])
     error = DeadlineError(
         f"certfs {' '.join(words)}: a file system does not answer, after {seconds:g} s",
@@ -68,7 +68,7 @@ def give_up(seconds: float) -> NoReturn:
     )
     code = _show(error, wants_json="--json" in words)
     sys.stdout.flush()
-    os._exit(code)
+    return code
 
 
 def _wants_json(group: click.Group, words: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ from certfs.core.details import describe
 from certfs.core.text import counted, printable
 from certfs.errors import AlreadyRunningError, ConfigError, from_os_error
 from certfs.identity.xapi import SOCKET as XAPI_SOCKET
+from certfs.linux.waiting import waiting
 
 try:
     from certfs.pool import commands, membership
@@ -395,10 +396,12 @@ def waiter(seconds: float) -> Callable[[Path], None]:
     """
     state = _usual_state()
     found = state.read()
-    trio.run(commands.check_publishing, state, found)
+    with waiting():
+        trio.run(commands.check_publishing, state, found)
 
     def wait(path: Path) -> None:
-        whole = trio.run(commands.published_everywhere, state, found, path, seconds)
+        with waiting():
+            whole = trio.run(commands.published_everywhere, state, found, path, seconds)
         _tell_reached(whole, err=True)
 
     return wait

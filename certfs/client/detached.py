@@ -16,6 +16,7 @@ from certfs.client import mount as mounting
 from certfs.client.instances import ask, find, unmount
 from certfs.errors import CertfsError, DeadlineError, MountpointError, PrivilegeError
 from certfs.linux import mount_syscalls, mount_table
+from certfs.linux.waiting import waiting
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.messages import STALE_UNKNOWN
 from certfs.protocol.state_file import State
@@ -154,4 +155,5 @@ def _run(command: tuple[str, ...]) -> int:
             signal.signal(number, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, hand_on)
-        return process.wait()
+        with waiting():
+            return process.wait()

@@ -92,8 +92,10 @@ class Library:
                     ["openssl", "rehash", f"/proc/self/fd/{fd}"],
                     pass_fds=(fd,),
                     check=True,
-                    capture_output=True,
+                    # No pipes: Python then looks for its end again and again, so this process does not stand still.
                     stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
                     timeout=_REHASH_SECONDS,
                 )
             except (OSError, subprocess.SubprocessError):

@@ -226,6 +226,9 @@ def in_child(action: Callable[[], None], seconds: float) -> OSError | None:
     finally:
         os.close(receiving)
         os.close(sending)
+    if status == _NOTHING_RUN:
+        os.write(2, report)
+        return OSError("the helper process failed")
     if report:
         code, _, name = os.fsdecode(report).partition(" ")
         return OSError(int(code), os.strerror(int(code)), name or None)
@@ -258,9 +261,20 @@ def output_of_child(produce: Callable[[], bytes], seconds: float, *, limit: int)
     return None
 
 
+def let_go_of_streams() -> None:
+    """Let go of standard input, output and error: who reads them to their end is not to wait for a process that hangs.
+
+    Once a file system has taken a request, its caller cannot be killed before it answers (fs/fuse/dev.c of the kernel).
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for stream in range(3):
+        os.dup2(null, stream)
+
+
 def _produce(produce: Callable[[], bytes], sending: int) -> NoReturn:
     status = _NOTHING_RUN
     try:
+        let_go_of_streams()
         with open(sending, "wb", buffering=0) as stream:
             left = memoryview(produce())
             while left:
@@ -275,13 +289,14 @@ def _produce(produce: Callable[[], bytes], sending: int) -> NoReturn:
 def _act(action: Callable[[], None], sending: int) -> NoReturn:
     status = 0
     try:
+        let_go_of_streams()
         action()
     except OSError as error:
         os.write(
             sending, f"{error.errno or 5} {error.filename or ''}".encode(errors="surrogateescape")
         )
     except BaseException as error:  # noqa: BLE001  a forked child reports whatever happened and ends here
-        os.write(2, f"certfs: {error!r}\n".encode(errors="replace"))
+        os.write(sending, f"certfs: {error!r}\n".encode(errors="replace"))
         status = _NOTHING_RUN
     finally:
         os._exit(status)

@@ -19,6 +19,7 @@ Verb = Literal["unmount", "restart", "flush", "store"]
 VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "flush", "store")
 _MESSAGE_BYTES: Final = 65536
 _MOST_DESCRIPTORS: Final = 16
+_STEP_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,17 @@ def request(
     ConnectionError if the supervisor hangs up without one: it has ended, or is becoming another program.
     """
     connection.send(verb.encode())
-    deadline = time.monotonic() + seconds
-    while not select.select([connection], [], [], max(min(seconds, timeouts.STOPPED), 0))[0]:
-        seconds = deadline - time.monotonic()
-        if seconds <= 0 or is_stopped():
+    now = time.monotonic()
+    deadline, looking = now + seconds, now + timeouts.STOPPED
+    # In short steps: a command that stands still is taken to wait for a file system.
+    while not select.select([connection], [], [], max(min(deadline - now, _STEP_SECONDS), 0))[0]:
+        now = time.monotonic()
+        if now >= deadline:
             return None
+        if now >= looking:
+            if is_stopped():
+                return None
+            looking = now + timeouts.STOPPED
     packet, descriptors, _, _ = socket.recv_fds(
         connection, _MESSAGE_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
     )

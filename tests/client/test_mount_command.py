@@ -449,8 +449,9 @@ def test_a_dead_mount_says_what_serves_it_again(scene: Scene) -> None:
 
 
 def has_asked(pid: int) -> bool:
-    """Whether a command is connected with a supervisor."""
-    fds = Path(f"/proc/{pid}/fd").iterdir()
+    """Whether a command, which is a child of the process that was started, is connected with a supervisor."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    fds = (fd for child in children for fd in Path(f"/proc/{child}/fd").iterdir())
     return any(os.readlink(fd).startswith("socket:") for fd in fds)
 
 
