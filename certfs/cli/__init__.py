@@ -236,8 +236,11 @@ def _drop_output() -> None:
 
 def _open_standard_streams() -> None:
     """Give a caller who closed 0, 1 or 2 the null device there, or the next file opened would be taken for it."""
-    for stream in range(3):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
-            os.fstat(stream)
+            os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - until the end

@@ -508,6 +508,20 @@ def test_an_output_that_is_full_is_no_bug(tmp_path: Path, command: str, options:
     assert result.stderr.count("\n") <= 1
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_bug(place: Place, closed: str) -> None:
+    """Who closes a standard stream gets the exit code all the same, and on the others what belongs there."""
+    place.put("a.pem", ONE.pem)
+    words = [certfs_program(), "list", "--store", str(place.store), "--config", str(place.config)]
+    for json_option in ([], ["--json"]):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {closed}', "sh", *words, *json_option],
+            check=False, capture_output=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert bool(done.stdout) == (">&-" not in closed.split())
+
+
 def test_a_configuration_that_is_no_file(tmp_path: Path) -> None:
     """A FIFO is not waited for, and a device without end is not read."""
     fifo = tmp_path / "fifo"
