@@ -3,9 +3,11 @@
 Owns collecting it from the store, the requests and the supervisor's state; the schemas are in `certfs.protocol`.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Protocol
 
 import msgspec
@@ -90,7 +92,10 @@ class StatusReport:
             plain_copies_current=all(bundle.plain_copy.current for bundle in bundles),
             events=reported(state.events) if state else (),
         )
-        return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+        try:
+            return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+        except UnicodeEncodeError:  # a path that is no UTF-8, as os.fsdecode has it
+            return json.dumps(asdict(report), indent=2).encode() + b"\n"
 
     def summary(self) -> Summary:
         """Return what everybody may know: no name of a source, no reason."""
