@@ -245,6 +245,16 @@ def test_a_unit_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert name not in text
 
 
+@pytest.mark.parametrize("option", ["--store", "--config", "mountpoint"])
+def test_a_path_that_no_unit_can_hold_is_refused(tmp_path: Path, option: str) -> None:
+    """What is no UTF-8 cannot stand in a unit: it is named, and nothing is written."""
+    given = {"--store": "/s", "--config": "/c", "mountpoint": "/m"} | {option: "/caf\udce9"}
+    words = ["--store", given["--store"], "--config", given["--config"], given["mountpoint"]]
+    done = CliRunner().invoke(install_units, ["--directory", str(tmp_path / "units"), *words])
+    assert (done.exit_code, "only paths in UTF-8: /caf\\udce9" in done.output) == (2, True)
+    assert not (tmp_path / "units").exists()
+
+
 def test_what_a_unit_lacks_on_this_host_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,13 @@ def _standalone(store: str | None, mountpoint: str | None, config: str | None) -
         return None
     if store is None or mountpoint is None:
         raise click.UsageError("--store DIR and MOUNTPOINT go together")
+    for path in (store, mountpoint, config or ""):
+        try:
+            os.path.abspath(path).encode()
+        except UnicodeEncodeError:
+            raise click.UsageError(
+                f"systemd takes only paths in UTF-8: {printable(path)}"
+            ) from None
     options = ("--config", os.path.abspath(config)) if config else ()
     return Standalone(
         store=os.path.abspath(store), mountpoint=os.path.abspath(mountpoint), options=options
