@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,17 +159,19 @@ def force_unmount(mountpoint: str) -> None:
     subprocess.run([*command, mountpoint], check=False, capture_output=True, timeout=30)
 
 
-def processes_with(mark: str) -> list[int]:
-    """Give the pids of all processes that were started for a mount, zombies left out."""
+def processes_with(mark: str, among: Iterable[int] | None = None) -> list[int]:
+    """Give the pids of all processes that were started for a mount, zombies left out; or of some that are known."""
     entry = f"{_MARK}={mark}".encode()
     found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            if entry in Path("/proc", name, "environ").read_bytes().split(b"\0"):
-                found.append(int(name))
+    for pid in among if among is not None else _every_process():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            if entry in environ.read().split(b"\0"):
+                found.append(pid)
     return found
+
+
+def _every_process() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def kill_all(mark: str) -> None:
@@ -280,19 +282,27 @@ class CertfsMount:
 
     def stop(self) -> None:
         """Unmount with `certfs unmount` and expect every process to be gone."""
+        known = self.pids
         ended = run_forked(["unmount", self.tree.root], env=self.environment)
         assert ended.returncode == 0, ended.stderr
         if self._held_elsewhere():  # a server lives as long as its mount does anywhere
             wait_until(lambda: not self._held_elsewhere(), seconds=120, what="its last copy's end")
-        wait_until(lambda: not self.pids, seconds=20, what=f"the end of {self._describe()}")
+        # To look at every process of the machine costs more than to look at these, again and again.
+        what = f"the end of {self._describe()}"
+        wait_until(lambda: not processes_with(self.mark, known), seconds=20, what=what)
+        wait_until(lambda: not self.pids, seconds=20, what=what)
         assert str(self.tree.root) not in mountpoints()
 
     def _held_elsewhere(self) -> bool:
         """Whether another mount namespace, made while we were mounted, still has a copy."""
         point = f" {self.tree.root} ".encode()
-        for process in Path("/proc").glob("[0-9]*/mountinfo"):
+        one_of: dict[str, int] = {}
+        for pid in _every_process():
             with contextlib.suppress(OSError):
-                if point in process.read_bytes():
+                one_of.setdefault(os.readlink(f"/proc/{pid}/ns/mnt"), pid)
+        for pid in one_of.values():
+            with contextlib.suppress(OSError):
+                if point in Path(f"/proc/{pid}/mountinfo").read_bytes():
                     return True
         return False
 
