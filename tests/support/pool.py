@@ -200,8 +200,9 @@ def processor_seconds(pids: list[int]) -> float:
     """Return how much processor time these processes have had."""
     ticks = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
+        with contextlib.suppress(OSError):  # a short-lived one of a mount has ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -216,9 +217,10 @@ def memory_bytes(pids: list[int]) -> int:
     """Return how much memory these processes have, what several share counted in parts (proc_pid_smaps(5), Pss)."""
     kilobytes = 0
     for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                kilobytes += int(line.split()[1])
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    kilobytes += int(line.split()[1])
     return kilobytes << 10
 
 
@@ -248,7 +250,7 @@ def pool(hosts: int, *, members: int = 3, publishers: int | None = None) -> Iter
             host.start()
         wait_until(
             lambda: all("in sync" in host.log for host in made.hosts),
-            seconds=60 + 5 * hosts,
+            seconds=60 + 10 * hosts,
             what="every host in sync",
         )
         yield made
