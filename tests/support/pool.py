@@ -116,7 +116,7 @@ class PoolHost:
     def certfs(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run a command of certfs on the host."""
         environment = {**self.mount.environment, "CERTFS_POOL_STATE": str(self.state)}
-        ran = run_forked(arguments, env=environment, namespace=self.node.namespace)
+        ran = run_forked(arguments, env=environment, namespace=self.node.namespace, timeout=180)
         assert ran.returncode == expect, ran.stdout + ran.stderr + self.log
         return ran.stdout + ran.stderr
 
@@ -146,7 +146,7 @@ class Pool:
     def root(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run a command of certfs as the engine's root."""
         words = (*arguments, *self.engine_options)
-        ran = run_forked(words, namespace=self.network.nodes[0].namespace)
+        ran = run_forked(words, namespace=self.network.nodes[0].namespace, timeout=180)
         assert ran.returncode == expect, ran.stdout + ran.stderr
         return ran.stdout
 
@@ -274,6 +274,8 @@ def _host(node: Node) -> Iterator[PoolHost]:
         key = tree.root / "xensource/xapi-pool-tls.pem"
         key.touch(mode=0o400)
         key.write_bytes(identity.host_pem)
+        # Otherwise the mount makes one, of an RSA key.
+        shutil.copy(key, tree.root / "xensource/xapi-ssl.pem")
         (tree.root / f"stunnel/certs-pool/{name}.pem").write_bytes(identity.pem)
 
     name = uuid.uuid4()
