@@ -7,7 +7,7 @@ tests/core/test_readers.py holds them against the real certtool and keytool.
 
 import enum
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,6 +113,14 @@ class _Subject:
     @cached_property
     def extensions(self) -> tuple[Extension, ...]:
         return read_extensions(self.der, self.fields)
+
+    @cached_property
+    def elements(self) -> tuple[Element, ...]:
+        """All of them, as far as they can be parsed."""
+        found: list[Element] = []
+        with suppress(DerError):
+            found.extend(walk(self.der, read_element(self.der, 0, len(self.der))))
+        return tuple(found)
 
     def algorithm(self, element: Element) -> tuple[bytes, bytes]:
         """The identifier of an algorithm, and its parameters; NULL is the same as none."""
@@ -241,7 +249,7 @@ def _is_no_attribute(value: bytes, attribute: Element) -> bool:
 
 
 def _large_identifier(subject: _Subject) -> str:
-    identifiers = (one for one in _elements(subject.der) if one.tag == OBJECT_IDENTIFIER)
+    identifiers = (one for one in subject.elements if one.tag == OBJECT_IDENTIFIER)
     is_large = any(_is_large(subject.der, one) for one in identifiers)
     return "an identifier in it has a number of more than 64 bits" if is_large else ""
 
@@ -413,7 +421,7 @@ def _extension_in_pieces(subject: _Subject) -> str:
 
 
 def _open_length(subject: _Subject) -> str:
-    is_open = any(map(_is_open, _elements(subject.der)))
+    is_open = any(map(_is_open, subject.elements))
     return "a length in it is left open" if is_open else ""
 
 
@@ -434,7 +442,7 @@ def _is_open(element: Element) -> bool:
 
 
 def _wide_length(subject: _Subject) -> str:
-    for element in _elements(subject.der):
+    for element in subject.elements:
         if element.content - element.start > 2 + _MOST_LENGTH_OCTETS:
             return "a length in it has more than four octets"
     return ""
@@ -442,21 +450,15 @@ def _wide_length(subject: _Subject) -> str:
 
 def _long_tag(subject: _Subject) -> str:
     der = subject.der
-    is_long = any(der[one.start] & TAG_NUMBER == TAG_NUMBER for one in _elements(der))
+    is_long = any(der[one.start] & TAG_NUMBER == TAG_NUMBER for one in subject.elements)
     return "a tag in it has more than one octet" if is_long else ""
 
 
 def _primitive_sequence(subject: _Subject) -> str:
     """OpenSSL reads a SEQUENCE and a SET without the bit that says that they hold elements."""
     sequences = {SEQUENCE & ~CONSTRUCTED, SET & ~CONSTRUCTED}
-    is_odd = any(one.tag in sequences for one in _elements(subject.der))
+    is_odd = any(one.tag in sequences for one in subject.elements)
     return "a sequence in it is not marked as one" if is_odd else ""
-
-
-def _elements(der: bytes) -> Iterator[Element]:
-    """Yield the elements of a certificate, as far as they can be parsed."""
-    with suppress(DerError):
-        yield from walk(der, read_element(der, 0, len(der)))
 
 
 def _is_well_formed(value: bytes) -> bool:
