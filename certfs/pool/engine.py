@@ -458,7 +458,10 @@ class Engine:
         return EngineUnreachableError(f"{self.endpoint}: {_shown(what)}", advice=advice)
 
     def _too_large(self, method: str, said: str) -> TooLargeError:
-        return TooLargeError(f"{self.endpoint}: {method}: {_shown(said)}")
+        return TooLargeError(
+            f"{self.endpoint}: {method}: {_shown(said)}",
+            advice="certfs writes nothing that large: etcdctl shows who else writes there",
+        )
 
     def _failure(self, method: str, status: int, body: bytes) -> Exception:
         failure = wire.decoded(body, wire.Failure) or wire.Failure()

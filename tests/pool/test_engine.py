@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -37,11 +37,11 @@ from certfs.pool.keys import (
 )
 from certfs.pool.view import View
 from tests.support import etcd, pki
+from tests.support.etcd import END, KEY, access, follow, put
 
 pytestmark = etcd.LEFT_BY_HTTPX
 
 T = TypeVar("T")
-KEY, END = b"/t/", b"/t0"
 HOST = "960abfff-6017-4d97-bd56-0a8f1a43e51a"
 
 
@@ -50,24 +50,6 @@ def cluster() -> Iterator[etcd.Cluster]:
     """Run one etcd on the loopback, for all tests of this module."""
     with etcd.cluster() as made:
         yield made
-
-
-def access(cluster: etcd.Cluster, *, user: str = "", password: str = "") -> Access:
-    """Return the access of a user."""
-    return Access(cluster.endpoints, cluster.ca.read_text(), user, password)
-
-
-def put(key: bytes, value: bytes) -> wire.Operation:
-    """Return the operation."""
-    return wire.Operation(request_put=wire.Put(key=key, value=value))
-
-
-async def follow(engine: Engine, start: int, then: Callable[[], None] = lambda: None) -> None:
-    """Take every change from a revision on, without end; ``then`` happens at the beginning."""
-    async with engine.watch(KEY, END, start) as changes:
-        then()
-        async for _ in changes:
-            pass
 
 
 async def test_a_change_of_other_users_costs_no_new_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from certfs.pool import engine as engine_module
 from certfs.pool import wire
 from certfs.pool.engine import Access, Engine, EngineRefusedError, EngineUnreachableError
-from tests.pool.test_engine import END, KEY, access, follow, put
 from tests.support import etcd, mounts, pki
+from tests.support.etcd import END, KEY, access, follow, put
 from tests.support.mounts import wait_until
 from tests.support.relay import relayed
 

@@ -1,6 +1,6 @@
 """A real etcd cluster for a test, each member where the test wants it.
 
-Owns the members' processes, their certificates and data. Knows nothing of what is in them.
+Owns the members' processes, their certificates and data, and how the client of certfs is given them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from certfs.pool import wire
+from certfs.pool.engine import Access, Engine
 from tests.support import mounts, pki
 from tests.support.mounts import wait_until
 
@@ -30,6 +32,8 @@ LEFT_BY_HTTPX = [
 ]
 """Marks of tests that cancel requests: an iterator and a connection that is being made are left to the collector."""
 
+KEY, END = b"/t/", b"/t0"
+"""The range of keys that `follow` watches."""
 _SERVER, _CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
@@ -241,3 +245,21 @@ def _served(
         .sign(authority.key, hashes.SHA256())
     )
     return pki.Identity(certificate, key)
+
+
+def access(cluster: Cluster, *, user: str = "", password: str = "") -> Access:
+    """Return the access of a user."""
+    return Access(cluster.endpoints, cluster.ca.read_text(), user, password)
+
+
+def put(key: bytes, value: bytes) -> wire.Operation:
+    """Return the operation."""
+    return wire.Operation(request_put=wire.Put(key=key, value=value))
+
+
+async def follow(engine: Engine, start: int, then: Callable[[], None] = lambda: None) -> None:
+    """Take every change from a revision on, without end; ``then`` happens at the beginning."""
+    async with engine.watch(KEY, END, start) as changes:
+        then()
+        async for _ in changes:
+            pass
