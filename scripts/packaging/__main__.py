@@ -13,7 +13,7 @@ from scripts.packaging import archives, bom, chroot, suite, tree
 from scripts.packaging.debian import Debian, sha256
 from scripts.packaging.shell import BuildError, run, say
 from scripts.packaging.tree import OWN_GLIBC, PYTHON, Release
-from scripts.packaging.wheels import PYTHONS, Workshop
+from scripts.packaging.wheels import PYTHONS, STABLE, Workshop
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PARTS: Final = ("wheels", "tar", "rpm", "deb")
@@ -65,7 +65,10 @@ class Build:
         directory.mkdir()
         wheels = [
             *self._workshop.certfs.glob("*.whl"),
-            *(self._workshop.pyfuse3(self._workshop.repaired, version) for version in PYTHONS),
+            *(
+                self._workshop.pyfuse3(self._workshop.repaired, version)
+                for version in (*PYTHONS, STABLE)
+            ),
         ]
         made = [Path(shutil.copy(path, directory / path.name)) for path in wheels]
         made.append(self._bill("pyfuse3-wheels", wheels, ("fuse3",), directory))

@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from scripts.packaging import interpreter
@@ -20,10 +21,26 @@ GLIBC: Final = (2, 17)
 PLATFORM: Final = "manylinux_2_17_x86_64"
 _PLATFORMS: Final = ("manylinux2014_x86_64", PLATFORM)
 PYTHONS: Final = {"3.11": ("tree", "headers"), "3.13": ("python313",)}
-"""The versions of Python that wheels are made for, with the groups of Debian's packages that they come from.
-
-There is none for 3.12: no release of Debian has it.
-"""
+"""The versions of Python that wheels are made for, with the groups of Debian's packages that they come from."""
+STABLE: Final = "3.12"
+"""From this version on another wheel fits, by the stable ABI: no release of Debian has 3.12, or what follows 3.13."""
+_STABLE_HEADERS: Final = "3.13"
+_STABLE_FLAGS: Final = "-DPy_LIMITED_API=0x030C0000 -DPyBytes_AS_STRING=PyBytes_AsString"
+"""What is newer is hidden then, and so are macros that look into objects; pyfuse3 uses one of these."""
+_STABLE_SOURCE: Final = (
+    ("_pyfuse3.FUSEError = FUSEError\n", ""),
+    ("cdef class FUSEError(Exception):", "class FUSEError(Exception):"),
+    ("    cdef readonly int errno_\n", ""),
+    (
+        "    def __cinit__(self, errno):\n        self.errno_ = errno\n",
+        "    def __init__(self, errno):\n        self.errno_ = errno\n",
+    ),
+    (
+        "        return strerror(self.errno_)\n",
+        "        return strerror(self.errno_)\n\n_pyfuse3.FUSEError = FUSEError\n",
+    ),
+)
+"""pyfuse3's only type whose base has a form that the stable ABI hides becomes an ordinary class, made later."""
 
 
 def pins(requirements: str) -> Iterator[tuple[str, str]]:
@@ -68,7 +85,18 @@ class Workshop:
         self._download()
         self._build_certfs()
         for version in PYTHONS:
-            self._build_pyfuse3(version)
+            self._build_pyfuse3(version, version)
+        stable = self._directory / "stable.cfg"
+        stable.write_text(
+            f"[bdist_wheel]\npy_limited_api = cp{STABLE.replace('.', '')}\n", encoding="utf-8"
+        )
+        self._build_pyfuse3(
+            STABLE,
+            _STABLE_HEADERS,
+            _STABLE_FLAGS,
+            _STABLE_SOURCE,
+            {"DIST_EXTRA_CONFIG": str(stable), "SETUPTOOLS_EXT_SUFFIX": ".abi3.so"},
+        )
 
     def runtime(self, pyfuse3: Path) -> list[Path]:
         """Return the wheels that an installation for Python 3.11 consists of, with that of ``pyfuse3``."""
@@ -157,18 +185,28 @@ class Workshop:
             ]
         )
 
-    def _build_pyfuse3(self, version: str) -> None:
+    def _build_pyfuse3(
+        self,
+        version: str,
+        compiled_by: str,
+        flags: str = "",
+        changes: Iterable[tuple[str, str]] = (),
+        options: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Make the wheel for ``version`` with the interpreter and the headers of another one, or the same."""
         tag = f"pyfuse3-*-cp{version.replace('.', '')}-*.whl"
         if any(self.repaired.glob(tag)):
             return
-        python, fuse = self.python(version), self._libfuse3()
+        python, fuse = self.python(compiled_by), self._libfuse3()
         say(f"compiling pyfuse3 for Python {version}")
         unpacked = self._directory / f"pyfuse3-{version}"
         shutil.rmtree(unpacked, ignore_errors=True)
         unpacked.mkdir()
         (sdist,) = (self._directory / "sdist").glob("pyfuse3-*.tar.gz")
         run(["tar", "-xzf", sdist, "-C", unpacked, "--strip-components=1"])
-        headers = f"-I{python.parent.parent}/include"
+        self._change(unpacked / "src/pyfuse3/__init__.pyx", changes)
+        include = f"{python.parent.parent}/include"
+        headers = f"-I{include}/python{compiled_by} -I{include}"
         run(
             [
                 python,
@@ -187,9 +225,10 @@ class Workshop:
                 "PYTHONPATH": self._site_packages(),
                 "PKG_CONFIG_PATH": f"{fuse}/usr/lib/pkgconfig",
                 "PKG_CONFIG_SYSROOT_DIR": str(fuse),
-                "CFLAGS": f"-O2 -g0 -ffile-prefix-map={self._directory}=. {headers}/python{version} {headers}",
+                "CFLAGS": f"-O2 -g0 -ffile-prefix-map={self._directory}=. {headers} {flags}",
                 "LDSHARED": f"{self._compiler()} -shared -Wl,-s",
                 "PYTHONDONTWRITEBYTECODE": "1",
+                **options,
             },
         )
         run(
@@ -206,6 +245,15 @@ class Workshop:
         )
         if not any(self.repaired.glob(f"{tag[:-4]}{PLATFORM}.whl")):
             raise BuildError(f"auditwheel made no wheel for {PLATFORM}")
+
+    @staticmethod
+    def _change(path: Path, changes: Iterable[tuple[str, str]]) -> None:
+        text = path.read_text(encoding="utf-8")
+        for before, after in changes:
+            if text.count(before) != 1:
+                raise BuildError(f"{path} has changed: {before!r} is not there once")
+            text = text.replace(before, after)
+        path.write_text(text, encoding="utf-8")
 
     def _libfuse3(self) -> Path:
         """Return a directory with libfuse3 as below /usr."""

@@ -524,10 +524,14 @@ def test_the_wheels_in_a_fresh_debian(
         assert b"BEGIN" in root.path("/store/ca.pem").read_bytes()
 
 
-def test_the_wheel_for_python_3_13(tmp_path: Path) -> None:
-    """In a virtualenv on the interpreter of Debian 13 that the wheel was compiled with, certfs mounts."""
+@pytest.mark.parametrize("which", ["cp313-cp313", "cp312-abi3"])
+def test_the_wheels_for_python_3_13(tmp_path: Path, which: str) -> None:
+    """In a virtualenv on the interpreter of Debian 13, certfs mounts: with its own wheel, and the stable ABI's."""
     interpreter = Path("build/packaging/wheels/python3.13/bin/python3.13").resolve()
-    wheels = PACKAGES.resolve() / "wheels"
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for pattern in ("certfs-*.whl", f"pyfuse3-*-{which}-*.whl"):
+        shutil.copy(package(f"wheels/{pattern}"), wheels)
     # By hand: that interpreter has no venv, and what certfs starts has no look at PYTHONPATH.
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/python").symlink_to(interpreter)

@@ -21,7 +21,7 @@ from scripts.packaging.debian import (
 )
 from scripts.packaging.elf import Elf
 from scripts.packaging.shell import BuildError, run
-from scripts.packaging.wheels import PYTHONS, pins
+from scripts.packaging.wheels import PYTHONS, STABLE, pins
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGING = ROOT / "scripts" / "packaging"
@@ -156,6 +156,7 @@ def test_each_version_has_a_directory_of_its_own() -> None:
 def test_there_is_a_wheel_for_each_python_that_debian_has() -> None:
     """The versions that wheels are made for have their packages in the lock file."""
     assert set(PYTHONS) == {"3.11", "3.13"}
+    assert STABLE not in PYTHONS
     for version, groups in PYTHONS.items():
         names = {pin.name for group in groups for pin in LOCK[group]}
         assert {f"python{version}-minimal", f"libpython{version}-dev"} <= names
