@@ -107,7 +107,7 @@ class Root:
         return found
 
     def listing(self) -> set[str]:
-        """Return every path in the root directory but what is the kernel's, the package database's and certfs's log."""
+        """Return every path in the root directory but what is the kernel's, the package database's and of others."""
         found = set()
         for directory, names, files in os.walk(self.directory):
             here = os.path.relpath(directory, self.directory)
@@ -119,6 +119,15 @@ class Root:
                 ]
             found |= {os.path.normpath(os.path.join(here, name)) for name in (*names, *files)}
         return found
+
+    def check_left(self, before: set[str], allowed: set[str]) -> None:
+        """Nothing of certfs is left: no mount, no process, no file but those ``allowed`` and the tests' own."""
+        assert not self.mounted()
+        assert self.programs() == set()
+        assert list(self.path("/run").iterdir()) == []
+        ours = ("store", "certfs.toml", "etc/stunnel/")
+        left = {name for name in self.listing() - before if not name.startswith(ours)}
+        assert left <= allowed
 
 
 @contextlib.contextmanager
@@ -277,20 +286,15 @@ def test_a_removed_rpm_leaves_an_ordinary_host(empty: Root) -> None:
     empty.mount()
     served = empty.path("/store/ca.pem").read_bytes()
     empty.rpm("-e", "certfs")
-    assert not empty.mounted()
-    assert empty.programs() == set()
     assert empty.path("/store/ca.pem").read_bytes() == served
-    left = {
-        name for name in empty.listing() - before if not name.startswith(("store", "certfs.toml"))
-    }
-    assert left <= {
+    made = {
         "opt",
         "usr/lib",
         "usr/lib/systemd",
         "usr/lib/systemd/system",
         "usr/lib/modules-load.d",
-        *PARENTS,
     }
+    empty.check_left(before, made | PARENTS)
 
 
 _SYSTEMCTL_219 = """#!/bin/sh
@@ -351,13 +355,10 @@ def test_the_rpm_on_a_host_like_dom0(dom0: Root) -> None:
     assert lost <= set(dom0.inside(program).splitlines())
     assert dom0.mounted()
     dom0.rpm("-e", "certfs")
-    assert not dom0.mounted()
-    assert dom0.programs() == set()
     assert bundle.read_bytes() == served
     assert dom0.path("/etc/xensource/ptoken").read_text() == "secret\n"
     assert lost <= set(dom0.inside("/opt/xensource/libexec/host-backup").splitlines())
-    left = {name for name in dom0.listing() - before if not name.startswith("etc/stunnel/")}
-    assert left <= PARENTS
+    dom0.check_left(before, PARENTS)
 
 
 def test_the_archive_installs_upgrades_and_uninstalls(empty: Root) -> None:
@@ -375,17 +376,16 @@ def test_the_archive_installs_upgrades_and_uninstalls(empty: Root) -> None:
             empty.inside(f"/tmp/{name}/install")
         if readers is None:
             read_manual(empty)
+            assert "/share/certfs.cdx.json" in empty.inside(
+                "/usr/bin/certfs", "--version", "--verbose"
+            )
             empty.mount()
         else:
             assert readers.failures == []
     assert empty.programs() == {f"/opt/certfs/{__version__}-2/bin/python3"}
     assert empty.path(f"/opt/certfs/{__version__}-1").exists()
     empty.inside("/opt/certfs/current/libexec/lifecycle", "uninstall")
-    assert not empty.mounted()
-    left = {
-        name for name in empty.listing() - before if not name.startswith(("store", "certfs.toml"))
-    }
-    assert left <= {"opt", *PARENTS}
+    empty.check_left(before, {"opt", *PARENTS})
 
 
 def test_the_archive_prepares_another_root(empty: Root) -> None:
@@ -409,7 +409,8 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("debian")
     subprocess.run(
         [
-            "debootstrap", "--variant=minbase", "--include=ca-certificates,fuse3,man-db,pipx,python3,python3-venv",
+            "debootstrap", "--variant=minbase",
+            "--include=ca-certificates,fuse3,man-db,pipx,python3,python3-venv,systemd",
             "bookworm", directory, *_mirror(),
         ],
         check=True,
@@ -435,8 +436,12 @@ def test_the_deb_installs_upgrades_and_goes(debian: Path) -> None:
         for release in (1, 2):
             name = f"certfs_{__version__}-{release}_amd64.deb"
             shutil.copy(package(name), debian / "tmp" / name)
+        before, users = root.listing(), root.path("/etc/passwd").read_bytes()
         root.inside("dpkg", "-i", f"/tmp/certfs_{__version__}-1_amd64.deb")
         read_manual(root)
+        said = root.inside("/usr/bin/certfs", "--version", "--verbose")
+        assert f"/opt/certfs/{__version__}-1/share/certfs.cdx.json" in said
+        assert root.inside("systemd-analyze", "verify", "certfs.service") == ""
         root.mount()
         with Readers(root.path("/store/ca.pem")) as readers:
             root.inside("dpkg", "-i", f"/tmp/certfs_{__version__}-2_amd64.deb")
@@ -445,10 +450,9 @@ def test_the_deb_installs_upgrades_and_goes(debian: Path) -> None:
         assert root.programs() == {f"/opt/certfs/{__version__}-2/bin/python3"}
         served = root.path("/store/ca.pem").read_bytes()
         root.inside("dpkg", "-r", "certfs")
-        assert not root.mounted()
         assert root.path("/store/ca.pem").read_bytes() == served
-        assert not root.path("/opt/certfs").exists()
-        assert not [name for name in LINKS if root.path(f"/{name}").is_symlink()]
+        root.check_left(before, {"usr/lib/modules-load.d"})
+        assert root.path("/etc/passwd").read_bytes() == users
 
 
 # --- wheels
