@@ -251,11 +251,18 @@ def stunnel_server(scene: Scene, bundle: Path) -> Iterator[tuple[int, Path, Path
         ["stunnel", configuration], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_until(lambda: pid_file.exists() and configured(log) == 1, seconds=60, what="stunnel")
+        wait_until(
+            lambda: has_written(pid_file) and configured(log) == 1, seconds=60, what="stunnel"
+        )
         yield port, pid_file, log
     finally:
         process.terminate()
         process.wait()
+
+
+def has_written(pid_file: Path) -> bool:
+    """Whether a program has made its pid file and written it, which is not one step."""
+    return pid_file.exists() and pid_file.stat().st_size > 0
 
 
 def configured(log: Path) -> int:
@@ -449,7 +456,7 @@ def haproxy(scene: Scene, bundle: Path) -> Iterator[int]:
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(pid_file.exists, seconds=60, what="haproxy")
+        wait_until(lambda: has_written(pid_file), seconds=60, what="haproxy")
         yield port
     finally:
         process.terminate()

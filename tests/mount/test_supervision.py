@@ -286,13 +286,14 @@ def test_the_supervisor_is_small() -> None:
     """The supervisor needs less than 16 MiB and imports neither the event loop nor FUSE nor a parser."""
     script = "import sys, certfs.supervisor.supervisor; print(*sys.modules); print(open('/proc/self/status').read())"
     measured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    said = subprocess.run(
-        [sys.executable, "-P", "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=measured,
-    ).stdout
+    for _ in range(2):  # the first one may have to compile what it imports, which takes more
+        said = subprocess.run(
+            [sys.executable, "-P", "-c", script],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=measured,
+        ).stdout
     modules = set(said.splitlines()[0].split())
     assert not modules & {"pyfuse3", "trio", "cryptography", "click", "rich", "msgspec", "hashlib"}
     resident = next(int(line.split()[1]) for line in said.splitlines() if line.startswith("VmRSS"))
