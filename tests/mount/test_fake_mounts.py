@@ -216,7 +216,7 @@ def test_a_directory_without_an_end_ends_no_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I18: a user's file system makes up names for ever; no command collects them for as long."""
-    monkeypatch.setattr(cached, "MOST_NAMES", 1000)
+    monkeypatch.setattr(cached, "MOST_NAMES", 100)
     place, target = tmp_path / "place", tmp_path / "target"
     place.mkdir()
     target.mkdir()

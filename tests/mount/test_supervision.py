@@ -283,7 +283,10 @@ def test_the_store_on_a_full_disk_is_served() -> None:
 
 
 def test_the_supervisor_is_small() -> None:
-    """The supervisor needs less than 16 MiB and imports neither the event loop nor FUSE nor a parser."""
+    """The supervisor has less than 10 MiB of its own and imports neither the event loop nor FUSE nor a parser.
+
+    How much it shows besides of files that are in memory anyway depends on what else the machine does.
+    """
     script = "import sys, certfs.supervisor.supervisor; print(*sys.modules); print(open('/proc/self/status').read())"
     measured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     for _ in range(2):  # the first one may have to compile what it imports, which takes more
@@ -296,9 +299,9 @@ def test_the_supervisor_is_small() -> None:
         ).stdout
     modules = set(said.splitlines()[0].split())
     assert not modules & {"pyfuse3", "trio", "cryptography", "click", "rich", "msgspec", "hashlib"}
-    resident = next(int(line.split()[1]) for line in said.splitlines() if line.startswith("VmRSS"))
-    print(f"supervisor: {resident / 1024:.1f} MiB resident")
-    assert resident < 16 * 1024
+    own = next(int(line.split()[1]) for line in said.splitlines() if line.startswith("RssAnon"))
+    print(f"supervisor: {own / 1024:.1f} MiB of its own")
+    assert own < 10 * 1024
 
 
 def test_a_server_that_cannot_start_is_one_clear_line() -> None:
