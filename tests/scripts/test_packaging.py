@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from scripts.packaging.debian import (
 from scripts.packaging.elf import Elf
 from scripts.packaging.shell import BuildError, run
 from scripts.packaging.wheels import PYTHONS, STABLE, pins
+from tests.support import mounts
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGING = ROOT / "scripts" / "packaging"
@@ -216,3 +218,37 @@ def test_the_hosts_backup_works_without_certfs(backup: Path) -> None:
     """Where certfs is gone, it is just the original; where the original is gone, that is said and fails."""
     assert back_up(backup) == (7, "original a b archive\n")
     assert back_up(backup, CERTFS_HOST_BACKUP="/missing") == (127, "")
+
+
+@pytest.mark.namespace
+def test_a_removal_deletes_no_file_that_is_mounted_in_run(tmp_path: Path) -> None:
+    """I12: `lifecycle removing` leaves nothing in /run, and does not reach through a mount that stayed."""
+    mounts.need_namespaces()
+    version, precious = tmp_path / "version", tmp_path / "precious"
+    for directory in (version / "libexec", version / "bin", precious, tmp_path / "units"):
+        directory.mkdir(parents=True)
+    shutil.copy(PACKAGING / "lifecycle", version / "libexec")
+    (version / "bin" / "certfs").symlink_to("/bin/true")
+    (precious / "key").write_text("the only one")
+    script = """
+        set -e
+        mount -t tmpfs tmpfs /run
+        mkdir -p /run/certfs/dom0/mount-1
+        echo line > /run/certfs/dom0/log
+        mount --bind "$1/precious" /run/certfs/dom0/mount-1
+        "$1/version/libexec/lifecycle" removing
+        cat /run/certfs/dom0/mount-1/key
+        umount /run/certfs/dom0/mount-1
+        "$1/version/libexec/lifecycle" removing
+        test ! -e /run/certfs
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", tmp_path],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CERTFS_ETC": str(tmp_path), "CERTFS_UNITS": str(tmp_path / "units")},
+    )
+    assert done.stdout == "the only one"
+    assert "something is mounted there" in done.stderr
+    assert (precious / "key").exists()
