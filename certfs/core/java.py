@@ -69,20 +69,12 @@ def parses_extension(identifier: bytes, value: bytes) -> bool:
 
 def parses_pss(data: bytes, parameters: Element) -> bool:
     """Whether Java can parse the parameters of RSASSA-PSS (RFC 4055, 3.1)."""
-    try:
-        _pss(_Value(data, parameters))
-    except DerError:
-        return False
-    return True
+    return _parses(_pss, data, parameters)
 
 
 def parses_bits(data: bytes, bits: Element) -> bool:
     """Whether Java can parse a BIT STRING, with whatever tag stands for it."""
-    try:
-        _bits(_Value(data, bits))
-    except DerError:
-        return False
-    return True
+    return _parses(_bits, data, bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +95,14 @@ class _Value:
 
 
 _Check = Callable[[_Value], None]
+
+
+def _parses(check: _Check, data: bytes, element: Element) -> bool:
+    try:
+        check(_Value(data, element))
+    except DerError:
+        return False
+    return True
 
 
 def _refuse(*, where: bool) -> None:
