@@ -51,7 +51,7 @@ class Impostor:
         method = request.split()[1].decode().removeprefix("/v3/")
         self.asked.append(method)
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._replies[method](Counted(client, self))  # type: ignore[arg-type]
+            await self._replies[method](Counted(client, self))  # type: ignore[arg-type] # it has of a stream what answers use
 
 
 class Counted:
