@@ -4,15 +4,10 @@ Owns these lists, which tests hold against the program. The keys are taken from 
 and whose tables have a row for each key.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
-
-CONFIGURATION_PAGE: Final = os.path.join(
-    os.path.dirname(__file__), os.pardir, os.pardir, "docs", "config.md"
-)
 
 FILES: Final = (
     ("/etc/certfs.toml", "The configuration of the host's own mount, if it is there."),

@@ -134,8 +134,8 @@ def markdown(group: click.Group) -> str:
     return "\n".join(lines) + "\n"
 
 
-def man_page(group: click.Group) -> str:
-    """Return certfs(1) in man(7)."""
+def man_page(group: click.Group, configuration: str) -> str:
+    """Return certfs(1) in man(7); ``configuration`` is the text of docs/config.md, which has the keys."""
     program, *commands = collect(group)
     lines = [
         '.\\" Generated: python -m certfs.cli.reference man',
@@ -161,11 +161,10 @@ def man_page(group: click.Group) -> str:
         label = f"{code.code} {code.name}".strip()
         lines += [".TP", f".B {_roff(label)}", _roff(code.meaning.replace("`", ""))]
     lines += [".SH CONFIGURATION", _roff(_CONFIGURATION_SAID)]
-    with open(manual.CONFIGURATION_PAGE, encoding="utf-8") as page:
-        for key in manual.configuration_keys(page.read()):
-            default = f" Default: {key.default}." if key.default else ""
-            text = f"{key.meaning[:1].upper()}{key.meaning[1:]}. Allowed: {key.allowed}.{default}"
-            lines += [".TP", f".B {_roff(key.name)}", _roff(text)]
+    for key in manual.configuration_keys(configuration):
+        default = f" Default: {key.default}." if key.default else ""
+        text = f"{key.meaning[:1].upper()}{key.meaning[1:]}. Allowed: {key.allowed}.{default}"
+        lines += [".TP", f".B {_roff(key.name)}", _roff(text)]
     for title, rows in (("FILES", manual.FILES), ("ENVIRONMENT", manual.ENVIRONMENT)):
         lines.append(f".SH {title}")
         for name, meaning in rows:
@@ -265,5 +264,8 @@ def _roff_options(entry: Entry) -> list[str]:
 if __name__ == "__main__":
     from certfs.cli import group as _group
 
-    forms = {"markdown": markdown, "man": man_page}
-    sys.stdout.write(forms[sys.argv[1]](_group))
+    if sys.argv[1:] == ["man"]:
+        with open("docs/config.md", encoding="utf-8") as _page:
+            sys.stdout.write(man_page(_group, _page.read()))
+    else:
+        sys.stdout.write(markdown(_group))
