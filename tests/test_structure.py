@@ -7,8 +7,9 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.installed import PACKAGE
+
 TESTS = Path(__file__).parent
-PACKAGE = TESTS.with_name("certfs")
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -38,4 +39,5 @@ def test_each_package_has_a_folder_of_tests() -> None:
     """The tests of `certfs/NAME/` are in `tests/NAME/`."""
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     folders = {path.parent.name for path in TESTS.glob("*/test_*.py")}
+    assert packages
     assert packages - folders == set()

@@ -17,9 +17,9 @@ from certfs.cli import COMMANDS, group
 from certfs.cli.pool import pool
 from certfs.identity.paths import HostPaths
 from tests.support.identity import run_certfs
+from tests.support.installed import PACKAGE
 from tests.support.openssl import Pair
 
-_PACKAGE = Path(__file__).parents[2] / "certfs"
 _WORD = r"--[a-z-]*|[A-Z][A-Z./_-]*|\{\w+\}|xapi:pool"
 _NAME = "|".join([*(f"pool {name}" for name in pool.commands), *COMMANDS])
 _COMMAND = re.compile(rf"certfs ((?:{_NAME})(?![\w-])(?: (?:{_WORD})(?!\w))*)")
@@ -66,10 +66,10 @@ def _said(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def _advised() -> list[tuple[str, str]]:
     found = set()
-    for path in sorted(_PACKAGE.rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         for line, text in _said(ast.parse(path.read_text())):
             for command in _COMMAND.findall(text):
-                found.add((f"{path.relative_to(_PACKAGE)}:{line}", command))
+                found.add((f"{path.relative_to(PACKAGE)}:{line}", command))
     return sorted(found)
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from certfs.cli.reference import collect, exit_codes
 from certfs.errors import CertfsError, from_os_error
 from certfs.identity.paths import HostPaths
 from tests.support.identity import call_certfs
+from tests.support.installed import PACKAGE
 from tests.support.mounts import certfs_program, need_namespaces, need_program_for_all, need_root
 from tests.support.openssl import Pair
 
@@ -253,11 +255,11 @@ def _raised(path: Path) -> Iterator[tuple[str, ast.Call]]:
 def test_every_error_says_what_to_do() -> None:
     """No error for people is made anywhere without the one thing to do about it."""
     collect(group)
-    package = Path(__file__).parents[2] / "certfs"
+    found = [(path, *raised) for path in PACKAGE.rglob("*.py") for raised in _raised(path)]
+    assert len(found) > 50
     silent = [
-        f"{path.relative_to(package)}:{call.lineno} {name}"
-        for path in package.rglob("*.py")
-        for name, call in _raised(path)
+        f"{path.relative_to(PACKAGE)}:{call.lineno} {name}"
+        for path, name, call in found
         if not any(word.arg in {"advice", None} for word in call.keywords)
     ]
     assert silent == []
@@ -266,12 +268,14 @@ def test_every_error_says_what_to_do() -> None:
 def test_interrupt_while_the_program_is_loaded_is_no_traceback(tmp_path: Path) -> None:
     """^C before a command has begun ends it as SIGINT ends any program."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    # As the command is started, also where it is isolated from PYTHONPATH.
+    program = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); del sys.argv[0]; "
+    program += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run(
-        [certfs_program(), "status"],
+        [sys.executable, "-c", program, tmp_path, certfs_program(), "status"],
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         timeout=60,
     )

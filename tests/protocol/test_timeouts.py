@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from certfs.protocol import timeouts
+from tests.support.installed import PACKAGE
 
 ROOT = Path(__file__).parents[2]
-JANITOR = ROOT / "certfs/supervisor/janitor.sh"
-UNIT = ROOT / "certfs/cli/units/service.in"
+JANITOR = PACKAGE / "supervisor/janitor.sh"
+UNIT = PACKAGE / "cli/units/service.in"
 OPERATIONS = ROOT / "docs/operations.md"
 PROMISES = ROOT / "docs/promises.md"
 PATIENCE_STEP = 0.1

@@ -17,6 +17,7 @@ from certfs.protocol.specs import MountSpec, SupervisorSpec
 from certfs.supervisor.commands import MOST_CLIENTS, Commands
 from certfs.supervisor.event_loop import EventLoop
 from certfs.supervisor.history import History
+from tests.support.installed import PACKAGE
 
 MOUNT = MountSpec(mode="standalone", trees=(), runtime="/run/certfs/x")
 
@@ -128,6 +129,5 @@ def test_a_second_restart_is_refused_while_one_is_under_way(tmp_path: Path) -> N
 
 def test_the_janitors_script_keeps_out_of_the_way() -> None:
     """It is small, and for root it runs no program from the caller's PATH."""
-    path = Path(__file__).parents[2] / "certfs" / "supervisor" / "janitor.sh"
-    script = path.read_text()
+    script = (PACKAGE / "supervisor/janitor.sh").read_text()
     assert re.search(r'"\$user" = 0 \]; then\n    PATH=/usr/sbin:/usr/bin:/sbin:/bin\n', script)
