@@ -13,7 +13,7 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
-from tests.support import mounts
+from tests.support import installed, mounts
 from tests.support.host import Host, serving_host
 from tests.support.peer import Peer
 from tests.support.tree import Tree
@@ -27,7 +27,10 @@ _ROOT = Path(__file__).parents[1]
 
 
 def pytest_sessionstart() -> None:
-    """Remove what interrupted sessions left mounted."""
+    """Run nothing with another certfs than the one to be tested; remove what interrupted sessions left mounted."""
+    wrong = list(installed.wrong())
+    if wrong:
+        raise pytest.UsageError("; ".join(wrong))
     mounts.sweep_stale_mounts()
 
 
