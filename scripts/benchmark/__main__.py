@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -50,7 +49,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure certfs beside ext4, bindfs, a regeneration script and a systemd path unit that runs it.",
-        epilog=f"Exit status: 0, or 1 if a row is worse by a factor of {GROSS:.0f} than its target and than recorded.",
+        epilog=f"Exit status: 0, or 1 if a row is worse by a factor of {GROSS:.0f} than its target and than recorded, "
+        "2 where a report cannot be read.",
     )
     parser.add_argument(
         "--quick", action="store_true", help="one short run instead of three, for CI"
@@ -80,9 +80,15 @@ def main() -> int:
     arguments = parser.parse_args()
     recorded = DOCUMENTED / "bench.json" if arguments.document else Path("build/bench.json")
     report_file: Path = arguments.json or recorded
-    if arguments.goals:
-        print(report.goals(json.loads(report_file.read_text())))
-        return 0
+    try:
+        if arguments.goals:
+            print(report.goals(report.read(report_file)))
+            return 0
+        # Before half an hour of measuring, not after it.
+        history = report.history(report_file)
+    except (OSError, ValueError) as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 2
     # A run that is ended takes everything down on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     effort = QUICK if arguments.quick else FULL
@@ -97,7 +103,7 @@ def main() -> int:
         print("bench: interrupted; everything is taken down", file=sys.stderr)
         return 130
     found = report.describe(results, quick=arguments.quick, seconds=time.monotonic() - started)
-    report.keep(found, report_file)
+    report.keep(found, report_file, history)
     if arguments.plots or arguments.document:
         plots.draw(results, arguments.plots or DOCUMENTED)
     if arguments.document:

@@ -46,6 +46,7 @@ def describe(results: Results, *, quick: bool, seconds: float) -> Report:
                 "runs": [_rounded(value) for value in row.values],
                 "ok": row.meets,
                 "gross": row.is_gross,
+                "reason": "" if row.meets else row.target.reason,
                 "details": {name: _rounded(value) for name, value in row.details.items()},
             }
             for row in results.rows
@@ -57,12 +58,27 @@ def describe(results: Results, *, quick: bool, seconds: float) -> Report:
     }
 
 
-def keep(report: Report, file: Path) -> None:
-    """Write the report; the results of those that the file held before become its history, the newest first."""
-    history: list[Report] = []
-    if file.exists():
-        before: Report = json.loads(file.read_text())
-        history = [_summary(before), *before.get("history", [])][:_KEPT]
+def read(file: Path) -> Report:
+    """Return the report that a file holds; ValueError, which names the file, where it holds something else."""
+    try:
+        report = json.loads(file.read_text())
+    except ValueError as e:
+        raise ValueError(f"{file} is no report of scripts/bench: {e}") from None
+    if not isinstance(report, dict) or not {"at", "machine", "rows"} <= report.keys():
+        raise ValueError(f"{file} is no report of scripts/bench")
+    return report
+
+
+def history(file: Path) -> list[Report]:
+    """Return the results of the reports that the file holds, the newest first: none where there is no file."""
+    if not file.exists():
+        return []
+    before = read(file)
+    return [_summary(before), *before.get("history", [])][:_KEPT]
+
+
+def keep(report: Report, file: Path, history: list[Report]) -> None:
+    """Write the report, with what came before."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({**report, "history": history}, indent=1) + "\n")
 
@@ -104,15 +120,18 @@ def _markdown(report: Report) -> str:
         f"Load averages at the end: {loads}.",
         f"Each figure is the median of {_runs(report)} runs, with its spread in brackets.",
         "",
-        f"| figure | goal | {' | '.join(mode.value for mode in Mode)} | medians |",
-        "|---|---|---|---|---|",
+        f"| figure | goal | {' | '.join(mode.value for mode in Mode)} | medians | why it misses |",
+        "|---|---|---|---|---|---|",
     ]
     for rows in _by_key(report).values():
         first = next(iter(rows.values()))
         cells = [_cell(rows.get(mode.value)).replace("miss", "**miss**") for mode in Mode]
         details = rows.get(Mode.FREE.value, first)["details"]
         shown = ", ".join(f"{name} {_seconds(value)}" for name, value in details.items())
-        lines.append(f"| {first['figure']} | {_goal(first)} | {' | '.join(cells)} | {shown} |")
+        reason = next((row["reason"] for row in rows.values() if row.get("reason")), "")
+        lines.append(
+            f"| {first['figure']} | {_goal(first)} | {' | '.join(cells)} | {shown} | {reason} |"
+        )
     lines += ["", "| call, after a second of rest | requests |", "|---|---|"]
     for call, requests in report["requests"].items():
         counts = Counter(requests)

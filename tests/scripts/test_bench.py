@@ -199,7 +199,7 @@ def test_a_report_keeps_its_history(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         results = Results(file)
         results.add("stat", value)
-        report.keep(report.describe(results, quick=True, seconds=1), file)
+        report.keep(report.describe(results, quick=True, seconds=1), file, report.history(file))
     kept = json.loads(file.read_text())
     assert kept["rows"][0]["result"] == 3.0
     name = f"stat ({Mode.FREE.value})"
@@ -224,14 +224,51 @@ def test_the_tables_of_a_run_replace_those_of_the_one_before(tmp_path: Path) -> 
     page.write_text("before\n<!-- begin: scripts/bench --document -->\nold\n<!-- end -->\nafter\n")
     results = Results(Path("/nonexistent"))
     results.add("stat", 0.5, certfs=2e-6)
+    results.add("open", 5.0)
     results.count("open of a bundle", ["LOOKUP", "OPEN"])
     report.document(report.describe(results, quick=False, seconds=1), page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "| stat of a passed-through file, vs bindfs | ≤ 1 | - | 0.5 met | certfs 2 µs |" in text
+    assert (
+        "| stat of a passed-through file, vs bindfs | ≤ 1 | - | 0.5 met | certfs 2 µs |  |" in text
+    )
+    (reason,) = (target.reason for target in TARGETS if target.key == "open")
+    assert f"| ≤ 1.2 | - | 5 **miss** |  | {reason} |" in text
     assert "| open of a bundle | 2: LOOKUP, OPEN |" in text
+
+
+@pytest.mark.parametrize("text", ["", "no report\n", "{}", "[1]"])
+def test_a_file_that_is_no_report_is_refused_before_anything_is_measured(
+    tmp_path: Path, text: str
+) -> None:
+    """It may be the user's own: it stays as it is, and half an hour of measuring is not lost at its end."""
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    for options in (["--goals"], ["--quick", "--only", "passthrough"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "scripts.benchmark", *options, "--json", file],
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 2, result.stderr
+        assert f"{file} is no report of scripts/bench" in result.stderr
+        assert "bench: " in result.stderr
+        assert "Traceback" not in result.stderr
+    assert file.read_text() == text
+
+
+def test_every_row_that_misses_its_goal_has_a_reason() -> None:
+    """docs/performance.md is not to show a missed goal without the measured reason beside it."""
+    recorded = report.read(_ROOT / "docs" / "performance" / "bench.json")
+    reasons = {target.key: target.reason for target in TARGETS}
+    missed = {row["key"] for row in recorded["rows"] if not row["ok"]}
+    assert missed
+    assert not {key for key in missed if not reasons[key]}
 
 
 def test_a_row_outside_of_the_table_is_refused() -> None:
