@@ -114,7 +114,8 @@ OLDEST = 219
 VERSIONS = (OLDEST, 229, 230, 231, 233, 235, 238, 239, render.NEWEST)
 KNOWN_TO_219 = frozenset(
     (
-        "After", "Before", "CapabilityBoundingSet", "Description", "Documentation", "ExecReload", "ExecStart",
+        "After", "Before", "CapabilityBoundingSet", "ConditionFileIsExecutable", "Description",
+        "Documentation", "ExecReload", "ExecStart",
         "ExecStopPost", "KillMode", "LimitNOFILE", "NoNewPrivileges", "NotifyAccess", "OOMScoreAdjust",
         "RequiresMountsFor", "Restart", "RestartPreventExitStatus", "RestartSec", "RestrictAddressFamilies",
         "StartLimitBurst", "SystemCallArchitectures", "TimeoutStartSec", "TimeoutStopSec", "Type", "UMask",
@@ -193,9 +194,22 @@ def test_a_unit_for_a_store(tmp_path: Path) -> None:
     assert setting(text, "ExecStart").endswith(
         'mount --foreground --store "/srv/a b" --config /srv/c.toml "/srv/50%%"'
     )
-    assert setting(text, "RequiresMountsFor") == '"/srv/a b" "/srv/50%%"'
+    assert setting(text, "RequiresMountsFor").startswith('"/srv/a b" "/srv/50%%" /')
     assert setting(text, "ExecStopPost").endswith('unmount --if-mounted --own-unit "/srv/50%%"')
     assert "Before=" not in text
+
+
+def test_a_unit_names_its_program_as_a_condition() -> None:
+    """The path of a condition is written as it is, without quotes; one that cannot stand there has no condition."""
+    mount = render.Standalone(store="/s", mountpoint="/m")
+    for which in (
+        render.unit_text(template(), "/srv/50% a/certfs"),
+        render.pool_unit_text(template("pool.in"), "/srv/50% a/certfs", mount),
+    ):
+        assert setting(which, "ConditionFileIsExecutable") == "/srv/50%% a/certfs"
+        assert setting(which, "RequiresMountsFor").endswith(' "/srv/50%% a/certfs"')
+    for program in ("/a\nb/certfs", "/a/certfs ", "/a/certfs\\"):
+        assert "ConditionFile" not in unit_text(program)
 
 
 def test_a_unit_for_the_pool(pool_unit: Path) -> None:

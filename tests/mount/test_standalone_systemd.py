@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from certfs.cli.units import install_units
+from certfs.cli.units import install_units, render, template
 from tests.support import machine as machines
 from tests.support import mounts, pki
 from tests.support.machine import Machine
@@ -123,3 +123,41 @@ def test_a_line_of_fstab_and_a_unit_are_mounted_at_boot(directory: Path) -> None
         assert f"{directory}/by-" not in table
         for name in ("by-fstab", "by-unit"):
             assert (directory / name / "store/ca.pem").read_bytes().count(b"BEGIN") == 2
+
+
+def test_a_unit_whose_program_was_removed_does_not_fail(directory: Path) -> None:
+    """It is enabled and its program is gone: the boot has no failed unit for it, and with the program it starts."""
+    program, units = directory / "gone/certfs", directory / "units"
+    mount = render.Standalone(
+        store=f"{directory}/by-unit/store",
+        mountpoint=f"{directory}/by-unit/mnt",
+        options=("--config", f"{directory}/certfs.toml"),
+    )
+    name = render.unit_name(mount)
+    (units / name).write_text(render.unit_text(template(), str(program), mount=mount))
+    pool = render.pool_unit_text(template("pool.in"), str(program), mount)
+    (units / render.POOL_UNIT).write_text(pool)
+    wanted = units / "multi-user.target.wants" / render.POOL_UNIT
+    wanted.symlink_to(units / render.POOL_UNIT)
+    # Nothing starts that makes a network here.
+    (units / "network-online.target").write_text("[Unit]\n")
+    with machines.booted(directory, "started.service") as machine:
+
+        def told(unit: str) -> dict[str, str]:
+            asked = "ActiveState,ConditionResult,ConditionTimestampMonotonic,Result"
+            said = machine.run("systemctl", "show", f"--property={asked}", unit)
+            return dict(line.split("=", 1) for line in said.splitlines())
+
+        skipped = {"ActiveState": "inactive", "ConditionResult": "no", "Result": "success"}
+        for unit in (name, render.POOL_UNIT):
+            wait_until(
+                lambda: told(unit)["ConditionTimestampMonotonic"] != "0",  # noqa: B023  waited for here
+                what="the start",
+            )
+            assert told(unit).items() >= skipped.items()
+        program.parent.mkdir()
+        program.symlink_to(certfs_program())
+        machine.run("systemctl", "start", name)
+        assert told(name)["ActiveState"] == "active"
+        assert bundle(machine, "by-unit").count(b"BEGIN") == 1
+        machine.run("systemctl", "stop", name)

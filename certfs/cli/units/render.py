@@ -80,7 +80,8 @@ def unit_text(
         "DESCRIPTION": f"Live TLS CA bundles at {mount.mountpoint}"
         if mount
         else "Live TLS CA bundles in /etc/xensource and /etc/stunnel",
-        "PATHS": " ".join(map(_word, (mount.store, mount.mountpoint))) if mount else "/etc /run",
+        "PATHS": _paths(program, mount),
+        "PROGRAM": program.replace("%", "%%"),
         "START": _command(program, *start),
         "RELOAD": _command(program, "restart", *where),
         "STOP": _command(program, "unmount", "--if-mounted", "--own-unit", *where),
@@ -102,11 +103,18 @@ def pool_unit_text(
     values = {
         "TITLE": mount.mountpoint if mount else "the host's own directories",
         "DESCRIPTION": f"The certificates of a pool of hosts in {mount.mountpoint if mount else '/etc/stunnel'}",
-        "PATHS": " ".join(map(_word, (mount.store, mount.mountpoint))) if mount else "/etc /run",
+        "PATHS": _paths(program, mount),
+        "PROGRAM": program.replace("%", "%%"),
         "MOUNT_UNIT": unit_name(mount),
         "START": _command(program, "pool", "run", *where),
     }
     return _rendered(template, values, systemd, set())
+
+
+def _paths(program: str, mount: Standalone | None) -> str:
+    """Return what has to be mounted before a unit starts: a program that is not there yet must not look removed."""
+    places = (mount.store, mount.mountpoint) if mount else ("/etc", "/run")
+    return _command(*places, program)
 
 
 def _rendered(template: str, values: dict[str, str], systemd: int, left_out: set[str]) -> str:
@@ -114,6 +122,8 @@ def _rendered(template: str, values: dict[str, str], systemd: int, left_out: set
     for name in ("TITLE", "DESCRIPTION"):
         values[name] = values[name].replace("%", "%%").replace("\n", " ")
     left_out |= {name for name, since in SINCE.items() if since > systemd} - {_LIMIT}
+    if not values["PROGRAM"].isprintable() or values["PROGRAM"].endswith((" ", "\\")):
+        left_out.add("ConditionFileIsExecutable")  # it has no quoting
     lines = list(_lines(template, left_out))
     if systemd < SINCE[_LIMIT]:
         lines = _old_start_limit(lines)
