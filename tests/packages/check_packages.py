@@ -37,6 +37,9 @@ mount --bind "$1" "$1"
 mount -t tmpfs none "$1/run"
 mount --rbind /proc "$1/proc"
 mount --rbind /dev "$1/dev"
+mknod -m 666 "$1/run/fuse" c 10 229
+mount --bind "$1/run/fuse" "$1/dev/fuse"
+rm "$1/run/fuse"
 echo ready
 exec sleep infinity
 """

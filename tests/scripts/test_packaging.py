@@ -252,3 +252,79 @@ def test_a_removal_deletes_no_file_that_is_mounted_in_run(tmp_path: Path) -> Non
     assert done.stdout == "the only one"
     assert "something is mounted there" in done.stderr
     assert (precious / "key").exists()
+
+
+@pytest.mark.namespace
+def test_a_removal_ends_what_runs_the_program() -> None:
+    """`lifecycle removing` ends supervisors, of whichever user, and pool processes; other programs and roots stay."""
+    mounts.need_namespaces()
+    mounts.need_program("setpriv")
+    tmp_path = mounts.scratch_directory()
+    tmp_path.chmod(0o755)
+    version = tmp_path / "opt" / "1.0-1"
+    for directory in ("systemd/system", "root", version / "libexec", version / "bin"):
+        (tmp_path / directory).mkdir(parents=True)
+    shutil.copy(PACKAGING / "lifecycle", version / "libexec")
+    (version / "bin/certfs").symlink_to("/bin/true")
+    (version / "bin/python3").symlink_to("/bin/sh")
+    unit = tmp_path / "systemd/system/certfs-srv-a\\x2db.service"
+    unit.write_text(f"[Service]\nExecStart={tmp_path}/opt/current/bin/certfs mount\n")
+    unit.with_name("other.service").write_text("[Service]\nExecStart=/usr/bin/certfs mount\n")
+    removal = 'mount -t tmpfs tmpfs /run && exec "$1/opt/1.0-1/libexec/lifecycle" removing'
+    container = """
+        set -e
+        root=$1/root
+        mount -t tmpfs none "$root"
+        mkdir -p "$root$1" "$root/usr" "$root/dev"
+        : >"$root/dev/null"
+        mount --bind "$1" "$root$1"
+        mount --bind /usr "$root/usr"
+        ln -s usr/bin usr/lib usr/lib64 "$root"
+        shift
+        exec chroot "$root" "$@"
+    """
+    idle = ("-c", "sleep 60 & trap 'kill $!' TERM; echo ready; wait", "certfs")
+    program = version / "bin/python3"
+    wanted: dict[str, list[str | Path]] = {
+        "supervisor": [
+            "setpriv",
+            "--reuid=20001",
+            "--",
+            program,
+            *idle,
+            "certfs.supervisor.supervisor",
+        ],
+        "pool": [program, *idle, "pool", "run"],
+        "server": [program, *idle, "certfs.server.main"],
+        "other": ["/bin/sh", *idle, "certfs.supervisor.supervisor"],
+        "container": [
+            *("unshare", "--mount", "sh", "-c", container, "sh", tmp_path),
+            *(program, *idle, "certfs.supervisor.supervisor"),
+        ],
+    }
+    running = {
+        name: subprocess.Popen(command, stdout=subprocess.PIPE) for name, command in wanted.items()
+    }
+    try:
+        for process in running.values():
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", removal, "sh", tmp_path],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "CERTFS_ETC": str(tmp_path),
+                "CERTFS_UNITS": str(tmp_path / "units"),
+            },
+        )
+        ended = {name for name, process in running.items() if process.poll() is not None}
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.communicate()
+        shutil.rmtree(tmp_path)
+    assert ended == {"supervisor", "pool"}
+    assert done.stdout == f"certfs: {unit} stays; it starts nothing while certfs is not installed\n"
