@@ -29,6 +29,7 @@ from certfs.cli.failures import give_up, own_arguments, run
 from certfs.cli.mount_helper import translated
 from certfs.cli.silence import End, watched
 from certfs.errors import from_os_error
+from certfs.linux.processes import leave
 from certfs.protocol import timeouts
 
 if _handler is signal.default_int_handler:
@@ -207,7 +208,6 @@ def main() -> NoReturn:
             sys.stdout.flush()
     except OSError as error:  # of what was to be said
         code = from_os_error("standard output", error).exit_code
-        _drop_output()
     end(code)
 
 
@@ -223,15 +223,8 @@ def _watched(words: Sequence[str]) -> End:
     entry = COMMANDS.get(next((word for word in words if not word.startswith("-")), ""))
     # One that stays in the foreground becomes the supervisor, in the process that was started.
     if entry is None or entry.patience is None or "--foreground" in words:
-        return sys.exit
+        return leave
     return watched(entry.patience, functools.partial(give_up, entry.patience))
-
-
-def _drop_output() -> None:
-    """Have nothing more to say, or the interpreter complains at its end of what could not be written."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(null, stream)
 
 
 def _open_standard_streams() -> None:

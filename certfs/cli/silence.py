@@ -11,13 +11,12 @@ import ctypes
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from certfs.linux.processes import let_go_of_streams
+from certfs.linux.processes import leave, let_go_of_streams
 
 _TICK_SECONDS: Final = 0.25
 _END_SECONDS: Final = 1.0
@@ -61,7 +60,7 @@ def watched(seconds: float, give_up: Callable[[], int]) -> End:
             # A thread that waits for a file system may keep this process from ending.
             let_go_of_streams()
             os.write(said, bytes((code,)))
-            sys.exit(code)
+            leave(code)
 
         return end
     os.close(said)

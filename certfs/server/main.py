@@ -16,6 +16,7 @@ import stat
 import sys
 from contextlib import suppress
 from functools import partial
+from typing import NoReturn
 
 import pyfuse3
 import trio
@@ -31,6 +32,7 @@ from certfs.fuse.numbers import Numbers
 from certfs.fuse.operations import Operations
 from certfs.fuse.synthetic import SyntheticFiles
 from certfs.identity.ensure import ensure_identity, host_uuid
+from certfs.linux.processes import leave
 from certfs.linux.trust_log import TrustLog
 from certfs.protocol import summary
 from certfs.protocol.messages import Failure, Serve
@@ -354,7 +356,7 @@ def _serve(spec: ServerSpec) -> None:
         server.trust.close()
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Do what the spec says whose descriptor the command line names."""
     # Modes are the callers', already without what their umask takes away.
     os.umask(0)
@@ -365,12 +367,13 @@ def main() -> None:
         _serve(spec)
     except CertfsError as e:
         fail(spec, Failure(e.exit_code, e.message, e.advice))
-        sys.exit(e.exit_code)
+        leave(e.exit_code)
     except Exception as e:
         log.exception("the server ends unexpectedly")
         said = f"the server ended unexpectedly: {type(e).__name__}"
         fail(spec, Failure(1, said, "the log has the traceback"))
-        sys.exit(1)
+        leave(1)
+    leave(0)
 
 
 if __name__ == "__main__":

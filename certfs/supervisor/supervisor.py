@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, NoReturn, assert_never
 
 from certfs import procfs
 from certfs.linux import log_file, mount_table
-from certfs.linux.processes import ProcessId, in_child, reap, reap_strangers, urgent
+from certfs.linux.processes import ProcessId, in_child, leave, reap, reap_strangers, urgent
 from certfs.linux.sd_notify import notify
 from certfs.protocol import messages, timeouts
 from certfs.protocol.control import Reply
@@ -651,9 +651,9 @@ def _end_all(janitors: Iterable[ProcessId | None]) -> None:
         janitor.kill_session()
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Be the supervisor of the spec whose descriptor the command line names."""
-    sys.exit(Supervisor(receive(SupervisorSpec, int(sys.argv[1]))).run())
+    leave(Supervisor(receive(SupervisorSpec, int(sys.argv[1]))).run())
 
 
 if __name__ == "__main__":
