@@ -14,6 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from tests.support import installed, mounts
+from tests.support.counted import settings_of_children
 from tests.support.host import Host, serving_host
 from tests.support.peer import Peer
 from tests.support.tree import Tree
@@ -23,6 +24,7 @@ settings.register_profile("certfs", deadline=None, print_blob=True)
 settings.register_profile("nightly", settings.get_profile("certfs"), max_examples=3_000)
 settings.load_profile("certfs")
 
+_CONFIG = "COVERAGE_PROCESS_CONFIG"
 _ROOT = Path(__file__).parents[1]
 
 
@@ -76,7 +78,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def coverage_settings() -> dict[str, str]:
     """Take what makes other processes count their lines out of the environment, and give it."""
     names = [name for name in os.environ if name.startswith("COVERAGE_")]
-    return {name: os.environ.pop(name) for name in names}
+    settings = {name: os.environ.pop(name) for name in names}
+    if _CONFIG in settings:
+        settings[_CONFIG] = settings_of_children(settings[_CONFIG], str(_ROOT / "certfs"))
+    return settings
 
 
 @pytest.fixture(scope="module", autouse=True)

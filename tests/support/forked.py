@@ -31,6 +31,7 @@ from typing import IO, NoReturn
 from unittest import mock
 
 from certfs import cli
+from tests.support.counted import count_forks_once
 
 _LONGEST_REQUEST = 1 << 20
 """Bytes of a request: an environment and a command line."""
@@ -247,6 +248,7 @@ def main(owner: int) -> None:
     """Import what commands need, and fork."""
     for name in {command.module for command in cli.COMMANDS.values()}:
         import_module(name)
+    count_forks_once()
     with socket.socket(fileno=owner) as connection:
         _Server(connection).serve()
 
