@@ -6,8 +6,7 @@ A private key's content never leaves this module: a remark names its label and l
 
 import enum
 import hashlib
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NewType
 
@@ -15,6 +14,7 @@ from certfs.core.der import SEQUENCE, DerError, read_element, read_elements
 from certfs.core.fields import read_dates, read_extensions, read_fields
 from certfs.core.loading import is_ordinary, openssl_loads
 from certfs.core.name import longest_responder, read_name
+from certfs.core.other_forms import find_other_form, find_other_forms
 from certfs.core.pem import PemBlock, PemDefect, decode_body, find_blocks, render, shown_label
 from certfs.core.readers import Reader, refusals
 from certfs.core.rendering import LONGEST_LOGGED
@@ -53,10 +53,6 @@ _MOST_VERIFIABLE = 256
 """Certificates of one source whose signature may be verified to put them in order; 0.5 ms each at most."""
 UNKNOWN_TIME = -(1 << 62)
 """The notBefore of a certificate whose date cannot be read."""
-_OTHER_FORM = re.compile(
-    rb"(?P<der>0\x82..0\x82..\xa0\x03\x02\x01)|B(\0{1,3})E\2G\2I\2N\2 \2C\2E\2R\2T", re.DOTALL
-)
-"""A certificate as DER, or a BEGIN in UTF-16 or UTF-32 of either order of bytes."""
 _EMPTY, _NO_BLOCK = "empty file", "no PEM block"
 NOTHING_IN_IT = frozenset((_EMPTY, _NO_BLOCK))
 """Reasons that say of a file that nothing in it looks like a certificate."""
@@ -117,29 +113,20 @@ def parse_source(data: bytes, readers: Collection[Reader] = ()) -> SourceContent
     """
     certificates: list[Certificate] = []
     remarks: list[Remark] = []
+    blocks: list[PemBlock] = []
     verifiable = 0
     for block in find_blocks(data):
-        if isinstance(block, PemDefect):
-            certificate, reason = _read_unclosed(data, block)
-            is_note = block.commented or certificate is not None
-            severity = Severity.NOTE if is_note else Severity.DEFECT
-            remarks.append(Remark(severity, block.line, reason))
-        elif block.label not in CERTIFICATE_LABELS:
-            certificate = None
-            remarks.append(_remark_on_other_block(block))
-        else:
-            certificate = _read_certificate(data, block, remarks)
+        if isinstance(block, PemBlock):
+            blocks.append(block)
+        certificate = _judge(data, block, remarks)
         if certificate is not None and len(certificates) == _MOST_CERTIFICATES:
             reason = f"more than {_MOST_CERTIFICATES} certificates: this one and what follows is left out"
             remarks.append(Remark(Severity.DEFECT, block.line, reason))
             break
         if certificate is not None and readers:
-            refusal = next(
-                (one for one in refusals(certificate.der) if one.reader in readers), None
-            )
-            if refusal is not None:
-                reason = f"{refusal.reader.label} refuses a bundle with this certificate: {refusal.reason}"
-                remarks.append(Remark(Severity.WARNING, block.line, reason))
+            refusal = _refusal(certificate, readers)
+            if refusal:
+                remarks.append(Remark(Severity.WARNING, block.line, refusal))
                 continue
         if certificate is not None:
             verifiable += certificate.is_verifiable
@@ -148,8 +135,32 @@ def parse_source(data: bytes, readers: Collection[Reader] = ()) -> SourceContent
             certificates.append(certificate)
     if not certificates and not remarks:
         remarks.append(Remark(Severity.DEFECT, 0, _no_block_reason(data)))
-    remarks += _remarks_on_other_forms(data) if certificates else ()
+    else:
+        others = find_other_forms(data, blocks, [remark.line for remark in remarks])
+        remarks += (Remark(Severity.DEFECT, line, reason) for line, reason in others)
     return SourceContent(tuple(certificates), _bounded(remarks))
+
+
+def _judge(data: bytes, block: PemBlock | PemDefect, remarks: list[Remark]) -> Certificate | None:
+    """Return the certificate of a block or of what is left of one; append what there is to say to ``remarks``."""
+    if isinstance(block, PemDefect):
+        certificate, reason = _read_unclosed(data, block)
+        is_note = block.commented or certificate is not None
+        severity = Severity.NOTE if is_note else Severity.DEFECT
+        remarks.append(Remark(severity, block.line, reason))
+        return certificate
+    if block.label not in CERTIFICATE_LABELS:
+        remarks.append(_remark_on_other_block(block))
+        return None
+    return _read_certificate(data, block, remarks)
+
+
+def _refusal(certificate: Certificate, readers: Collection[Reader]) -> str:
+    """Return why one of the ``readers`` refuses a certificate, empty if all take it."""
+    for one in refusals(certificate.der):
+        if one.reader in readers:
+            return f"{one.reader.label} refuses a bundle with this certificate: {one.reason}"
+    return ""
 
 
 def _bounded(remarks: list[Remark]) -> tuple[Remark, ...]:
@@ -182,15 +193,6 @@ def _remark_on_other_block(block: PemBlock) -> Remark:
     )
 
 
-def _remarks_on_other_forms(data: bytes) -> Iterator[Remark]:
-    """Yield a remark on the first thing in ``data`` that is no PEM but a certificate all the same."""
-    found = _OTHER_FORM.search(data)
-    if found is not None:
-        form = "DER" if found["der"] else "UTF-16 or UTF-32"
-        reason = f"{form} beside PEM: put it in a file of its own, as PEM text in ASCII or UTF-8"
-        yield Remark(Severity.DEFECT, data.count(b"\n", 0, found.start()) + 1, reason)
-
-
 def _no_block_reason(data: bytes) -> str:
     if not data:
         return _EMPTY
@@ -198,7 +200,8 @@ def _no_block_reason(data: bytes) -> str:
         return "text is UTF-16 or UTF-32: save it as ASCII or UTF-8"
     if data.startswith((b"\x30\x82", b"\x30\x83")):
         return f"{_NO_BLOCK}; looks like DER: convert it with openssl x509 -inform der"
-    return _NO_BLOCK
+    other = find_other_form(data, 0, len(data))
+    return _NO_BLOCK if other is None else f"{_NO_BLOCK}; {other[1]}"
 
 
 def _read_unclosed(data: bytes, defect: PemDefect) -> tuple[Certificate | None, str]:

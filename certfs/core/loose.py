@@ -23,6 +23,9 @@ _LINE = re.compile(rb"[\r\n]" + _FIRST_LINE.pattern, re.IGNORECASE)
 _WITHIN_LINE = re.compile(
     rb"MII[\w+/-]{2}[DTjz]C(?:C[\w+/-]{3}gAwIBA|B[\w+/-][Kaq6]ADAgEC)|LS0tLS1CRUdJTiBDRVJU"
 )
+_BLANK_LINES = re.compile(
+    rb"\s{0,12}"
+)  # text from a mail or a word processor may have one or two between its lines
 _LINE_END = re.compile(rb"[\r\n]")
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]+")
 # A hyphen, and what word processors make of one, in UTF-8, Latin-1 and Windows-1252.
@@ -60,7 +63,7 @@ def _find_parts(data: bytes, start: int, end: int, line: int) -> Iterator[tuple[
         line += data.count(b"\n", counted, position)
         counted = position
         is_base64 = match is not None and match["base64"] is not None
-        if length and not (is_base64 and data.count(b"\n", run_end, position) <= 1):
+        if length and not (is_base64 and _BLANK_LINES.fullmatch(data, run_end, position)):
             if length >= _FEWEST_CHARACTERS:
                 yield (first, _BASE64) if marker is None else (marker, _MARKER)
                 marker, reported_end = None, run_end

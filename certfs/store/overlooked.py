@@ -14,6 +14,11 @@ from certfs.store.backing import O_PATH_NOFOLLOW, status_at
 from certfs.store.cached import names_in
 
 _SUFFIXES = (b".pem", b".crt", b".cer", b".cert", b".der", b".ca", b".p7b", b".p7c", b".p7s")
+_CONTAINERS = (
+    *(b".tar", b".tgz", b".tbz", b".tbz2", b".txz", b".gz", b".bz2", b".xz", b".zst", b".zip", b".7z", b".rar"),
+    *(b".p12", b".pfx", b".pkcs12", b".jks", b".jceks", b".bcfks", b".keystore", b".truststore", b".sst"),
+)  # fmt: skip
+"""What archives and key stores end in. They are named and not opened."""
 _PUT_ASIDE = re.compile(
     rb"#.*#|\.certfs-.*|.*\.before-certfs|.*(?:~|[._-](?:bak|backup|tmp|old|orig|new|save|saved|off|disabled|removed|rej|sw[a-p]|part|lock|rpm\w+"
     rb"|(?:dpkg|ucf)-\w+|r?[0-9]+))",
@@ -63,6 +68,8 @@ def _reason(directory: int, name: bytes, status: os.stat_result, spec: BundleSpe
         # Not followed: what it leads to may not answer.
         is_meant = _has_usual_ending(name) and not name.startswith(_EDITORS_LOCK)
         return f"a link that does not end in {_wanted(spec)}: no source" if is_meant else ""
+    if stat.S_ISREG(status.st_mode) and name.lower().endswith(_CONTAINERS):
+        return "an archive or key store: no source, what is in it has to be beside it as PEM text"
     is_read = stat.S_ISREG(status.st_mode) and not _PUT_ASIDE.fullmatch(name)
     return _judge(directory, name, status, spec) if is_read else ""
 

@@ -34,6 +34,17 @@ _HOSTILE = {
     "NULs": b"\0",
     "NULs in lines": b"text\0text\n",
     "high bytes": b"\xa0\n",
+    "controls": b"\x01",
+    "controls between blocks": b"-----BEGIN A-----\n-----END A-----\n" + b"\x01" * 60,
+    "dumps cut short": b"30 82 01 22 30 82 01 49 a0 03 ",
+    "dumps": b"30 82 01 22 30 82 01 49 a0 03 02 01\n",
+    "dumps of decimals": b"48, 130, 1, 22, 48, 130, 1, 2, 160, 3,",
+    "uuencode": b"begin 644 x\n",
+    "uuencode without an end": b"\nbegin 644 xxxxxxxxxxxxxxxxxxxxxxx",
+    "printed text": b"Certificate:\n  Data:\n",
+    "printed text and certificates": b"Certificate:\n  Data:\n" * 3
+    + b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
+    "blank lines between base64": b"MIIBAAAAAAAAAAAAAAAAAA\n\n\n\n",
     "empty certificates": b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
 }
 _SMALL, _LARGE = 20_000, 200_000
@@ -57,7 +68,9 @@ def test_searching_touches_each_byte_a_few_times(pattern: bytes) -> None:
     assert touched(_LARGE) <= 11 * touched(_SMALL) + 100
 
 
-@pytest.mark.parametrize("pattern", [b"\t", b" ", b" " * 63 + b"\n", b"."])
+@pytest.mark.parametrize(
+    "pattern", [b"\t", b" ", b" " * 63 + b"\n", b".", b"0", b"30", b"48 ", b"-"]
+)
 def test_a_search_without_a_find_is_over_at_once(pattern: bytes) -> None:
     """I18: no other thread has its turn meanwhile, so a file of blanks must not take the 0.4 s that it once did."""
     data = _data(pattern, 1 << 20)

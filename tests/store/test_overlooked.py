@@ -76,6 +76,7 @@ def test_sources_in_a_subdirectory_are_named(directory: int, tmp_path: Path) -> 
         (_ONE.pem.replace(b"-----", b"----"), "damaged"),
         (_ONE.pem.decode().encode("utf-16"), "UTF-16"),
         (pki_forms.block(b"PKCS7", b"\x30\x00"), "openssl pkcs7"),
+        (_ONE.der.hex().encode(), "dump"),
     ],
 )
 def test_a_damaged_file_with_another_ending_is_named(
@@ -87,6 +88,17 @@ def test_a_damaged_file_with_another_ending_is_named(
     ((name, reason),) = overlooked(directory, _SPEC)
     assert name == b"x.cer"
     assert said in reason
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.TGZ", "x.zip", "x.p12", "x.PFX", "x.jks", "x.tar"])
+def test_an_archive_is_named(directory: int, tmp_path: Path, name: str) -> None:
+    """I9: by its name alone."""
+    (tmp_path / name).write_bytes(b"")
+    (tmp_path / f"{name}.old").write_bytes(b"")
+    (tmp_path / f"directory.{name}").mkdir()
+    ((found, reason),) = overlooked(directory, _SPEC)
+    assert found == name.encode()
+    assert "no source" in reason
 
 
 def test_sources_further_down_are_named(directory: int, tmp_path: Path) -> None:
