@@ -17,7 +17,7 @@ from certfs.identity.paths import HostPaths
 from certfs.identity.repair import repair
 from certfs.linux.processes import in_child
 from tests.support.identity import UUID
-from tests.support.mounts import need_root
+from tests.support.mounts import need_root, scratch_directory
 from tests.support.openssl import OpenSsl, Pair
 from tests.support.peer import Peer, User
 from tests.support.pki import certificates_in
@@ -462,11 +462,14 @@ def judge_names(root: str) -> list[tuple[str, int]]:
 def test_user_who_may_not_read_the_keys_raises_no_alarm(host: HostPaths) -> None:
     """To a monitoring agent without rights what it cannot read is not broken but not checked."""
     need_root()
-    root = host.root or Path()
-    for parent in (root, *root.parents):
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            os.chmod(parent, parent.stat().st_mode | 0o055)  # noqa: S103 - directories of this test
     host.certs_pool.chmod(0o700)
-    with Peer(user=User(uid=65534, gid=65534)) as agent:
-        found = agent.call(judge_names, str(root))
+    # Not in pytest's own directory: every run of pytest that begins closes that to other users.
+    place = scratch_directory()
+    try:
+        shutil.copytree(host.root or Path(), place, dirs_exist_ok=True)
+        place.chmod(0o755)
+        with Peer(user=User(uid=65534, gid=65534)) as agent:
+            found = agent.call(judge_names, str(place))
+    finally:
+        shutil.rmtree(place)
     assert found == [("NOT_CHECKED", 0)] * 3

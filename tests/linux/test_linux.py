@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,13 +56,18 @@ def test_a_mount_in_another_namespace_is_found() -> None:
         container.stdin.close()
 
 
-def test_a_process_is_not_mistaken_for_another() -> None:
+def test_a_process_is_not_mistaken_for_another(tmp_path: Path) -> None:
     """A process that has ended is not alive, also when its number is taken again."""
     myself = ProcessId.of(os.getpid())
     assert myself.alive()
     assert not ProcessId(myself.pid, myself.started + 1).alive()
-    identity = ProcessId.of(processes.start(("/bin/sh", "-c", "exit 3"), keep=()))
-    assert identity.ends_within(5)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    waiting = ("/bin/sh", "-c", 'read -r line < "$0"; exit 3', str(gate))
+    identity = ProcessId.of(processes.start(waiting, keep=()))
+    assert identity.alive()
+    gate.write_text("go\n")
+    assert identity.ends_within(60)
     assert identity.exit_code(5) == 3
     with pytest.raises(ProcessLookupError):
         ProcessId.of(identity.pid)

@@ -103,6 +103,7 @@ def test_no_descriptor_is_left(directory: int, tmp_path: Path) -> None:
     """I18: an abandoned thread closes what it holds when it is back."""
     names = link(tmp_path, 3, "hung")
     targets, oracle = LinkProbe(), Oracle()
+    wait_until(lambda: asking() == 0, what="the end of what tests before have begun")
     before = len(os.listdir("/proc/self/fd"))
     targets.ask(directory, names, oracle)
     oracle.wake.set()

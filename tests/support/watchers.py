@@ -36,9 +36,13 @@ _WATCHFILES = """
 import sys
 from watchfiles import watch
 
-print("ready", flush=True)
+# The first timeout comes when the directory is watched; before, a change would go unnoticed.
+is_ready = False
 for changes in watch(sys.argv[1], recursive=False, force_polling=False, rust_timeout=500, debounce=50,
-                     yield_on_timeout=False):
+                     yield_on_timeout=True):
+    if not is_ready:
+        is_ready = True
+        print("ready", flush=True)
     if any(path == sys.argv[2] for _, path in changes):
         print("change", flush=True)
 """
@@ -127,6 +131,8 @@ class Kind:
     files: dict[str, str] = field(default_factory=dict)
     """Programs to be written into the directory that `Watcher.start` is given, ``{work}``, by name."""
     says_ready: bool = True
+    watches: int = 0
+    """How many inotify watches it has when it has started, if it does not say so."""
     stdin: str = ""
     follows: bool = True
     """Whether it still watches after the first change: a watch of an inode ends with it."""
@@ -159,7 +165,7 @@ DEBIAN_AND_PYPI = (
         "envoy's rule",
         ("inotifywait", "-m", "--include", "{name}$", "-e", "moved_to", "{directory}"),
     ),
-    Kind("entr", ("entr", "-n", "echo", "change"), says_ready=False, stdin="{file}\n"),
+    Kind("entr", ("entr", "-n", "echo", "change"), says_ready=False, watches=1, stdin="{file}\n"),
     _python("watchdog", _WATCHDOG),
     _python("watchfiles", _WATCHFILES),
 )
@@ -219,11 +225,13 @@ class Watcher:
         return self.said
 
     def has_started(self) -> bool:
-        """Whether it says that it watches, if it is one that says so; one that has ended fails with its words."""
+        """Whether it says that it watches, or does; one that has ended fails with its words."""
         said = self.listen()
         ended = self.process.poll()
         assert ended is None, f"{self.kind.name}: exit {ended}\n{self.listen().decode()}"
-        return not self.kind.says_ready or b"ready" in said or b"established" in said
+        if not self.kind.says_ready:
+            return _watches_of(self.process.pid) >= self.kind.watches
+        return b"ready" in said or b"established" in said
 
     def close(self) -> None:
         """End it."""
@@ -232,6 +240,14 @@ class Watcher:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def _watches_of(pid: int) -> int:
+    """Count the inotify watches of a process (proc_pid_fdinfo(5))."""
+    texts = []
+    with suppress(FileNotFoundError):  # of a descriptor that is closed meanwhile
+        texts += [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    return sum(text.count("inotify wd:") for text in texts)
 
 
 def _filled(text: str, words: dict[str, str]) -> str:
