@@ -128,7 +128,7 @@ class Root:
         assert not self.mounted()
         assert self.programs() == set()
         assert list(self.path("/run").iterdir()) == []
-        ours = ("store", "certfs.toml", "etc/stunnel/")
+        ours = ("store", "certfs.toml", "etc/stunnel/", "home/ada")
         left = {name for name in self.listing() - before if not name.startswith(ours)}
         assert left <= allowed
 
@@ -407,18 +407,25 @@ def test_the_archive_prepares_another_root(empty: Root) -> None:
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh Debian 12 with what the package depends on, no compiler."""
+    return bootstrap("bookworm", tmp_path_factory, "man-db,pipx,systemd")
+
+
+def bootstrap(release: str, factory: pytest.TempPathFactory, more: str) -> Path:
+    """Return a fresh Debian with Python, fusermount3 and ``more``, and a user."""
     mounts.need_root()
     mounts.need_program("debootstrap")
-    directory = tmp_path_factory.mktemp("debian")
+    directory = factory.mktemp(release)
     subprocess.run(
         [
             "debootstrap", "--variant=minbase",
-            "--include=ca-certificates,fuse3,man-db,pipx,python3,python3-venv,systemd",
-            "bookworm", directory, *_mirror(),
+            f"--include=ca-certificates,fuse3,python3,python3-venv,{more}",
+            release, directory, *_mirror(),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
+    user = ["--uid=20001", "--create-home", "ada"]
+    subprocess.run(["chroot", directory, "useradd", *user], check=True)
     return directory
 
 
@@ -433,8 +440,29 @@ def _mirror() -> list[str]:
     return [line.split()[0] for line in told.splitlines() if line.endswith(" bookworm")][:1]
 
 
+@dataclass(slots=True)
+class User:
+    """Another user of a root directory, with a store that is mounted."""
+
+    root: Root
+
+    def run(self, *command: str) -> str:
+        """Run a command as this user."""
+        who = ("setpriv", "--reuid=20001", "--regid=20001", "--clear-groups", "--reset-env")
+        return self.root.inside(*who, "env", "CERTFS_RUNTIME_DIR=/home/ada/state", *command)
+
+    def mount(self) -> None:
+        """Serve a store in the home directory."""
+        self.run("mkdir", "-p", "/home/ada/state", "/home/ada/store/certs")
+        self.root.path("/home/ada/store/certs/one.pem").write_bytes(pki.issue("one").pem)
+        self.root.path("/certfs.toml").write_text(CONFIG)
+        place = "/home/ada/store"
+        self.run(self.root.program, "mount", "--store", place, place, "--config", "/certfs.toml")
+        assert self.run("grep", "-c", "BEGIN", f"{place}/ca.pem") == "1\n"
+
+
 def test_the_deb_installs_upgrades_and_goes(debian: Path) -> None:
-    """Unpacking a second release while mounted fails no open (I17); removal leaves the plain files."""
+    """Unpacking a second release while mounted fails no open (I17); removal leaves the plain files to every user."""
     with namespace(debian) as root:
         for release in (1, 2):
             name = f"certfs_{__version__}-{release}_amd64.deb"
@@ -446,14 +474,25 @@ def test_the_deb_installs_upgrades_and_goes(debian: Path) -> None:
         assert f"/opt/certfs/{__version__}-1/share/certfs.cdx.json" in said
         assert root.inside("systemd-analyze", "verify", "certfs.service") == ""
         root.mount()
+        User(root).mount()
         with Readers(root.path("/store/ca.pem")) as readers:
             root.inside("dpkg", "-i", f"/tmp/certfs_{__version__}-2_amd64.deb")
         assert readers.failures == []
         assert readers.opened > 100
         assert root.programs() == {f"/opt/certfs/{__version__}-2/bin/python3"}
         served = root.path("/store/ca.pem").read_bytes()
-        root.inside("dpkg", "-r", "certfs")
+        root.inside("certfs", "install-units", "--store", "/store", "/store")
+        assert "/etc/systemd/system/certfs-store.service stays" in root.inside(
+            "dpkg", "-r", "certfs"
+        )
         assert root.path("/store/ca.pem").read_bytes() == served
+        assert root.path("/home/ada/store/ca.pem").read_bytes().count(b"BEGIN") == 1
+        assert "Conditions failed" in root.inside(
+            "systemd-analyze", "condition", "--unit=certfs-store.service", expect=1
+        )
+        root.inside(
+            "rm", "/etc/systemd/system/certfs-store.service", "/etc/modules-load.d/certfs.conf"
+        )
         root.check_left(before, {"usr/lib/modules-load.d"})
         assert root.path("/etc/passwd").read_bytes() == users
 
@@ -552,6 +591,55 @@ def test_the_wheels_for_python_3_13(tmp_path: Path, which: str) -> None:
         check=True,
     )  # fmt: skip
     use([tmp_path / "venv/bin/python", "-m", "certfs"], tmp_path)
+
+
+@pytest.mark.parametrize("release,which", [("trixie", "cp313-cp313"), ("sid", "cp312-abi3")])
+def test_the_wheels_on_a_newer_debian(
+    tmp_path_factory: pytest.TempPathFactory, release: str, which: str
+) -> None:
+    """In a virtualenv of Debian 13's Python, and of the one that Debian's next release will have, certfs mounts."""
+    directory = bootstrap(release, tmp_path_factory, "man-db")
+    version = subprocess.run(
+        [
+            "chroot", directory, "python3", "-c",
+            "import sys; print('%d.%d' % sys.version_info[:2])",
+        ],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    if release == "sid" and version == "3.13":
+        pytest.skip("its Python has a wheel of its own")
+    subprocess.run(
+        [
+            sys.executable, "-m", "pip", "download", "--quiet", "--dest", directory / "wheels",
+            f"--python-version={version}", "--only-binary=:all:",
+            "--find-links", PACKAGES.resolve() / "wheels", "certfs",
+        ],
+        check=True,
+    )  # fmt: skip
+    (chosen,) = (directory / "wheels").glob("pyfuse3-*.whl")
+    assert which in chosen.name
+    with namespace(directory) as root:
+        root.inside("python3", "-m", "venv", "/venv")
+        root.inside("/venv/bin/pip", "install", "--no-index", "--find-links=/wheels", "certfs")
+        root.program = "/venv/bin/certfs"
+        said = root.inside(root.program, "--version", "--verbose")
+        assert f"Python {version}." in said
+        print(
+            " ".join(
+                line.strip()
+                for line in said.splitlines()
+                if "Python " in line or "C library" in line
+            )
+        )
+        root.mount()
+        root.path("/store/certs/two.pem").write_bytes(pki.issue("two").pem)
+        assert root.path("/store/ca.pem").read_bytes().count(b"BEGIN") == 2
+        root.inside(root.program, "restart", "/store")
+        root.inside(root.program, "check", "/store")
+        root.inside(root.program, "unmount", "/store")
+        assert not root.mounted()
+        User(root).mount()
+        User(root).run(root.program, "unmount", "--all")
 
 
 def use(certfs: list[str | Path], directory: Path) -> None:
