@@ -1,48 +1,57 @@
 """Counting lines in the processes that tests start, at a cost that they can bear.
 
 Owns what is different there from the process that runs the tests: modules that were never imported are its business,
-and a process that was forked by a forked one counts once.
+and a process that was forked by a forked one counts once. As a plugin of coverage it is imported where coverage begins.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import posix
 from typing import NoReturn
 
 import coverage
 from coverage.config import CoverageConfig
+from coverage.control import _after_fork_in_child
 
 
 def settings_of_children(settings: str, package: str) -> str:
     """Return coverage's settings (COVERAGE_PROCESS_CONFIG) with which a process counts the lines of `package`.
 
-    Given a package by name, each process would look for all its modules at its end, to name those without a line.
+    Given a package by name, each process would look for all its modules at its end, to name those without a line. With
+    ``patch = ["fork", "_exit"]`` each forked process is patched once more: its children have two counters, theirs four,
+    and each of these is saved.
     """
     config = CoverageConfig.deserialize(settings)
     config.source_pkgs = []
     config.run_include = [f"{package}/*"]
+    config.patch = []
+    config.plugins = [__name__]
     return config.serialize()
 
 
-def count_forks_once() -> None:
-    """Save what was counted, and let each process that is forked from now on have one counter, saved when it ends.
+def coverage_init(_registry: object, _options: object) -> None:
+    """Be told by coverage that it begins to count, in this process or after a fork."""
+    _count_forks_once()
 
-    With ``patch = ["fork", "_exit"]`` each forked process is patched once more: its children have two counters, theirs
-    four, and each of these is saved.
-    """
-    counter = coverage.Coverage.current()
-    if counter is None:
-        return
-    counter.save()  # this process may end when all has been reported already
-    counter.config.patch = []  # the counters of forked processes have these settings
+
+@functools.cache
+def _count_forks_once() -> None:
+    """Let each process that is forked from now on have one counter, saved when it ends."""
+    os.register_at_fork(after_in_child=_after_fork_in_child)
     os._exit = _save_and_end
+
+
+def save() -> None:
+    """Save what was counted so far, if this process counts."""
+    counter = coverage.Coverage.current()
+    if counter is not None:
+        counter.save()
 
 
 def _save_and_end(status: int) -> NoReturn:
     with contextlib.suppress(Exception):
-        counter = coverage.Coverage.current()
-        if counter is not None:
-            counter.save()
-    posix._exit(status)  # os._exit is this function, and what ran before
+        save()
+    posix._exit(status)  # which os._exit was before

@@ -31,7 +31,7 @@ from typing import IO, NoReturn
 from unittest import mock
 
 from certfs import cli
-from tests.support.counted import count_forks_once
+from tests.support import counted
 
 _LONGEST_REQUEST = 1 << 20
 """Bytes of a request: an environment and a command line."""
@@ -89,9 +89,9 @@ def call_forked(  # noqa: PLR0913 - each argument is one condition of a process
         "namespace": str(namespace or ""),
         "waits": attach is not None,
     }
-    counted = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("COVERAGE_")))
+    settings = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("COVERAGE_")))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(_server(counted))
+        connection.connect(_server(settings))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST_REQUEST)
         fds = [stream.fileno() for stream in streams]
         socket.send_fds(connection, [json.dumps(request).encode()], fds)
@@ -113,7 +113,7 @@ def _text(stream: IO[bytes]) -> str:
 
 
 @functools.cache
-def _server(counted: tuple[tuple[str, str], ...]) -> str:
+def _server(settings: tuple[tuple[str, str], ...]) -> str:
     """Start the process that forks, and return its address (abstract, unix(7)); it ends with this process."""
     ours, its = socket.socketpair()
     with its:
@@ -121,7 +121,7 @@ def _server(counted: tuple[tuple[str, str], ...]) -> str:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(its.fileno())],
             pass_fds=[its.fileno()],
-            env=plain | dict(counted),
+            env=plain | dict(settings),
             stdin=subprocess.DEVNULL,
         )
     address = ours.recv(256).decode()
@@ -248,7 +248,7 @@ def main(owner: int) -> None:
     """Import what commands need, and fork."""
     for name in {command.module for command in cli.COMMANDS.values()}:
         import_module(name)
-    count_forks_once()
+    counted.save()  # this process ends when all has been reported already
     with socket.socket(fileno=owner) as connection:
         _Server(connection).serve()
 
