@@ -108,6 +108,7 @@ class StoreWatcher:
             try:
                 self._mounts = stack.enter_context(open(_MOUNTINFO, "rb"))
                 self._mounts_to_wake = stack.enter_context(open(_MOUNTINFO, "rb"))
+                self._mounts_epoll = stack.enter_context(select.epoll())
                 self._inotify = INotify(nonblocking=True)
             except OSError as e:
                 raise StoreError(
@@ -123,7 +124,6 @@ class StoreWatcher:
         self._mounts_poll = select.poll()
         # It is always readable: a change is POLLERR and POLLPRI, told once to each open file.
         self._mounts_poll.register(self._mounts, select.POLLPRI)
-        self._mounts_epoll = select.epoll()
         self._mounts_epoll.register(self._mounts_to_wake, select.EPOLLPRI)
         self.problem = ""
 
