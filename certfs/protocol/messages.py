@@ -10,7 +10,7 @@ W to S
     `Flushed`     the answer to `Flush`
     `Over`        the session has ended, because it was unmounted: W ends, and that is no crash
 S to W
-    `InCharge`    the first message, and the answer to every beat
+    `InCharge`    the first message, and again when something of it has changed; the answer to a beat that asks for one
     `Serve`       the answer to `Loaded`, with a descriptor of /dev/fuse that is mounted already
     `Activate`    write the plain copies from now on (what a `specs.ServerSpec.standby` W waits for)
     `StandBy`     the opposite: another W writes them now
@@ -21,7 +21,7 @@ S to W
     `Stop`        flush and end with status 0, whatever is open (SIGTERM and SIGINT mean the same)
 
 The end of the link without `Release` is the death of S: W starts another one (`specs.SupervisorSpec`). An S that leaves
-beats unanswered for `timeouts.SUPERVISOR_SILENCE` is stopped or hangs, and W ends it. W neither mounts nor unmounts: S
+beats unread for `timeouts.SUPERVISOR_SILENCE` is stopped or hangs, and W ends it. W neither mounts nor unmounts: S
 does both.
 
 Owns the form of these messages; knows nothing of how either side acts on them.
@@ -68,6 +68,8 @@ class Beat:
 
     oldest: float = 0.0
     """For how many seconds the oldest request has waited for something that is not the store (I15)."""
+    asks: bool = True
+    """An answer is waited for, as a W does that cannot see whether its beats are read, or of a version before that."""
 
 
 @dataclass(frozen=True, slots=True)

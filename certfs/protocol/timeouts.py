@@ -18,7 +18,7 @@ START: Final = 120.0
 FLUSH: Final = 5.0
 """For a server to bring the plain copies up to date, before they come into view."""
 SUPERVISOR_SILENCE: Final = 3 * FLUSH + BEAT
-"""Beats that a supervisor leaves unanswered for so long mean that it hangs: it may wait for a slow store in between."""
+"""Beats that a supervisor leaves unread for so long mean that it hangs: it may wait for a slow store in between."""
 SUCCESSOR_RETRY: Final = 1.0
 """Between two tries of a server to start a supervisor."""
 LINGER: Final = 3600.0

@@ -4,9 +4,12 @@
 """
 
 import ctypes
+import fcntl
 import logging
 import os
 import socket
+import sys
+import termios
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -85,8 +88,8 @@ class Supervision:
         self.spec = spec
         self.mounted: Serve | None = None
         self._in_charge: InCharge | None = None
-        self._unanswered = 0
-        """Beats since the supervisor last said something."""
+        self._unread = 0
+        """Beats since the supervisor last read everything, or said something."""
 
     def await_descriptor(self) -> tuple[int, Serve]:
         """Say that everything is read, and wait for the descriptor to serve and what is said of its mount.
@@ -162,20 +165,25 @@ class Supervision:
         return mounted_anywhere(self.mounted.device)
 
     async def _beat(self, link: trio.socket.SocketType, served: Served) -> None:
-        """Show the supervisor that this server lives; end one that does not answer (its successor is started then).
+        """Show the supervisor that this server lives; end one that reads nothing (its successor is started then).
 
-        Beats are counted, not seconds: a server that was itself stopped must not take the supervisor for silent.
+        Beats are counted, not seconds: a server that was itself stopped must not take the supervisor for silent. No
+        answer is asked for: it would wake this process once more for each beat.
         """
-        self._unanswered = 0
+        self._unread = 0
         with suppress(OSError):
             while True:
-                silent = (self._unanswered + 1) * timeouts.BEAT
+                left = _left_unread(link)
+                if left == 0:
+                    self._unread = 0
+                silent = (self._unread + 1) * timeouts.BEAT
                 if silent >= timeouts.SUPERVISOR_SILENCE and self._in_charge:
                     log.warning("the supervisor answers no more: ending it")
                     self._in_charge.supervisor.kill()
                     return
-                await _say(link, messages.Beat(served.oldest_request_seconds()))
-                self._unanswered += 1
+                oldest = served.oldest_request_seconds()
+                await _say(link, messages.Beat(oldest, asks=left is None))
+                self._unread += 1
                 await trio.sleep(timeouts.BEAT)
 
     async def _obey(
@@ -195,7 +203,7 @@ class Supervision:
                 return None
             if not packet:
                 return None
-            self._unanswered = 0
+            self._unread = 0
             match messages.decode(packet):
                 case InCharge() as introduction:
                     self._in_charge = introduction
@@ -222,6 +230,15 @@ class Supervision:
                 threading.Event().wait(timeouts.SUCCESSOR_RETRY)
             else:
                 return
+
+
+def _left_unread(link: trio.socket.SocketType) -> int | None:
+    """Return how much of what was sent the other side has not read, None where the system does not say."""
+    try:
+        found = fcntl.ioctl(link.fileno(), termios.TIOCOUTQ, bytes(4))  # unix(7), ioctls: SIOCOUTQ
+    except OSError:
+        return None
+    return int.from_bytes(found, sys.byteorder)
 
 
 async def _flush(link: trio.socket.SocketType, served: Served) -> None:

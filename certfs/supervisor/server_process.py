@@ -49,8 +49,9 @@ class ServerProcess:
     stale: tuple[str, ...] = ()
     """What it said last about plain copies that it could not write."""
     _over: bool = False
-    _answer: Message | None = None
-    """To every beat."""
+    _introduction: Message | None = None
+    _introduced: bool = True
+    """It was sent what it was to be told last."""
 
     @classmethod
     def start(cls, number: int, module: str, spec: ServerSpec) -> Self:
@@ -96,10 +97,13 @@ class ServerProcess:
             janitor=janitor,
         )
 
-    def say(self, message: Message) -> None:
-        """Send ``message``; a server that is gone or reads nothing is noticed elsewhere."""
-        with suppress(OSError):
+    def say(self, message: Message) -> bool:
+        """Send ``message``; whether it could be. A server that is gone or reads nothing is noticed elsewhere."""
+        try:
             self.link.send(messages.encode(message), socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
 
     def hand(self, fd: int) -> None:
         """Give it the descriptor of its mount, and close ours: the mount shall end with the server (I14)."""
@@ -109,9 +113,9 @@ class ServerProcess:
         os.close(fd)
 
     def introduce(self, janitor: ProcessId | None) -> None:
-        """Let it know who looks after it, now and with the answer to every beat: this process and ``janitor``."""
-        self._answer = InCharge(ProcessId.of(os.getpid()), janitor)
-        self.say(self._answer)
+        """Let it know who looks after it, now and where a beat asks for it: this process and ``janitor``."""
+        self._introduction = InCharge(ProcessId.of(os.getpid()), janitor)
+        self._introduced = self.say(self._introduction)
 
     def let_go(self) -> bool:
         """Let it serve what is open and then end, its mount is detached or about to be; whether it does.
@@ -142,8 +146,9 @@ class ServerProcess:
             message = messages.decode(packet)
         except ValueError:
             return None
-        if isinstance(message, Beat) and self._answer:
-            self.say(self._answer)
+        wants_word = isinstance(message, Beat) and (message.asks or not self._introduced)
+        if wants_word and self._introduction:
+            self._introduced = self.say(self._introduction)
         self._over = self._over or isinstance(message, Over)
         return message
 

@@ -76,6 +76,7 @@ def test_the_spec_of_a_supervisor_survives_its_journey(
         messages.Loaded(),
         messages.Beat(1.5),
         messages.Beat(2),
+        messages.Beat(asks=False),
         messages.Flushed(("a: b", "c")),
         messages.InCharge(ProcessId(1, 2), None),
         messages.Serve("/m", "0:40"),
