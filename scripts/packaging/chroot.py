@@ -18,6 +18,7 @@ exec chroot "$root" /bin/sh -c '
     set -e
     certfs=/opt/certfs/current/bin/certfs
     $certfs --version
+    $certfs pool --help >/dev/null
     mkdir -p /store/certs
     printf "[[bundle]]\\nsource = \\"certs\\"\\nbundle = \\"ca.pem\\"\\n" >/certfs.toml
     $certfs mount --store /store /store --config /certfs.toml

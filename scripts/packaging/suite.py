@@ -18,7 +18,7 @@ from typing import Final
 
 from scripts.packaging.shell import run, say
 from scripts.packaging.tree import PREFIX, Release
-from scripts.packaging.wheels import pins
+from scripts.packaging.wheels import RUNTIME, pins
 
 _SCRIPT: Final = """\
 set -e
@@ -170,7 +170,7 @@ def _test_packages(root: Path, scratch: Path) -> Path:
     """Return a directory with what only the tests need."""
     target = scratch / "suite-packages"
     locked = dict(pins((root / "requirements-dev.txt").read_text(encoding="utf-8")))
-    for name in dict(pins((root / "requirements.txt").read_text(encoding="utf-8"))):
+    for name in dict(pins((root / RUNTIME).read_text(encoding="utf-8"))):
         locked.pop(name, None)
     listed = scratch / "suite-requirements.txt"
     text = "".join(locked.values())

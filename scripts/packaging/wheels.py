@@ -20,6 +20,8 @@ GLIBC: Final = (2, 17)
 """The C library of XCP-ng 8.3 and XenServer 8.4."""
 PLATFORM: Final = "manylinux_2_17_x86_64"
 _PLATFORMS: Final = ("manylinux2014_x86_64", PLATFORM)
+RUNTIME: Final = "requirements-pool.txt"
+"""The lock file of what an installation consists of. A host cannot add to the tree what the pool needs."""
 PYTHONS: Final = {"3.11": ("tree", "headers"), "3.13": ("python313",)}
 """The versions of Python that wheels are made for, with the groups of Debian's packages that they come from."""
 STABLE: Final = "3.12"
@@ -124,12 +126,16 @@ class Workshop:
     # --- what the index has
 
     def _download(self) -> None:
-        if self.found.exists():
+        locked = dict(pins((self._source / RUNTIME).read_text(encoding="utf-8")))
+        stamp = self.found / "requirements.txt"
+        text = "".join(locked.values())
+        if stamp.exists() and stamp.read_text(encoding="utf-8") == text:
             return
         say("fetching the locked wheels")
         target = self._directory / "found.new"
-        shutil.rmtree(target, ignore_errors=True)
-        locked = dict(pins((self._source / "requirements.txt").read_text(encoding="utf-8")))
+        made_of_them = (self.raw, self.repaired, self._directory / "sdist")
+        for path in (target, self.found, *made_of_them):
+            shutil.rmtree(path, ignore_errors=True)
         source = locked.pop("pyfuse3")
         self._pip_download(
             locked.values(),
@@ -141,6 +147,7 @@ class Workshop:
         self._pip_download(
             [source], self._directory / "sdist", "--no-binary=:all:", "--no-build-isolation"
         )
+        (target / stamp.name).write_text(text, encoding="utf-8")
         target.rename(self.found)
 
     def _pip_download(self, requirements: Iterable[str], target: Path, *options: str) -> None:
