@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from scripts.packaging import elf, tree
+from scripts.packaging import elf, suite, tree
 from scripts.packaging.debian import (
     Pin,
     Repository,
@@ -328,3 +329,31 @@ def test_a_removal_ends_what_runs_the_program() -> None:
         shutil.rmtree(tmp_path)
     assert ended == {"supervisor", "pool"}
     assert done.stdout == f"certfs: {unit} stays; it starts nothing while certfs is not installed\n"
+
+
+@pytest.mark.namespace
+def test_processes_of_the_tree_that_outlive_the_tests_are_named_and_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those whose program is on the tree's file system, in whatever namespace; one that ends in time is none."""
+    mounts.need_namespaces()
+    script = 'mount -t tmpfs none "$1"; cp /bin/sleep "$1"; stat -c %d "$1"; exec "$1/sleep" "$2"'
+
+    def begin(seconds: int) -> tuple[subprocess.Popen[str], int]:
+        command: list[str | Path] = ["unshare", "--mount", "sh", "-ec", script, "sh", tmp_path]
+        process = subprocess.Popen([*command, str(seconds)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        device = int(process.stdout.readline())
+        what = "the start of the program"
+        mounts.wait_until(lambda: suite._processes_on(device) == [process.pid], what=what)
+        return process, device
+
+    process, device = begin(3)
+    with process:
+        assert suite._end_processes(device) == []
+        assert process.wait() == 0
+    monkeypatch.setattr(suite, "_PATIENCE", 0.0)
+    process, device = begin(600)
+    with process:
+        assert suite._end_processes(device) == [f"{process.pid} {tmp_path}/sleep 600"]
+        assert process.wait(30) == -signal.SIGKILL
