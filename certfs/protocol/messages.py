@@ -42,6 +42,11 @@ _MOST_LINES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Bare:
+    """A message of which its kind says all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why a process of certfs could not do its part, to be shown by another."""
 
@@ -50,8 +55,7 @@ class Failure:
     advice: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Bare):
     """Everything is read."""
 
 
@@ -80,8 +84,7 @@ class Flushed:
     """Which are not what is served, and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Over:
+class Over(Bare):
     """The session has ended."""
 
 
@@ -102,18 +105,15 @@ class Serve:
     """``major:minor`` of the mount."""
 
 
-@dataclass(frozen=True, slots=True)
-class Activate:
+class Activate(Bare):
     """Write the plain copies."""
 
 
-@dataclass(frozen=True, slots=True)
-class StandBy:
+class StandBy(Bare):
     """Write no plain copies."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flush:
+class Flush(Bare):
     """Bring the plain copies up to date."""
 
 
@@ -124,8 +124,7 @@ class Release:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Bare):
     """End."""
 
 

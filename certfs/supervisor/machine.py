@@ -110,11 +110,22 @@ class State:
         return tuple(each for each in (self.current, self.next) if each is not None)
 
 
-# --- events
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """An event or an action of which its kind says all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
+class OfServer:
+    """An event or an action that is about one server, known by its number."""
+
+    server: int
+
+
+# --- events
+
+
+class Begin(Bare):
     """Somebody wants this mount."""
 
 
@@ -126,22 +137,15 @@ class Adopted:
     mounted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(OfServer):
     """A server can serve as soon as it gets a descriptor."""
 
-    server: int
 
-
-@dataclass(frozen=True, slots=True)
-class Answers:
+class Answers(OfServer):
     """A server serves."""
 
-    server: int
 
-
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Bare):
     """What was to be shown is in view."""
 
 
@@ -162,11 +166,8 @@ class Gone:
     unmounted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Silent:
+class Silent(OfServer):
     """The current server hangs."""
-
-    server: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +178,11 @@ class Lost:
     served_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
+class Restart(Bare):
     """A command asks for a new server."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unmounted:
+class Unmounted(Bare):
     """Somebody has unmounted what was in view, or what was about to be."""
 
 
@@ -194,13 +193,11 @@ class Room:
     covered: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Bare):
     """The time of a back-off is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Bare):
     """A command or a signal asks for the end."""
 
 
@@ -222,42 +219,28 @@ class Start:
     asked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(OfServer):
     """Mount, and hand the descriptor to the server."""
 
-    server: int
 
-
-@dataclass(frozen=True, slots=True)
-class Flush:
+class Flush(OfServer):
     """Have a server bring the plain copies up to date, and the kernel what names lead to."""
 
-    server: int
 
-
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Bare):
     """Write down which server is in charge, before the mount of another one goes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Bare):
     """Bring what is to be seen into view, now. It is done after every event anyway."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
+class Retire(OfServer):
     """Let a server serve what is open, and no more."""
 
-    server: int
 
-
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(OfServer):
     """End a server that is not to come into view."""
-
-    server: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +251,8 @@ class Lose:
     hung: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Activate:
+class Activate(OfServer):
     """A server is in charge from now on."""
-
-    server: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +276,7 @@ class Answer:
     failure: Failure | None
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(Bare):
     """Tell whoever asked for the restart that it is done, and become a supervisor of the code of now."""
 
 
