@@ -151,6 +151,13 @@ def read_own(path: str, limit: int) -> bytes:
     return content
 
 
+def replace_own(path: str, content: bytes) -> None:
+    """Replace a file that is for this user alone; a reader sees the old one or the new one. OSError."""
+    with open(f"{path}.new", "wb", opener=private) as stream:
+        stream.write(content)
+    os.rename(f"{path}.new", path)
+
+
 def private(path: str, flags: int) -> int:
     """Open as `open` asks its ``opener`` to: whatever the umask, a new file is for this user alone, and no link."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

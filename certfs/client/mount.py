@@ -27,9 +27,9 @@ from certfs.errors import (
     StoreError,
 )
 from certfs.linux import log_file, mount_table
-from certfs.linux.processes import in_child, start
+from certfs.linux.processes import in_child
 from certfs.moment import written
-from certfs.protocol import codec, specs, state_file, timeouts
+from certfs.protocol import codec, state_file, timeouts
 from certfs.protocol.messages import Failure
 from certfs.protocol.specs import (
     SERVER_MODULE,
@@ -39,6 +39,7 @@ from certfs.protocol.specs import (
     SupervisorSpec,
     Tree,
     execute,
+    start_with,
 )
 from certfs.safe_open import LinkRefusedError, open_trusted
 from certfs.supervisor.stand_in import is_bound
@@ -157,14 +158,9 @@ def launch(request: MountRequest) -> int:
     spec = SupervisorSpec(
         mount=mount, report_fd=sending, lock_fd=lock, server_module=request.server_module
     )
-    spec_fd = specs.pass_on(spec)
     output = _open_log(log)
-    pid = start(
-        specs.command(SUPERVISOR_MODULE, spec_fd),
-        keep=(*spec.inherited(), spec_fd),
-        output=output,
-    )
-    for fd in (spec_fd, output, *spec.inherited()):
+    pid = start_with(spec, SUPERVISOR_MODULE, output=output)
+    for fd in (output, *spec.inherited()):
         os.close(fd)
     try:
         _await(receiving, log)
@@ -179,10 +175,7 @@ def launch(request: MountRequest) -> int:
 def become_supervisor(request: MountRequest) -> NoReturn:
     """Mount in the foreground: this process becomes the supervisor. CertfsError if the mount cannot be served."""
     mount, lock = _prepare(request, foreground=True)
-    spec = SupervisorSpec(
-        mount=mount, lock_fd=lock, foreground=True, server_module=request.server_module
-    )
-    execute(spec)
+    execute(SupervisorSpec(mount=mount, lock_fd=lock, server_module=request.server_module))
 
 
 # --- checks

@@ -19,7 +19,8 @@ from itertools import islice
 from typing import BinaryIO, Final
 
 from certfs.linux import inotify
-from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifierSpec, PlainTree
+from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifierSpec
+from certfs.protocol.specs import Tree
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -91,9 +92,9 @@ class PlainFiles:
     def shown(self, path: str) -> str:
         """Return where a file is seen by its readers."""
         tree, rest = self._tree(path)
-        return os.path.join(tree.shown, rest) if tree else path
+        return os.path.join(tree.target, rest) if tree else path
 
-    def _tree(self, path: str) -> tuple[PlainTree | None, str]:
+    def _tree(self, path: str) -> tuple[Tree | None, str]:
         first, _, rest = path.partition("/")
         for tree in self.spec.trees:
             if not tree.name:

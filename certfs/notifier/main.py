@@ -36,6 +36,7 @@ from certfs.notifier.targets import (
 )
 from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifierSpec, NotifySpec
 from certfs.protocol.notify_state import Entry, Memory, recalled
+from certfs.protocol.specs import receive
 from certfs.supervisor.event_loop import EventLoop
 
 _LOOK_SECONDS: Final = 0.05
@@ -543,8 +544,7 @@ def main() -> None:
     with suppress(OSError), open("/proc/self/oom_score_adj", "r+b", buffering=0) as adjustment:
         if int(adjustment.read()) < 0:
             adjustment.write(b"0")
-    spec = NotifierSpec.receive(int(sys.argv[1]))
-    Notifier(spec, systemd_here()).run()
+    Notifier(receive(NotifierSpec, int(sys.argv[1])), systemd_here()).run()
 
 
 if __name__ == "__main__":

@@ -29,21 +29,22 @@ def parsed(content: bytes) -> Any:  # noqa: ANN401 - whatever is written there
 
 
 def checked(kind: Any, raw: object) -> Any:  # noqa: ANN401 - what the type says
-    """Return ``raw``, as json.loads gives it, as a ``kind``: a dataclass, a tuple, a plain type, a union."""
+    """Return ``raw``, as json.loads gives it, as a ``kind``: a dataclass, a tuple, a dict, a plain type, a union."""
     if is_dataclass(kind):
         return _dataclass(kind, raw)
     origin = get_origin(kind)
     if origin in {Union, types.UnionType}:
         return _any_of(get_args(kind), raw)
-    if origin is Literal and raw in get_args(kind):
-        return raw
     if origin is tuple and isinstance(raw, list):
         element, _ = get_args(kind)
         return tuple(checked(element, each) for each in raw)
+    if origin is dict and isinstance(raw, dict):
+        _, values = get_args(kind)  # keys of JSON are strings
+        return {key: checked(values, each) for key, each in raw.items()}
     if kind is float and type(raw) in {int, float}:
         return _finite(raw)
     # Exactly: a bool is an int to isinstance.
-    if isinstance(kind, type) and type(raw) is kind:
+    if raw in get_args(kind) if origin is Literal else type(raw) is kind:
         return raw
     raise ValueError(f"not a {kind}: {str(raw)[:40]!r}")
 

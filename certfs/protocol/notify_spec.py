@@ -1,15 +1,14 @@
 """Whom to tell that a bundle has changed: what the configuration says, and what one notifier process is to do.
 
-Owns these values and their form as JSON, in which the supervisor hands them to the notifier.
+Owns these values; the supervisor hands them to the notifier as it does a spec to any process (`certfs.protocol.specs`).
 """
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, Self
+from dataclasses import dataclass, field
+from typing import Final, Literal, Self
 
-from certfs.protocol.checked import parsed
-from certfs.safe_open import private, read_own
+from certfs.protocol import codec
+from certfs.protocol.specs import Tree
+from certfs.safe_open import read_own, replace_own
 
 HOST_CERTIFICATE: Final = "xensource/xapi-ssl.pem"
 """What readers with ``on = "host-certificate"`` are told of, from the root of the mount."""
@@ -77,43 +76,22 @@ class Wishes:
 
     def write(self, path: str) -> None:
         """Replace the file at ``path``; OSError where that is impossible."""
-        with open(f"{path}.new", "w", encoding="ascii", opener=private) as stream:
-            json.dump(asdict(self), stream)
-        os.rename(f"{path}.new", path)
+        replace_own(path, codec.to_json(self))
 
     @classmethod
     def read(cls, path: str) -> Self:
         """Return what `write` left; no wishes where there is nothing that can be read."""
         try:
-            raw: dict[str, Any] = parsed(read_own(path, _BYTES))
-            return cls(
-                bundles=tuple(raw["bundles"]),
-                notify=tuple(map(_notify_from, raw["notify"])),
-                baseline=raw["baseline"],
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            return codec.from_json(cls, read_own(path, _BYTES))
+        except (OSError, ValueError):
             return cls()
-
-
-def _notify_from(raw: dict[str, Any]) -> NotifySpec:
-    lists = {key: tuple(raw[key]) for key in ("bundles", "command")}
-    return NotifySpec(**{**raw, **lists})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainTree:
-    """A directory of the store: its ``name`` in the mount (empty for the whole), a descriptor, and where it is seen."""
-
-    name: str
-    fd: int
-    shown: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotifierSpec:
     """What one notifier process is to do."""
 
-    trees: tuple[PlainTree, ...]
+    trees: tuple[Tree, ...]
     bundles: tuple[str, ...]
     """As in `Wishes`."""
     notify: tuple[NotifySpec, ...]
@@ -123,17 +101,6 @@ class NotifierSpec:
     """The path of the state file."""
     journal: bool = False
 
-    def to_json(self) -> bytes:
-        """Return the form that `receive` takes."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def receive(cls, fd: int) -> Self:
-        """Read a specification from ``fd`` to its end and close it; its descriptors are not passed on."""
-        with open(fd, "rb") as stream:
-            raw: dict[str, Any] = json.load(stream)
-        trees = tuple(PlainTree(**tree) for tree in raw.pop("trees"))
-        notify = tuple(map(_notify_from, raw.pop("notify")))
-        for tree in trees:
-            os.set_inheritable(tree.fd, False)
-        return cls(trees=trees, bundles=tuple(raw.pop("bundles")), notify=notify, **raw)
+    def inherited(self) -> tuple[int, ...]:
+        """Return every descriptor that the notifier with this spec holds, but its standard streams."""
+        return tuple(tree.fd for tree in self.trees)

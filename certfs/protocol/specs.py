@@ -1,4 +1,4 @@
-"""What a process of certfs is started with: a server by its supervisor, a supervisor by a command or by a server.
+"""What a process of certfs is started with: a server and a notifier by a supervisor, that by a command or by a server.
 
 A spec is written to a file in memory, of which the new process gets the descriptor (`pass_on`, `receive`).
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NoReturn, Protocol, TypeVar
 
 from certfs.linux.descriptors import memory_file
-from certfs.linux.processes import ProcessId, python
+from certfs.linux.processes import ProcessId, python, start
 from certfs.protocol import codec
 
 SERVER_MODULE: Final = "certfs.server.main"
@@ -171,8 +171,6 @@ class SupervisorSpec:
     mount: MountSpec
     report_fd: int | None = None
     """Where the first outcome goes; None if nobody waits for it."""
-    foreground: bool = False
-    """The first failure goes to standard error, for a person or the journal."""
     lock_fd: int | None = None
     """Holds the lock of the instance; None to take it."""
     adopt: Adoption | None = None
@@ -195,10 +193,22 @@ class Spec(Protocol):
         ...
 
 
-AnySpec = TypeVar("AnySpec", ServerSpec, SupervisorSpec)
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
-def pass_on(spec: ServerSpec | SupervisorSpec) -> int:
+def start_with(
+    spec: Spec, module: str, *, stdin: int | None = None, output: int | None = None
+) -> int:
+    """Start the process ``module`` with ``spec`` and the streams of `start`; return its pid. OSError."""
+    spec_fd = pass_on(spec)
+    try:
+        keep = (*spec.inherited(), spec_fd)
+        return start(command(module, spec_fd), keep=keep, stdin=stdin, output=output)
+    finally:
+        os.close(spec_fd)
+
+
+def pass_on(spec: Spec) -> int:
     """Return a descriptor from which ``spec`` can be received."""
     return memory_file(codec.to_json(spec))
 

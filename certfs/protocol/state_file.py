@@ -22,7 +22,7 @@ from certfs.errors import PrivilegeError, from_os_error
 from certfs.linux.processes import ProcessId
 from certfs.protocol import codec, timeouts
 from certfs.protocol.specs import Mode
-from certfs.safe_open import private, read_own, refusal
+from certfs.safe_open import read_own, refusal, replace_own
 
 OVERRIDE: Final = "CERTFS_RUNTIME_DIR"
 """Environment variable that names another runtime directory, for containers that have no writable /run."""
@@ -237,13 +237,11 @@ def command_at(name: str, mode: Mode, target: str) -> str:
 
 def write_state(directory: str, state: State) -> None:
     """Replace state.json; a reader sees the old one or the new one."""
-    fresh = f"{directory}/state.json.new"
+    path = f"{directory}/state.json"
     reason = refusal(directory)
     if reason:
-        raise PermissionError(errno.EPERM, reason, fresh)
-    with open(fresh, "wb", opener=private) as stream:
-        stream.write(codec.to_json(state, indent=1))
-    os.rename(fresh, f"{directory}/state.json")
+        raise PermissionError(errno.EPERM, reason, path)
+    replace_own(path, codec.to_json(state, indent=1))
 
 
 def read_state(directory: str) -> State | None:
@@ -281,10 +279,7 @@ def read_flags(directory: str) -> MountFlags:
 
 def write_flags(directory: str, flags: MountFlags) -> None:
     """Have the next mount of the instance, and those after it, get these options."""
-    fresh = f"{directory}/flags.new"
-    with open(fresh, "wb", opener=private) as stream:
-        stream.write(codec.to_json(flags))
-    os.rename(fresh, f"{directory}/flags")
+    replace_own(f"{directory}/flags", codec.to_json(flags))
 
 
 def clear_instance(directory: str) -> None:

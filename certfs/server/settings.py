@@ -19,7 +19,7 @@ from certfs.errors import ConfigError
 from certfs.protocol.checked import parsed
 from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifySpec, Wishes
 from certfs.protocol.specs import ServerSpec
-from certfs.safe_open import private, read_own
+from certfs.safe_open import read_own, replace_own
 from certfs.store.bundle import LiveBundle
 
 log = logging.getLogger("certfs")
@@ -84,9 +84,7 @@ class Settings:
         """Leave them to the next server."""
         raw = {"file": self.file, "content": os.fsdecode(self.content)}
         try:
-            with open(f"{path}.new", "w", encoding="ascii", opener=private) as stream:
-                json.dump(raw, stream)
-            os.rename(f"{path}.new", path)
+            replace_own(path, json.dumps(raw).encode())
         except OSError as e:
             log.warning("%s: %s: a server after this one's death reads anew", path, e.strerror)
 

@@ -7,10 +7,9 @@ import os
 import time
 from typing import Final
 
-from certfs.linux.descriptors import memory_file
-from certfs.linux.processes import ProcessId, python, start
-from certfs.protocol.notify_spec import NotifierSpec, PlainTree, Wishes
-from certfs.protocol.specs import MountSpec
+from certfs.linux.processes import ProcessId
+from certfs.protocol.notify_spec import NotifierSpec, Wishes
+from certfs.protocol.specs import MountSpec, start_with
 from certfs.supervisor.event_loop import EventLoop
 
 _MODULE: Final = "certfs.notifier.main"
@@ -56,11 +55,8 @@ class NotifierProcess:
         wishes = Wishes.read(self._mount.wishes_file)
         if not wishes.notify:
             return
-        trees = tuple(
-            PlainTree(name=tree.name, fd=tree.fd, shown=tree.target) for tree in self._mount.trees
-        )
         spec = NotifierSpec(
-            trees=trees,
+            trees=self._mount.trees,
             bundles=wishes.bundles,
             notify=wishes.notify,
             baseline=wishes.baseline,
@@ -68,16 +64,12 @@ class NotifierProcess:
             journal=self._mount.journal,
         )
         read_end, write_end = os.pipe()
-        box = memory_file(spec.to_json())
         try:
-            command = python(_MODULE, str(box))
-            keep = (box, *(tree.fd for tree in trees))
-            self.process = ProcessId.of(start(command, keep=keep, stdin=read_end))
+            self.process = ProcessId.of(start_with(spec, _MODULE, stdin=read_end))
             self._pipe = write_end
             self._started_at = time.monotonic()
         except OSError:
             os.close(write_end)
             self._loop.after("notifier", self._pause, self._start)
         finally:
-            os.close(box)
             os.close(read_end)

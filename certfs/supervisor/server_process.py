@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from certfs.linux.processes import ProcessId, manner, start
-from certfs.protocol import messages, specs, timeouts
+from certfs.linux.processes import ProcessId, manner
+from certfs.protocol import messages, timeouts
 from certfs.protocol.messages import (
     MESSAGE_BYTES,
     STALE_UNKNOWN,
@@ -26,7 +26,7 @@ from certfs.protocol.messages import (
     Release,
     Serve,
 )
-from certfs.protocol.specs import Adoption, ServerSpec
+from certfs.protocol.specs import Adoption, ServerSpec, start_with
 from certfs.protocol.state_file import EventKind
 
 
@@ -58,16 +58,13 @@ class ServerProcess:
         """Start ``module`` as a server, with a link of its own. OSError if there is no process to be had."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         life = os.pipe()
-        spec = replace(spec, link_fd=theirs.fileno(), life=life)
-        spec_fd = specs.pass_on(spec)
         try:
-            pid = start(specs.command(module, spec_fd), keep=(*spec.inherited(), spec_fd))
+            pid = start_with(replace(spec, link_fd=theirs.fileno(), life=life), module)
         except OSError:
             ours.close()
             os.close(life[0])
             raise
         finally:
-            os.close(spec_fd)
             os.close(life[1])
             theirs.close()
         return cls(number, ProcessId.of(pid), ours, life[0], spec.standby)

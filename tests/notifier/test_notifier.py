@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from certfs.linux.descriptors import memory_file
-from certfs.protocol.notify_spec import NotifierSpec, NotifySpec, PlainTree
+from certfs.protocol.notify_spec import NotifierSpec, NotifySpec
+from certfs.protocol.specs import Tree, pass_on
 from tests.support import pki
 from tests.support.mounts import wait_until
 
@@ -64,13 +64,13 @@ class Scene:
     def start(self, *notify: NotifySpec) -> subprocess.Popen[bytes]:
         """Start a notifier."""
         spec = NotifierSpec(
-            trees=(PlainTree(name="", fd=self.fd, shown=str(self.root / "mount")),),
+            trees=(Tree(name="", store="", target=str(self.root / "mount"), fd=self.fd),),
             bundles=self.bundles,
             notify=notify,
             baseline=self.baseline,
             state=str(self.state),
         )
-        box = memory_file(spec.to_json())
+        box = pass_on(spec)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-m", "certfs.notifier.main", str(box)],
