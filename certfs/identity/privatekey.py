@@ -1,6 +1,6 @@
 """What can be said of a private key: of which kind it is, and whether a certificate is its own.
 
-Owns the little DER that telling the kind before loading takes (RFC 8017, appendix A.1.2; RFC 5208,
+Owns what telling the kind before loading takes (RFC 8017, appendix A.1.2; RFC 5208,
 section 5): libraries load keys that the platform refuses, and refuse some without saying why, such
 as multi-prime and short RSA keys. Must never return or raise anything of a key's content but its
 size.
@@ -13,14 +13,19 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from certfs.core.der import (
+    OBJECT_IDENTIFIER,
+    SEQUENCE,
+    DerError,
+    Element,
+    content_of,
+    read_element,
+    read_first,
+)
 from certfs.identity.hostpem import HostPem
 
-_SEQUENCE = 0x30
 _INTEGER = 0x02
 _OCTETS = 0x04
-_OID = 0x06
-_LONG_FORM = 0x80
-_MAX_LENGTH_BYTES = 4
 
 _RSA_ENCRYPTION = bytes.fromhex("2a864886f70d010101")
 _ALGORITHMS = {
@@ -39,15 +44,6 @@ class RsaKeyShape:
 
     bits: int
     is_multi_prime: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Element:
-    """A DER element: its ``tag``, its ``content`` and the ``rest`` after it."""
-
-    tag: int
-    content: bytes
-    rest: bytes
 
 
 def is_pair(pem: HostPem) -> bool:
@@ -72,49 +68,35 @@ def read_shape(der: bytes, *, label: str) -> RsaKeyShape | str | None:
 
     ``label`` is the PEM label; unlabelled forms do not occur in PEM (RFC 7468).
     """
-    if label == "RSA PRIVATE KEY":
-        return _rsa_shape(der)
-    if label != "PRIVATE KEY":
+    if label not in {"PRIVATE KEY", "RSA PRIVATE KEY"}:
         return _LABELS.get(label)
-    info = _inside(der, _SEQUENCE)
-    version = _take(info, _INTEGER)
-    algorithm = _take(version.rest, _SEQUENCE) if version else None
-    oid = _take(algorithm.content, _OID) if algorithm else None
-    if algorithm is None or oid is None:
+    try:
+        whole = read_element(der, 0, len(der))
+        if label == "RSA PRIVATE KEY":
+            return _rsa_shape(der, whole)
+        _, algorithm = _first(der, whole, _INTEGER, SEQUENCE)
+        (oid,) = _first(der, algorithm, OBJECT_IDENTIFIER)
+        number = content_of(der, oid)
+        if number != _RSA_ENCRYPTION:
+            return _ALGORITHMS.get(number, f"of the algorithm {number.hex()}")
+        *_, key = _first(der, whole, _INTEGER, SEQUENCE, _OCTETS)
+        return _rsa_shape(der, read_element(der, key.content, key.content_end))
+    except DerError:
         return None
-    if oid.content != _RSA_ENCRYPTION:
-        return _ALGORITHMS.get(oid.content, f"of the algorithm {oid.content.hex()}")
-    key = _take(algorithm.rest, _OCTETS)
-    return _rsa_shape(key.content) if key else None
 
 
-def _rsa_shape(der: bytes) -> RsaKeyShape | None:
-    version = _take(_inside(der, _SEQUENCE), _INTEGER)
-    modulus = _take(version.rest, _INTEGER) if version else None
-    if version is None or modulus is None:
-        return None
-    # Version 1 is "multi", and nothing else differs before the end of the sequence.
-    return RsaKeyShape(
-        int.from_bytes(modulus.content, "big").bit_length(),
-        int.from_bytes(version.content, "big") > 0,
+def _rsa_shape(der: bytes, key: Element) -> RsaKeyShape:
+    version, modulus = (
+        int.from_bytes(content_of(der, number), "big")
+        for number in _first(der, key, _INTEGER, _INTEGER)
     )
+    # Version 1 is "multi", and nothing else differs before the end of the sequence.
+    return RsaKeyShape(modulus.bit_length(), version > 0)
 
 
-def _inside(der: bytes, tag: int) -> bytes:
-    element = _take(der, tag)
-    return element.content if element else b""
-
-
-def _take(data: bytes, tag: int) -> _Element | None:
-    """Return the first element of ``data`` if it has this tag and is whole."""
-    if len(data) < 2 or data[0] != tag:  # noqa: PLR2004 - a tag and a length
-        return None
-    length, start = data[1], 2
-    if length & _LONG_FORM:
-        count = length & ~_LONG_FORM
-        if not 0 < count <= _MAX_LENGTH_BYTES:
-            return None
-        start += count
-        length = int.from_bytes(data[2:start], "big")
-    end = start + length
-    return _Element(tag, data[start:end], data[end:]) if end <= len(data) else None
+def _first(der: bytes, parent: Element, *tags: int) -> list[Element]:
+    """Return the first elements inside ``parent``, one for each of the ``tags``; DerError where they have others."""
+    found = read_first(der, parent, len(tags))
+    if any(one.tag != tag for one, tag in zip(found, tags, strict=True)):
+        raise DerError("another element was expected")
+    return found
