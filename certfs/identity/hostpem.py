@@ -50,11 +50,7 @@ class HostPem:
 
     def render(self) -> bytes:
         """Return the whole file: key, empty line, the host's certificate, then the chain."""
-        return (
-            self.key
-            + b"\n"
-            + b"\n".join(public_pem(certificate) for certificate in self.certificates)
-        )
+        return b"\n".join((self.key, *map(public_pem, self.certificates)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +73,11 @@ def parse_host_pem(data: bytes) -> HostPem | HostPemDefect:
     only the certificate does not touch it. Other kinds of blocks, such as the Diffie-Hellman
     parameters that old platforms kept here, are left out. Never raises.
     """
-    keys: list[PemBlock] = []
-    certificates: list[x509.Certificate] = []
-    for block in find_blocks(data):
-        if isinstance(block, PemDefect):
-            if block.commented:
-                continue
-            return HostPemDefect(block.line, block.reason)
-        if block.label.endswith(PRIVATE_KEY_SUFFIX):
-            keys.append(block)
-        elif block.label in CERTIFICATE_LABELS:
-            certificate = read_certificate(data, block)
-            if isinstance(certificate, HostPemDefect):
-                return certificate
-            certificates.append(certificate)
+    certificates = parse_certificates(data)
+    if isinstance(certificates, HostPemDefect):
+        return certificates
+    blocks = [block for block in find_blocks(data) if isinstance(block, PemBlock)]
+    keys = [block for block in blocks if block.label.endswith(PRIVATE_KEY_SUFFIX)]
     if not keys:
         return HostPemDefect(0, "holds no private key")
     if len(keys) > 1:
@@ -100,7 +87,7 @@ def parse_host_pem(data: bytes) -> HostPem | HostPemDefect:
         )
     if not certificates:
         return HostPemDefect(0, "holds no certificate")
-    return HostPem(key_text(data, keys[0]), tuple(certificates))
+    return HostPem(key_text(data, keys[0]), certificates)
 
 
 def key_text(data: bytes, block: PemBlock) -> bytes:
