@@ -51,9 +51,7 @@ class ServerNames:
         )
 
 
-def generate_server_certificate(
-    names: ServerNames, *, now: datetime | None = None, valid_days: int = VALID_DAYS
-) -> HostPem:
+def generate_server_certificate(names: ServerNames, *, now: datetime | None = None) -> HostPem:
     """Make a new key and self-signed certificate for ``xapi-ssl.pem``.
 
     ``now`` is the start of the validity, by default the host's clock.
@@ -63,14 +61,10 @@ def generate_server_certificate(
     general_names += [x509.IPAddress(address) for address in names.addresses]
     if not general_names:
         general_names = [x509.DNSName(names.common_name)]
-    return _self_signed(
-        subject, [x509.SubjectAlternativeName(general_names)], now=now, valid_days=valid_days
-    )
+    return _self_signed(subject, [x509.SubjectAlternativeName(general_names)], now=now)
 
 
-def generate_pool_certificate(
-    host_uuid: str, *, now: datetime | None = None, valid_days: int = VALID_DAYS
-) -> HostPem:
+def generate_pool_certificate(host_uuid: str, *, now: datetime | None = None) -> HostPem:
     """Make a new key and self-signed certificate for ``xapi-pool-tls.pem``.
 
     ``now`` is the start of the validity and the stamp in the name, by default the host's clock.
@@ -86,7 +80,7 @@ def generate_pool_certificate(
             )
         ]
     )
-    return _self_signed(subject, [], now=moment, valid_days=valid_days)
+    return _self_signed(subject, [], now=moment)
 
 
 def serial_stamp(moment: datetime) -> str:
@@ -96,11 +90,7 @@ def serial_stamp(moment: datetime) -> str:
 
 
 def _self_signed(
-    name: x509.Name,
-    extensions: Sequence[x509.ExtensionType],
-    *,
-    now: datetime | None,
-    valid_days: int,
+    name: x509.Name, extensions: Sequence[x509.ExtensionType], *, now: datetime | None
 ) -> HostPem:
     # X.509 counts in whole seconds; without the fraction the certificate is valid from the moment
     # it is made.
@@ -113,7 +103,7 @@ def _self_signed(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(start + timedelta(days=valid_days))
+        .not_valid_after(start + timedelta(days=VALID_DAYS))
     )
     for extension in extensions:
         builder = builder.add_extension(extension, critical=False)
