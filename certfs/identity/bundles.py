@@ -106,16 +106,11 @@ def _names(directory: bytes | None) -> list[bytes]:
     return []
 
 
-def update_plain_bundle(paths: HostPaths, source: bytes) -> None:
-    """Write the bundles of the source directory ``source`` of ``stunnel`` anew where no mount makes them.
+def update_bundles_of(paths: HostPaths, source: Path) -> None:
+    """Write the bundles of a source directory anew where no mount makes them.
 
     A bundle without a certificate is removed (promise I7). Raises ``StoreError``.
     """
-    update_bundles_of(paths, paths.stunnel / os.fsdecode(source))
-
-
-def update_bundles_of(paths: HostPaths, source: Path) -> None:
-    """Do so for a source directory anywhere."""
     for place in bundle_places(paths):
         if place.source == source:
             update_bundle(place)

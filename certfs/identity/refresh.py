@@ -29,12 +29,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certfs.core.bundle import is_source_name
-from certfs.identity.bundles import update_plain_bundle
+from certfs.identity.bundles import update_bundles_of
 from certfs.identity.errors import NotDistributedError, NotInUseError, StillPresentedError
 from certfs.identity.generate import generate_pool_certificate
 from certfs.identity.hostpem import HostPem, parse_certificates, parse_host_pem, public_pem
 from certfs.identity.paths import (
-    CERTS_POOL,
     POOL_PEM,
     POOL_PEM_BACKUP,
     POOL_PEM_NEW,
@@ -130,7 +129,7 @@ def read_stage(paths: HostPaths, *, host_uuid: str) -> Stage:
     # ago: it is not taken up but made anew.
     if _leaf(paths.xensource / os.fsdecode(POOL_PEM_NEW)) == published:
         return Stage.PREPARED
-    in_use = _leaf(paths.xensource / os.fsdecode(POOL_PEM))
+    in_use = _leaf(paths.pool_pem)
     return Stage.SWITCHED if in_use == published else Stage.IDLE
 
 
@@ -154,10 +153,10 @@ def begin(paths: HostPaths, *, host_uuid: str, distributed: bool = False) -> Ref
             with file_errors(paths.certs_pool / os.fsdecode(host.public_new)):
                 public = public_pem(pem.leaf)
                 write_atomic(host.certs_pool, host.public_new, public, mode=PUBLIC_MODE)
-        update_plain_bundle(paths, CERTS_POOL)
+        update_bundles_of(paths, paths.certs_pool)
         if not distributed:
             refuse_undistributed(paths, report(paths, host_uuid=host_uuid), host_uuid=host_uuid)
-        with file_errors(paths.xensource / os.fsdecode(POOL_PEM)):
+        with file_errors(paths.pool_pem):
             _switch(host.xensource, POOL_PEM_NEW, POOL_PEM, backup=POOL_PEM_BACKUP, bits=0o770)
         return report(paths, host_uuid=host_uuid, changed=True)
 
@@ -191,7 +190,7 @@ def finish(paths: HostPaths, *, host_uuid: str) -> RefreshReport:
         if found is Stage.PREPARED:
             refuse_undistributed(paths, report(paths, host_uuid=host_uuid), host_uuid=host_uuid)
             raise NotInUseError(
-                f"{paths.xensource / os.fsdecode(POOL_PEM)} is still the old certificate",
+                f"{paths.pool_pem} is still the old certificate",
                 advice=f"run {command(paths, REFRESH)} without --finish first",
             )
         if found is Stage.SWITCHED:
@@ -204,7 +203,7 @@ def finish(paths: HostPaths, *, host_uuid: str) -> RefreshReport:
                     backup=host.public_backup,
                     bits=0o777,
                 )
-        update_plain_bundle(paths, CERTS_POOL)
+        update_bundles_of(paths, paths.certs_pool)
         done = report(paths, host_uuid=host_uuid, changed=found is Stage.SWITCHED)
         return replace(done, warnings=warnings)
 

@@ -18,9 +18,9 @@ from typing import Self
 
 import pytest
 
-from certfs.identity.bundles import update_plain_bundle
+from certfs.identity.bundles import update_bundles_of
 from certfs.identity.ensure import ensure_identity, host_uuid
-from certfs.identity.paths import CERTS, CERTS_POOL, HostPaths
+from certfs.identity.paths import HostPaths
 from tests.identity.interrupt import kill_at, kills
 from tests.support import mounts, pki, stunnel
 from tests.support.identity import run_certfs
@@ -88,8 +88,8 @@ def tree(request: pytest.FixtureRequest) -> Iterator[Tree]:
             ensure_identity(fd, host_uuid=host_uuid(fd))
         finally:
             os.close(fd)
-        for source in (CERTS, CERTS_POOL):
-            update_plain_bundle(HostPaths.of_store(tree.root), source)
+        for source in (tree.certs, tree.certs_pool):
+            update_bundles_of(HostPaths.of_store(tree.root), source)
         yield tree
 
 
@@ -201,7 +201,7 @@ def test_loop_of_clients_notices_a_refusal(served: Served) -> None:
         source.rename(source.with_suffix(".kept"))
         (served.tree.certs_pool / "other.pem").write_bytes(pki.issue("other").pem)
         if served.tree.pool_bundle.read_bytes() == bundle:
-            update_plain_bundle(HostPaths.of_store(served.tree.root), CERTS_POOL)
+            update_bundles_of(HostPaths.of_store(served.tree.root), served.tree.certs_pool)
         loop.wait_for(3)
     assert loop.refused()
 

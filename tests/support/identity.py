@@ -17,9 +17,9 @@ from unittest import mock
 import pytest
 
 from certfs.cli import failures, group
-from certfs.identity.bundles import update_plain_bundle
+from certfs.identity.bundles import update_bundles_of
 from certfs.identity.ensure import ensure_identity
-from certfs.identity.paths import CERTS_POOL, HostPaths
+from certfs.identity.paths import HostPaths
 from tests.support.forked import run_forked
 from tests.support.mounts import need_program
 from tests.support.openssl import OpenSsl, Pair
@@ -74,7 +74,8 @@ def _identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.close(fd)
     # As a mount leaves it.
-    update_plain_bundle(HostPaths.of_store(root), CERTS_POOL)
+    paths = HostPaths.of_store(root)
+    update_bundles_of(paths, paths.certs_pool)
     return root
 
 
