@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -21,10 +20,11 @@ from certfs.cli.json_forms import (
     SEVERITIES,
     Checked,
     CheckStatus,
+    Finding,
     answer,
     file_form,
 )
-from certfs.cli.json_forms import Finding as FindingForm
+from certfs.cli.json_forms import Severity as Grade
 from certfs.cli.places import Place, find_place, host_config, items_of, opened, with_place
 from certfs.client.instances import find
 from certfs.client.query import readers_of
@@ -40,8 +40,7 @@ from certfs.errors import (
     NotMountedError,
     PrivilegeError,
 )
-from certfs.identity.finding import Finding
-from certfs.identity.finding import Severity as Grade
+from certfs.identity.finding import Finding as HostFinding
 from certfs.identity.health import judge
 from certfs.identity.paths import DOM0
 from certfs.identity.validate import iso
@@ -72,17 +71,6 @@ _POOL_STATES: Final = {
 _STATUS: tuple[CheckStatus, ...] = ("ok", "warning", "critical")
 
 
-@dataclass(frozen=True, slots=True)
-class _Judgement:
-    """One thing that is not as it should be; ``severity`` is the exit code that it asks for."""
-
-    severity: Grade
-    name: str
-    file: str
-    what: str
-    mend: str
-
-
 @click.command(
     "check",
     epilog="\b\nExamples:\n  certfs check\n  certfs check /mnt/certs --json",
@@ -98,41 +86,29 @@ def check(
     sources, or certfs is set up for this host and does not serve. [check] in the configuration changes days and
     severity for certificates that are among others in a bundle.
     """
-    judgements: list[_Judgement] = []
+    findings: list[Finding] = []
     try:
-        judgements.extend(_judge(mountpoint, store, config_file))
+        findings.extend(_judge(mountpoint, store, config_file))
     except ConfigError as error:
         if config_file is not None or not os.access(DEFAULT_FILE, os.R_OK):
             raise
-        judgements = [_broken_configuration(error, Grade.CRITICAL)]
+        findings = [_broken_configuration(error, "critical")]
     except DeadlineError as error:
         where = mountpoint or store or os.fspath(DOM0.stunnel)
         what = f"is not served: {error.message}"
-        judgements = [
-            _Judgement(Grade.CRITICAL, "NOT_SERVING", file_form(where), what, error.advice)
-        ]
-    worst = max((judgement.severity for judgement in judgements), default=0)
+        findings = [Finding("critical", "NOT_SERVING", file_form(where), what, error.advice)]
+    worst = max((SEVERITIES.index(finding.severity) for finding in findings), default=0)
     if as_json:
         answer(
             Checked(
                 status=_STATUS[worst],
                 exit_code=EXIT_CODES[worst],
-                findings=tuple(
-                    FindingForm(
-                        severity=SEVERITIES[each.severity],
-                        name=each.name,
-                        file=each.file,
-                        what=each.what,
-                        mend=each.mend,
-                    )
-                    for each in judgements
-                ),
+                findings=tuple(findings),
             )
         )
     else:
-        for each in sorted(judgements, key=lambda judgement: -judgement.severity):
-            label = SEVERITIES[each.severity].upper()
-            click.echo(f"{label}: {each.file} {each.what}")
+        for each in sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)):
+            click.echo(f"{each.severity.upper()}: {each.file} {each.what}")
             if each.mend:
                 click.echo(f"  {each.mend}")
         if worst == 0:
@@ -140,9 +116,7 @@ def check(
     sys.exit(worst)
 
 
-def _judge(
-    mountpoint: str | None, store: str | None, config_file: str | None
-) -> Iterator[_Judgement]:
+def _judge(mountpoint: str | None, store: str | None, config_file: str | None) -> Iterator[Finding]:
     place = find_place(mountpoint, store, config_file)
     now = datetime.now(UTC)
     with opened(place) as trust:
@@ -153,8 +127,8 @@ def _judge(
             yield from _judge_kept_aside(place, bundle, trust.kept_aside(bundle))
             problem = trust.problem_of_place(bundle)
             if problem:
-                yield _Judgement(
-                    Grade.CRITICAL,
+                yield Finding(
+                    "critical",
                     "BUNDLE_NOT_PRESENTED",
                     file_form(place.path(bundle.spec.bundle)),
                     f"is not presented: {printable(problem)}",
@@ -165,16 +139,16 @@ def _judge(
     yield from judge_readers(() if store else _readers(mountpoint))
     yield from () if store else _judge_pool(mountpoint)
     for directory in place.silent:
-        yield _Judgement(
-            Grade.WARNING,
+        yield Finding(
+            "warning",
             "NOT_ANSWERING",
             printable(directory),
             "does not answer in time: what was last read of the sources there counts",
             "look at what is mounted there",
         )
     for tree in place.not_presented:
-        yield _Judgement(
-            Grade.WARNING,
+        yield Finding(
+            "warning",
             "TREE_NOT_PRESENTED",
             tree,
             "is not presented: it came a moment ago, or dom0.trees has changed",
@@ -182,7 +156,7 @@ def _judge(
         )
     host = place.host
     for found in judge(host, now=now) if host is not None else ():
-        yield _Judgement(
+        yield Finding(
             _severity_of(found, place.config.check),
             found.name,
             file_form(found.file),
@@ -191,16 +165,16 @@ def _judge(
         )
 
 
-def _severity_of(found: Finding, check: CheckTable) -> Grade:
+def _severity_of(found: HostFinding, check: CheckTable) -> Grade:
     """Return how bad a finding of the host is: an authority among others is no reason to wake somebody."""
     if not found.name.startswith(_AUTHORITY_ALERT):
-        return found.severity
+        return SEVERITIES[found.severity]
     if found.name.endswith("_EXPIRED"):
-        return Grade[check.expired.upper()]
-    return Grade[check.expiring.upper()] if "_EXPIRING_" in found.name else found.severity
+        return check.expired
+    return check.expiring if "_EXPIRING_" in found.name else SEVERITIES[found.severity]
 
 
-def _judge_serving(place: Place) -> Iterator[_Judgement]:
+def _judge_serving(place: Place) -> Iterator[Finding]:
     """Yield that certfs was set up for this host and does not serve it, or will not when it is started next."""
     if place.paths is not DOM0:
         return
@@ -209,7 +183,7 @@ def _judge_serving(place: Place) -> Iterator[_Judgement]:
             try:
                 host_config(None)
             except ConfigError as error:
-                yield _broken_configuration(error, Grade.WARNING)
+                yield _broken_configuration(error, "warning")
         return
     is_enabled = any(glob.iglob(_UNIT_LINKS))
     directory = f"{state_file.runtime_directory()}/{state_file.HOST_INSTANCE}"
@@ -217,18 +191,18 @@ def _judge_serving(place: Place) -> Iterator[_Judgement]:
     if is_enabled or is_known:
         what = "is not served by certfs, which is set up for this host: its bundles do not follow"
         mend = "systemctl start certfs, or certfs mount; certfs status says more"
-        yield _Judgement(Grade.CRITICAL, "NOT_SERVING", file_form(place.paths.stunnel), what, mend)
+        yield Finding("critical", "NOT_SERVING", file_form(place.paths.stunnel), what, mend)
 
 
-def _broken_configuration(error: ConfigError, severity: Grade) -> _Judgement:
+def _broken_configuration(error: ConfigError, severity: Grade) -> Finding:
     what = f"keeps certfs from starting: {error.message}"
     mend = f"mend it ({error.advice}), then certfs restart or systemctl start certfs"
-    return _Judgement(severity, "CONFIGURATION_BROKEN", DEFAULT_FILE, what, mend)
+    return Finding(severity, "CONFIGURATION_BROKEN", DEFAULT_FILE, what, mend)
 
 
 def _judge_bundle(
     place: Place, items: list[Item], now: datetime, *, is_installed: bool
-) -> Iterator[_Judgement]:
+) -> Iterator[Finding]:
     """Yield what is wrong with one bundle.
 
     The validity of what ``is_installed`` on a host is judged with the host's own files, unless it cannot be read.
@@ -237,8 +211,8 @@ def _judge_bundle(
         source = _absolute(place, item.source)
         if item.certificate is None and item.severity > Severity.NOTE:
             where = f" at line {item.line}" if item.line else ""
-            yield _Judgement(
-                Grade.WARNING,
+            yield Finding(
+                "warning",
                 "LEFT_OUT",
                 source,
                 f"is not wholly in the bundle{where}: {printable(item.reason)}",
@@ -251,8 +225,8 @@ def _judge_bundle(
     yield from _judge_all_expired(place, items, now)
     sources = [item for item in items if item.is_source]
     if sources and not any(item.included for item in sources):
-        yield _Judgement(
-            Grade.CRITICAL,
+        yield Finding(
+            "critical",
             "BUNDLE_EMPTY",
             _absolute(place, items[0].bundle),
             "is empty although it has sources",
@@ -265,13 +239,13 @@ def _has_unknown_validity(item: Item) -> bool:
     return details is not None and None in {details.not_before, details.not_after}
 
 
-def _judge_readers(certificate: Certificate, item: Item, source: str) -> Iterator[_Judgement]:
+def _judge_readers(certificate: Certificate, item: Item, source: str) -> Iterator[Finding]:
     for refusal in refusals(certificate.der):
         subject = (
             item.details.subject if item.details else ""
         ) or "a certificate without a subject"
-        yield _Judgement(
-            Grade.WARNING,
+        yield Finding(
+            "warning",
             "READER_REFUSES",
             source,
             f"holds {subject}, for which {refusal.reader.label} refuses the whole bundle: {refusal.reason}",
@@ -285,12 +259,12 @@ def _absolute(place: Place, path: bytes) -> str:
 
 def _judge_kept_aside(
     place: Place, bundle: LiveBundle, certificates: Iterable[Certificate]
-) -> Iterator[_Judgement]:
+) -> Iterator[Finding]:
     """Yield what was trusted before the first mount and is in no source: nobody has decided about it."""
     for certificate in certificates:
         details = describe(certificate)
-        yield _Judgement(
-            Grade.WARNING,
+        yield Finding(
+            "warning",
             "BEFORE_CERTFS",
             place.path((*bundle.spec.bundle[:-1], aside_name(bundle.spec.bundle[-1]))),
             f"holds {printable(details.subject)}, which was trusted before certfs and is not any more",
@@ -298,14 +272,14 @@ def _judge_kept_aside(
         )
 
 
-def judge_incomplete(place: Place, now: datetime) -> Iterator[_Judgement]:
+def judge_incomplete(place: Place, now: datetime) -> Iterator[Finding]:
     """Yield the sources whose last complete content counts for so long that nobody can mean it."""
     for one in place.incomplete:
         if now.timestamp() - one.since < _WRITING_SECONDS:
             continue
         by = f" by {one.writers}" if one.writers else ""
-        yield _Judgement(
-            Grade.WARNING,
+        yield Finding(
+            "warning",
             "BEING_WRITTEN",
             printable(one.source),
             f"is being written since {written(one.since)}{by}: what it held before counts",
@@ -320,12 +294,12 @@ def _readers(mountpoint: str | None) -> tuple[Entry, ...]:
     return ()
 
 
-def judge_readers(readers: Iterable[Entry]) -> Iterator[_Judgement]:
+def judge_readers(readers: Iterable[Entry]) -> Iterator[Finding]:
     """Yield the readers that cannot be told of a change, and so go on with what they have (I21)."""
     for reader in readers:
         if reader.is_failing:
-            yield _Judgement(
-                Grade.WARNING,
+            yield Finding(
+                "warning",
                 "NOTIFY_FAILING",
                 printable(reader.bundle),
                 f"{printable(reader.target)} could not be told of a change, {reader.failures} times in a row: "
@@ -334,7 +308,7 @@ def judge_readers(readers: Iterable[Entry]) -> Iterator[_Judgement]:
             )
 
 
-def _judge_pool(mountpoint: str | None) -> Iterator[_Judgement]:
+def _judge_pool(mountpoint: str | None) -> Iterator[Finding]:
     """Yield what is wrong with this host as a member of a pool, if its pool process works on this mount."""
     state = os.environ.get("CERTFS_POOL_STATE", _POOL_STATE)
     if not os.access(f"{state}/membership.json", os.R_OK):
@@ -352,13 +326,13 @@ def _judge_pool(mountpoint: str | None) -> Iterator[_Judgement]:
             error.message if isinstance(error, CertfsError) else "it answers what certfs does not"
         )
         mend = "systemctl start certfs-pool; certfs pool leave, if this host is to be in no pool"
-        yield _Judgement(Grade.WARNING, "POOL_NOT_RUNNING", state, f"is not kept: {said}", mend)
+        yield Finding("warning", "POOL_NOT_RUNNING", state, f"is not kept: {said}", mend)
         return
     if report.get("mountpoint") == os.path.realpath(mountpoint or "/etc"):
         yield from judge_pool_report(report, state)
 
 
-def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgement]:
+def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[Finding]:
     """Yield what a pool process says of itself that is not as it should be (I22)."""
     where = f"{report['mountpoint']}/stunnel"
     name, mend = _POOL_STATES.get(report["state"], ("", ""))
@@ -366,12 +340,12 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
         since = report["disconnected_since"]
         how = f"{report['state']} since {written(since)}" if since else report["state"]
         what = f"does not follow its pool: {how}: {printable(report['reason'])}"
-        yield _Judgement(Grade.WARNING, name, where, what, mend)
+        yield Finding("warning", name, where, what, mend)
     for directory, names in report["drift"].items():
         only_here = report.get("only_here", {}).get(directory, {})
         for each in names:
             what, mend = _drift(directory, each, only_here)
-            yield _Judgement(Grade.WARNING, "POOL_DRIFT", f"{where}/{directory}/{each}", what, mend)
+            yield Finding("warning", "POOL_DRIFT", f"{where}/{directory}/{each}", what, mend)
     for directory, refused in report["refused"].items():
         for each, why in refused.items():
             what = f"is not believed as the pool has it: {why}"
@@ -379,16 +353,14 @@ def judge_pool_report(report: Mapping[str, Any], state: str) -> Iterator[_Judgem
             if directory == "certs":
                 approve = f"certfs pool approve {shlex.quote(each)} --key FILE"
                 mend = f"if it is meant and waits for approval: {approve}; else {mend}"
-            yield _Judgement(
-                Grade.WARNING, "POOL_REFUSED", f"{where}/{directory}/{each}", what, mend
-            )
+            yield Finding("warning", "POOL_REFUSED", f"{where}/{directory}/{each}", what, mend)
     # Here as above.
     from certfs.pool.local import set_aside  # noqa: PLC0415 - as trio
 
     for path in set_aside(state):
         what = "was overruled by the pool and set aside"
         mend = "copy it back in if it is meant, and remove it here"
-        yield _Judgement(Grade.WARNING, "POOL_SET_ASIDE", file_form(path), what, mend)
+        yield Finding("warning", "POOL_SET_ASIDE", file_form(path), what, mend)
 
 
 def _drift(directory: str, name: str, only_here: Mapping[str, str]) -> tuple[str, str]:
@@ -411,12 +383,12 @@ def _drift(directory: str, name: str, only_here: Mapping[str, str]) -> tuple[str
     return "is on this host only, and of no member of the pool", mend
 
 
-def _judge_all_expired(place: Place, items: list[Item], now: datetime) -> Iterator[_Judgement]:
+def _judge_all_expired(place: Place, items: list[Item], now: datetime) -> Iterator[Finding]:
     ends = [item.details.not_after for item in items if item.included and item.details is not None]
     known = [end for end in ends if end is not None]
     if known and len(known) == len(ends) and max(known) < now:
-        yield _Judgement(
-            Grade.CRITICAL,
+        yield Finding(
+            "critical",
             "ALL_EXPIRED",
             _absolute(place, items[0].bundle),
             "holds no certificate that is still valid",
@@ -424,24 +396,20 @@ def _judge_all_expired(place: Place, items: list[Item], now: datetime) -> Iterat
         )
 
 
-def _judge_validity(
-    item: Item, source: str, now: datetime, check: CheckTable
-) -> Iterator[_Judgement]:
+def _judge_validity(item: Item, source: str, now: datetime, check: CheckTable) -> Iterator[Finding]:
     details = item.details
     if details is None:
         return
     subject, begin, end = details.subject, details.not_before, details.not_after
     if end is None:
         what = f"holds {subject}, whose end of validity cannot be read"
-        yield _Judgement(Grade.WARNING, "VALIDITY_UNKNOWN", source, what, "replace it")
+        yield Finding("warning", "VALIDITY_UNKNOWN", source, what, "replace it")
     elif end < now:
         what = f"holds {subject}, which expired at {iso(end)}"
-        yield _Judgement(
-            Grade[check.expired.upper()], "EXPIRED", source, what, "renew or remove it"
-        )
+        yield Finding(check.expired, "EXPIRED", source, what, "renew or remove it")
     elif end - now < timedelta(days=check.expiring_days):
         what = f"holds {subject}, which expires in {(end - now).days} days"
-        yield _Judgement(Grade[check.expiring.upper()], "EXPIRING", source, what, "renew it")
+        yield Finding(check.expiring, "EXPIRING", source, what, "renew it")
     if begin is not None and begin > now:
         what = f"holds {subject}, which is not valid before {iso(begin)}"
-        yield _Judgement(Grade.WARNING, "NOT_VALID_YET", source, what, "check this host's clock")
+        yield Finding("warning", "NOT_VALID_YET", source, what, "check this host's clock")

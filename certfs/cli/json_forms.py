@@ -208,7 +208,7 @@ class ListItem(Form, frozen=True):
     duplicate_of: File | None
 
 
-class Finding(Form, frozen=True):
+class Finding(Form, frozen=True, kw_only=False):
     """Something that is not as it should be: ``name`` is for programs, ``mend`` is what to do, or empty."""
 
     severity: Severity
@@ -232,14 +232,9 @@ class Checked(Form, frozen=True):
     findings: tuple[Finding, ...]
 
 
-class Mended(Form, frozen=True):
+class Mended(Finding, frozen=True):
     """A finding, with what ``certfs repair`` does about it, or nothing."""
 
-    severity: Severity
-    name: str
-    file: File
-    what: str
-    mend: str
     remedy: str
 
 
