@@ -8,11 +8,11 @@ import errno
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from certfs.cli.answers import json_option, say, warn
 from certfs.cli.json_forms import Exported, ExportFormat, answer, file_form
@@ -20,31 +20,17 @@ from certfs.cli.json_forms import LeftOut as LeftOutForm
 from certfs.core.formats import LeftOut, certificates_of, hash_directory, java_truststore
 from certfs.core.pem import render
 from certfs.errors import StoreError
-from certfs.identity.paths import file_errors, host_directory, open_directory
-from certfs.safe_open import open_trusted
+from certfs.identity.bundles import BUNDLE_LIMIT
+from certfs.identity.paths import file_errors, host_directory, open_directory, read_file
 from certfs.store.atomic import write_atomic
 from certfs.store.cached import names_in
 
 _MODE: Final = 0o644
-_LARGEST: Final = 256 << 20
-"""Bytes of a bundle: more than 100,000 certificates."""
 _MARKER: Final = b".certfs-export"
 _MARKER_TEXT: Final = (
     b"certfs export made this directory: it replaces and removes the files HASH.N in it.\n"
 )
 _HASH_NAME: Final = re.compile(r"[0-9a-f]{8}\.[0-9]{1,9}")
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What was done: ``changed`` is False where the output held the same already."""
-
-    bundle: Path
-    output: Path
-    format: ExportFormat
-    certificates: int
-    changed: bool
-    left_out: tuple[LeftOut, ...] = ()
 
 
 @click.command(
@@ -89,22 +75,20 @@ def export(
     bundle, output = Path(os.path.abspath(bundle)), Path(os.path.abspath(output))
     certificates = _read(bundle, may_be_missing=remove_empty)
     changed, left_out = _write(form, certificates, output)
-    done = Export(bundle, output, form, len(certificates) - len(left_out), changed, left_out)
+    held = len(certificates) - len(left_out)
     if as_json:
         answer(
             Exported(
-                bundle=file_form(done.bundle),
-                output=file_form(done.output),
-                format=done.format,
-                certificates=done.certificates,
-                changed=done.changed,
-                left_out=tuple(
-                    LeftOutForm(sha256=one.sha256, reason=one.reason) for one in done.left_out
-                ),
+                bundle=file_form(bundle),
+                output=file_form(output),
+                format=form,
+                certificates=held,
+                changed=changed,
+                left_out=msgspec.convert(left_out, tuple[LeftOutForm, ...], from_attributes=True),
             )
         )
     else:
-        say(_sentence(done))
+        say(f"{output}: {_state(held, changed=changed)}")
         warn(*(f"left out {one.sha256}: {one.reason}" for one in left_out))
 
 
@@ -122,21 +106,17 @@ def _write(
     return _write_file(output, data) if data else _remove_file(output), left_out
 
 
-def _sentence(done: Export) -> str:
-    if not done.certificates:
-        what = (
-            "removed: no certificate is left" if done.changed else "no certificate, nothing there"
-        )
-        return f"{done.output}: {what}"
-    state = "written" if done.changed else "is up to date"
-    return f"{done.output}: {state}, certificates: {done.certificates}"
+def _state(certificates: int, *, changed: bool) -> str:
+    if not certificates:
+        return "removed: no certificate is left" if changed else "no certificate, nothing there"
+    return f"{'written' if changed else 'is up to date'}, certificates: {certificates}"
 
 
 def _read(bundle: Path, *, may_be_missing: bool) -> tuple[bytes, ...]:
     """Return the certificates of a bundle, none where it may be missing and is."""
     try:
         with file_errors(bundle):
-            certificates = tuple(certificates_of(_content(bundle)))
+            certificates = tuple(certificates_of(read_file(bundle, limit=BUNDLE_LIMIT)))
     except StoreError as error:
         cause = error.__cause__
         is_missing = isinstance(cause, OSError) and cause.errno == errno.ENOENT
@@ -154,18 +134,6 @@ def _read(bundle: Path, *, may_be_missing: bool) -> tuple[bytes, ...]:
             f"{bundle}: no certificate in it", advice="name a bundle, or another PEM file"
         )
     return certificates
-
-
-def _content(bundle: Path) -> bytes:
-    # O_NONBLOCK: a FIFO must not keep the command waiting.
-    fd = open_trusted(os.fsencode(bundle), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise OSError(errno.EFBIG, f"larger than {_LARGEST >> 20} MiB")
-    return data
 
 
 def _write_file(output: Path, data: bytes) -> bool:
@@ -266,4 +234,4 @@ def _read_hash_file(directory: int, name: str) -> bytes:
             return b""
         raise
     with open(fd, "rb") as file:
-        return file.read(_LARGEST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        return file.read(BUNDLE_LIMIT) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
