@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from certfs.cli.answers import Seconds, json_option, say, store_option, warn
 from certfs.cli.json_forms import Objection as ObjectionForm
 from certfs.cli.json_forms import Pool as PoolForm
-from certfs.cli.json_forms import PoolHost, Synchronised, answer
+from certfs.cli.json_forms import Synchronised, answer
 from certfs.core.text import counted
 from certfs.identity import certificate_sync
-from certfs.identity.certificate_sync import Objection, Pool, SyncRefusedError
+from certfs.identity.certificate_sync import SyncRefusedError
 from certfs.identity.listing import installed, need_host_uuid
 from certfs.identity.paths import HostPaths
 from certfs.identity.xapi import SOCKET, Session
@@ -84,33 +85,21 @@ def pool_certificate_sync(  # noqa: PLR0913 - one argument for each option
         if not dry_run:
             certificate_sync.run(session, seconds=timeout, progress=_Progress(quiet=as_json))
     if as_json:
-        answer(_form(pool, objections, synchronised=not dry_run, covers=covers))
+        answer(
+            Synchronised(
+                synchronised=not dry_run,
+                covers=covers,
+                pool=msgspec.convert(pool, PoolForm, from_attributes=True),
+                objections=msgspec.convert(
+                    objections, tuple[ObjectionForm, ...], from_attributes=True
+                ),
+            )
+        )
     elif dry_run:
         say("nothing was changed" + ("; it would be refused" if refusing and not force else ""))
     else:
         hosts = counted(len(pool.hosts), "host")
         say(f"synchronised {hosts} with the coordinator {pool.coordinator}")
-
-
-def _form(
-    pool: Pool, objections: tuple[Objection, ...], *, synchronised: bool, covers: str
-) -> Synchronised:
-    return Synchronised(
-        synchronised=synchronised,
-        covers=covers,
-        pool=PoolForm(
-            coordinator=pool.coordinator,
-            release=pool.release,
-            hosts=tuple(
-                PoolHost(uuid=host.uuid, name=host.name, live=host.live, sha256=host.sha256)
-                for host in pool.hosts
-            ),
-        ),
-        objections=tuple(
-            ObjectionForm(code=one.code, sentence=one.sentence, refuses=one.refuses)
-            for one in objections
-        ),
-    )
 
 
 class _Progress:
