@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import ParamSpec
 
 import click
+from click.shell_completion import CompletionItem
 
 from certfs.cli.json_forms import Certificate as CertificateForm
 from certfs.cli.places import host_paths
 from certfs.core.text import printable
 from certfs.errors import StoreError, from_os_error
 from certfs.identity.describe import Description, with_colons
-from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors
+from certfs.identity.paths import DOM0, READ_LIMIT, HostPaths, file_errors, names_if_any
 from certfs.identity.validate import STANDARD_INPUT, Document, iso
 from certfs.linux.waiting import waiting
 
@@ -109,6 +110,12 @@ def _host_paths(context: click.Context, _option: click.Parameter, value: Path | 
     if context.resilient_parsing:  # for completion in the shell, which is not to wait for a mount
         return DOM0 if value is None else HostPaths.of_store(Path(os.path.abspath(value)))
     return host_paths(value)
+
+
+def names_beginning(directory: Path, incomplete: str) -> list[CompletionItem]:
+    """Return the files that completion in the shell offers."""
+    names = names_if_any(directory)
+    return [CompletionItem(n) for n in names if n.startswith(incomplete) and n.endswith(".pem")]
 
 
 def dry_run_option(function: Callable[P, None]) -> Callable[P, None]:

@@ -18,6 +18,7 @@ from certfs.cli.answers import (
     dry_run_option,
     json_option,
     moment_text,
+    names_beginning,
     read_document,
     say,
     store_option,
@@ -44,7 +45,7 @@ from certfs.identity.describe import Description, describe, describe_loaded
 from certfs.identity.errors import CertificateCorruptError
 from certfs.identity.hostpem import HostPemDefect, parse_certificates
 from certfs.identity.listing import Installed, installed, installed_by_purpose
-from certfs.identity.paths import DOM0, HostPaths, names_of
+from certfs.identity.paths import DOM0, HostPaths
 from certfs.identity.trusted import Trusted
 from certfs.identity.validate import Document, advice_for
 
@@ -57,11 +58,7 @@ def _complete_name(
 ) -> list[CompletionItem]:
     paths: HostPaths = context.params.get("paths") or DOM0
     directory = library(paths, _purpose(context.params.get("purpose"), pinned=False)).directory
-    try:
-        names = names_of(directory)
-    except OSError:
-        return []
-    return [CompletionItem(n) for n in names if n.startswith(incomplete) and n.endswith(".pem")]
+    return names_beginning(directory, incomplete)
 
 
 def purpose_options(function: Callable[P, None]) -> Callable[P, None]:

@@ -12,6 +12,7 @@ from certfs.cli.answers import (
     InputFile,
     dry_run_option,
     json_option,
+    names_beginning,
     read_document,
     say,
     store_option,
@@ -21,7 +22,7 @@ from certfs.cli.json_forms import Crl as CrlForm
 from certfs.cli.json_forms import CrlChanged, CrlFiles, answer, file_form
 from certfs.cli.json_forms import CrlFile as CrlFileForm
 from certfs.identity.crls import Crl, CrlChange, install_crl, installed_crls, uninstall_crl
-from certfs.identity.paths import DOM0, HostPaths, names_of
+from certfs.identity.paths import DOM0, HostPaths
 from certfs.identity.validate import iso
 
 
@@ -29,11 +30,7 @@ def _complete_name(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     paths: HostPaths = context.params.get("paths") or DOM0
-    try:
-        names = names_of(paths.crls)
-    except OSError:
-        return []
-    return [CompletionItem(n) for n in names if n.startswith(incomplete) and n.endswith(".pem")]
+    return names_beginning(paths.crls, incomplete)
 
 
 @click.command(

@@ -22,7 +22,7 @@ from certfs.identity.errors import (
     CrlNameInvalidError,
 )
 from certfs.identity.finding import Finding, Severity
-from certfs.identity.paths import HostPaths, command, names_of, read_file
+from certfs.identity.paths import HostPaths, command, names_if_any, read_file
 from certfs.identity.validate import ANOTHER_NAME, Document, iso, validate_name
 
 _LABEL = "X509 CRL"
@@ -107,11 +107,7 @@ def uninstall_crl(
 
 def installed_crls(paths: HostPaths) -> Iterator[CrlFile]:
     """Yield every file of ``crls`` but its links by hash."""
-    try:
-        names = names_of(paths.crls)
-    except OSError:
-        return
-    for name in names:
+    for name in names_if_any(paths.crls):
         path = paths.crls / name
         if HASH_LINK.fullmatch(name) or name.startswith(".") or path.is_dir():
             continue

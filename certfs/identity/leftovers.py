@@ -16,7 +16,7 @@ from certfs.identity.paths import (
     CERTS_POOL,
     HostPaths,
     command,
-    names_of,
+    names_if_any,
     open_directory,
     read_file,
 )
@@ -36,7 +36,7 @@ def find_leftovers(paths: HostPaths, *, host_uuid: str | None) -> Iterator[Findi
     """Yield a finding for each thing that an interrupted operation left, own refreshes aside."""
     for swapped in _SWAPPED:
         yield from _leftover_backup(paths, paths.stunnel / os.fsdecode(swapped))
-    for name in _names(paths.certs_pool):
+    for name in names_if_any(paths.certs_pool):
         if name.endswith(_NEW) and name.removesuffix(_NEW) != host_uuid:
             yield Finding(
                 Severity.WARNING,
@@ -46,7 +46,7 @@ def find_leftovers(paths: HostPaths, *, host_uuid: str | None) -> Iterator[Findi
                 "on that host: certfs host-refresh-server-certificate --finish",
             )
     for directory in (paths.xensource, paths.stunnel, paths.certs, paths.certs_pool):
-        for name in _names(directory):
+        for name in names_if_any(directory):
             path = directory / name
             if is_temporary(os.fsencode(name)) and _is_settled(path):
                 yield Finding(
@@ -132,9 +132,3 @@ def _is_settled(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return time.time() - path.lstat().st_ctime > _SETTLED_SECONDS
     return False
-
-
-def _names(directory: Path) -> list[str]:
-    with contextlib.suppress(OSError):
-        return names_of(directory)
-    return []

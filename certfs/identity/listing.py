@@ -20,10 +20,10 @@ from certfs.identity.describe import Description, describe, describe_loaded
 from certfs.identity.ensure import HOST_UUID, STATE, common_name, parse_uuid
 from certfs.identity.hostpem import HostPemDefect, parse_host_pem
 from certfs.identity.paths import (
-    POOL_PEM,
     SERVER_PEM,
     HostPaths,
     file_errors,
+    names_if_any,
     names_of,
     read_file,
 )
@@ -71,11 +71,7 @@ class Installed:
 
 def installed_by_purpose(paths: HostPaths) -> Iterator[Installed]:
     """Yield every file of the newer layout, in which certificates are trusted for a purpose."""
-    try:
-        names = names_of(paths.trusted_certs)
-    except OSError:
-        return
-    for name in names:
+    for name in names_if_any(paths.trusted_certs):
         kind, _, purpose = name.partition("-")
         if kind in {"ca", "pinned"} and purpose and not name.endswith(".bk"):
             for file in _sources(Kind(kind), paths.trusted_certs / name):
@@ -85,7 +81,7 @@ def installed_by_purpose(paths: HostPaths) -> Iterator[Installed]:
 def installed(paths: HostPaths) -> Iterator[Installed]:
     """Yield every file with certificates that the host has, and its own two in any case."""
     yield _host_file(Kind.HOST, paths.xensource / os.fsdecode(SERVER_PEM))
-    yield _host_file(Kind.HOST_INTERNAL, paths.xensource / os.fsdecode(POOL_PEM))
+    yield _host_file(Kind.HOST_INTERNAL, paths.pool_pem)
     yield from _sources(Kind.CA, paths.certs)
     yield from _sources(Kind.POOL, paths.certs_pool)
 
@@ -99,7 +95,7 @@ def find_host_uuid(paths: HostPaths) -> str | None:
     known = _kept_uuid(paths.root) if paths.root else parse_uuid(read_inventory().host_uuid)
     if known is None:
         with contextlib.suppress(OSError):
-            pem = parse_host_pem(read_file(paths.xensource / os.fsdecode(POOL_PEM)))
+            pem = parse_host_pem(read_file(paths.pool_pem))
             known = None if isinstance(pem, HostPemDefect) else parse_uuid(common_name(pem))
     return known
 
@@ -108,10 +104,9 @@ def need_host_uuid(paths: HostPaths) -> str:
     """Return the host's UUID, or raise ``StoreError`` for people."""
     known = find_host_uuid(paths)
     if known is None:
-        pool_pem = paths.xensource / os.fsdecode(POOL_PEM)
         # A user who may not look cannot conclude that there is nothing.
-        with file_errors(pool_pem), contextlib.suppress(FileNotFoundError):
-            read_file(pool_pem)
+        with file_errors(paths.pool_pem), contextlib.suppress(FileNotFoundError):
+            read_file(paths.pool_pem)
         raise StoreError(
             f"{paths.xensource}: nothing here tells the UUID of this host",
             advice=how_to_tell(paths),

@@ -205,6 +205,13 @@ def names_of(directory: Path) -> list[str]:
         return sorted(map(os.fsdecode, names_in(fd)))
 
 
+def names_if_any(directory: Path) -> list[str]:
+    """Do as :func:`names_of`; none where the directory is missing or cannot be read."""
+    with contextlib.suppress(OSError):
+        return names_of(directory)
+    return []
+
+
 def is_present(name: bytes, *, within: int) -> bool:
     """Tell whether the directory has an entry of that name, be it a dangling symlink."""
     try:
