@@ -13,8 +13,7 @@ from typing import Final, Literal
 from certfs import procfs
 from certfs.linux.processes import in_child, output_of_child
 from certfs.moment import written
-from certfs.protocol import state_file, timeouts
-from certfs.protocol.checked import decoded
+from certfs.protocol import codec, state_file, timeouts
 from certfs.protocol.notify_spec import Wishes
 from certfs.protocol.notify_state import Entry, recalled
 from certfs.protocol.owned_mounts import devices_of
@@ -156,7 +155,7 @@ def ask_instance(directory: str) -> Answer | None:
     state = state_file.read_state(directory)
     if state is None:
         return _ask_hidden_mounts(directory)
-    if not _runs(state):
+    if not any(process.alive() for process in state.processes):
         return Answer("dead", None, state) if devices_of(directory, state) else None
     said = _read(state.mountpoint, state.device) if state.mountpoint and state.device else None
     return Answer(state.phase, said.report if said else None, state, notified=readers_of(directory))
@@ -187,10 +186,6 @@ def _ask_hidden_mounts(directory: str) -> Answer | None:
     ]
     answers = (ask_mount(point) for point in reversed(points))
     return next((answer for answer in answers if answer), None)
-
-
-def _runs(state: State) -> bool:
-    return state.supervisor.alive() or (state.server is not None and state.server.alive())
 
 
 def _read(mountpoint: str, device: str | None = None) -> _Said | None:
@@ -243,13 +238,9 @@ def ask_host() -> Answer | None:
         # Plain directories are in view, unless nobody was left to see to that.
         phase: Phase | Literal["dead"] = "dead" if summary.is_left_dead() else "plain"
         return Answer(phase, None, None, 0, last=report)
-    answers = in_child(lambda: _ask_each(summary.targets), timeouts.STATUS) is None
+    # statvfs(3) is never answered from the kernel's memory.
+    answers = in_child(lambda: list(map(os.statvfs, summary.targets)), timeouts.STATUS) is None
     return Answer("serving", report if answers else None, None, 0, last=report)
-
-
-def _ask_each(targets: tuple[str, ...]) -> None:
-    for target in targets:
-        os.statvfs(target)  # never answered from the kernel's memory
 
 
 def report_of(summary: Summary) -> MountReport:
@@ -287,6 +278,6 @@ def report_of(summary: Summary) -> MountReport:
 def decoded_report(content: bytes) -> MountReport:
     """Return what a status or a summary says; ValueError if it is neither."""
     try:
-        return report_of(Summary.from_json(content))
+        return report_of(codec.from_json(Summary, content))
     except ValueError:
-        return decoded(MountReport, content)
+        return codec.from_json(MountReport, content)

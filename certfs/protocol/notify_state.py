@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from certfs.linux.processes import ProcessId
-from certfs.protocol.checked import checked, parsed
+from certfs.protocol.codec import checked, parsed
 from certfs.safe_open import read_own
 
 FORMAT: Final = 1

@@ -6,16 +6,15 @@ root and the owner of the store. Who reads it checks that the server still runs 
 be left to say otherwise.
 """
 
-import json
 import os
 import stat
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Final, Self
+from dataclasses import dataclass, field
+from typing import Final
 
 from certfs import procfs
 from certfs.linux.processes import ProcessId
-from certfs.protocol.checked import decoded
+from certfs.protocol import codec
 from certfs.protocol.specs import Mode
 from certfs.protocol.state_file import boot_id
 
@@ -49,7 +48,7 @@ class Summary:
     """One mount, as the server in charge of it sees it; times are as `certfs.moment` writes them."""
 
     version: int = 1
-    boot: str = ""
+    boot: str = field(default_factory=boot_id)
     """The boot that the process is of (random(4), boot_id)."""
     mode: Mode
     config_file: str | None
@@ -64,12 +63,7 @@ class Summary:
 
     def to_json(self) -> bytes:
         """Return the content of the file."""
-        return json.dumps({**asdict(self), "boot": boot_id()}, indent=2).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, content: bytes) -> Self:
-        """Return what `to_json` wrote; ValueError if it did not."""
-        return decoded(cls, content)
+        return codec.to_json(self, indent=2) + b"\n"
 
     def is_served(self) -> bool:
         """Whether its server still runs, and certfs is mounted at every target."""
@@ -105,7 +99,7 @@ def read_hosts(path: str = HOST_SUMMARY) -> Summary | None:
         with open(fd, "rb") as stream:
             status = os.fstat(fd)
             if stat.S_ISREG(status.st_mode) and status.st_uid == 0:
-                return Summary.from_json(stream.read(_BYTES))
+                return codec.from_json(Summary, stream.read(_BYTES))
     return None
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from certfs.config import Config, parse_config, read_config
 from certfs.errors import ConfigError
-from certfs.protocol.checked import parsed
+from certfs.protocol.codec import parsed
 from certfs.protocol.notify_spec import HOST_CERTIFICATE, NotifySpec, Wishes
 from certfs.protocol.specs import ServerSpec
 from certfs.safe_open import read_own, replace_own
