@@ -22,12 +22,15 @@ Mode = Literal["standalone", "dom0"]
 
 
 def wishes_file(runtime: str) -> str:
-    """Return the path of what the configuration of the instance in ``runtime`` says of readers."""
+    """Return the path of what an instance's configuration says of readers (`certfs.protocol.notify_spec.Wishes`)."""
     return f"{runtime}/wishes.json"
 
 
 def notify_state_file(runtime: str) -> str:
-    """Return the path of what readers were told; beside the instance, because it outlives an unmount."""
+    """Return the path of what readers were told (`certfs.protocol.notify_state`).
+
+    It is beside the instance, because it outlives an unmount.
+    """
     directory, name = os.path.split(runtime)
     return f"{directory}/notify-{name}"
 
@@ -104,16 +107,6 @@ class MountSpec:
     def settings_file(self) -> str:
         """The configuration that the last server serves with (`certfs.server.settings`)."""
         return f"{self.runtime}/settings.json"
-
-    @property
-    def wishes_file(self) -> str:
-        """What the configuration says of readers that are to be told (`certfs.protocol.notify_spec.Wishes`)."""
-        return wishes_file(self.runtime)
-
-    @property
-    def notify_state_file(self) -> str:
-        """What they were told (`certfs.protocol.notify_state`)."""
-        return notify_state_file(self.runtime)
 
     @property
     def undo_log(self) -> str:

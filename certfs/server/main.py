@@ -36,7 +36,7 @@ from certfs.linux.processes import leave
 from certfs.linux.trust_log import TrustLog
 from certfs.protocol import summary
 from certfs.protocol.messages import Failure, Serve
-from certfs.protocol.specs import MountSpec, ServerSpec, receive
+from certfs.protocol.specs import MountSpec, ServerSpec, receive, wishes_file
 from certfs.protocol.state_file import read_flags
 from certfs.safe_open import LinkRefusedError
 from certfs.server import audit, host_certificates
@@ -260,7 +260,7 @@ class Server:
         # Not before: the kernel's first request and its answer settle on what it was at the mount.
         _read_ahead(self.trust.walker.device)
         shown = self.host_certificates.shown_at_start
-        self._settings.leave_wishes(self._mount.wishes_file, self.trust.bundles, shown)
+        self._settings.leave_wishes(wishes_file(self._mount.runtime), self.trust.bundles, shown)
         await self._supervision.run(self, scope)
 
     def _take_charge(self) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from certfs.linux.processes import ProcessId
 from certfs.protocol.notify_spec import NotifierSpec, Wishes
-from certfs.protocol.specs import MountSpec, start_with
+from certfs.protocol.specs import MountSpec, notify_state_file, start_with, wishes_file
 from certfs.supervisor.event_loop import EventLoop
 
 _MODULE: Final = "certfs.notifier.main"
@@ -52,7 +52,7 @@ class NotifierProcess:
         self.process = None  # it is reaped as a stranger, when it has ended
 
     def _start(self) -> None:
-        wishes = Wishes.read(self._mount.wishes_file)
+        wishes = Wishes.read(wishes_file(self._mount.runtime))
         if not wishes.notify:
             return
         spec = NotifierSpec(
@@ -60,7 +60,7 @@ class NotifierProcess:
             bundles=wishes.bundles,
             notify=wishes.notify,
             baseline=wishes.baseline,
-            state=self._mount.notify_state_file,
+            state=notify_state_file(self._mount.runtime),
             journal=self._mount.journal,
         )
         read_end, write_end = os.pipe()
