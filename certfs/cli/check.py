@@ -45,6 +45,7 @@ from certfs.identity.health import judge
 from certfs.identity.paths import DOM0
 from certfs.identity.validate import iso
 from certfs.moment import written
+from certfs.pool import state_directory
 from certfs.protocol import state_file
 from certfs.protocol.notify_state import Entry
 from certfs.protocol.summary import read_hosts
@@ -59,8 +60,6 @@ _AUTHORITY_ALERT = "POOL_CA_CERTIFICATE_"
 """How the platform's alerts about certificates that are among others begin."""
 _UNIT_LINKS = "/etc/systemd/system/*.*/certfs.service"
 """What `systemctl enable` makes (systemd.unit(5))."""
-_POOL_STATE: Final = "/var/lib/certfs/pool"
-"""As in ``certfs.pool.membership``, which needs httpx to be imported."""
 _POOL_SECONDS: Final = 3.0
 _POOL_STATES: Final = {
     "held": ("POOL_HELD", "put the files back, or: certfs pool publish --accept-deletions"),
@@ -310,7 +309,7 @@ def judge_readers(readers: Iterable[Entry]) -> Iterator[Finding]:
 
 def _judge_pool(mountpoint: str | None) -> Iterator[Finding]:
     """Yield what is wrong with this host as a member of a pool, if its pool process works on this mount."""
-    state = os.environ.get("CERTFS_POOL_STATE", _POOL_STATE)
+    state = state_directory()
     if not os.access(f"{state}/membership.json", os.R_OK):
         return
     # Only now: hosts without a pool do not wait for what it takes.

@@ -43,6 +43,7 @@ except ModuleNotFoundError as missing:
         "certfs pool needs httpx, which is not installed", advice="pip install 'certfs[pool]'"
     ) from None
 from certfs.moment import written
+from certfs.pool import STATE, STATE_VARIABLE, state_directory
 from certfs.safe_open import open_trusted
 from certfs.store.source_reader import ignore_lease_breaks
 
@@ -53,9 +54,9 @@ _LOG_FORMAT: Final = "%(levelname)s %(message)s"
 state_option = click.option(
     "--state",
     metavar="DIR",
-    default=membership.STATE,
+    default=STATE,
     show_default=True,
-    envvar="CERTFS_POOL_STATE",
+    envvar=STATE_VARIABLE,
     callback=lambda _context, _option, value: StateDirectory(os.path.abspath(value)),
     help="Where this host keeps its membership and its journal.",
 )
@@ -362,19 +363,12 @@ def sync(*, timeout: float, state: StateDirectory, as_json: bool) -> None:
 
     What was removed here and not published comes back; a file that differs is put aside. What only this host has stays.
     """
-    _synchronise(state, timeout, as_json=as_json)
+    synchronise(timeout, as_json=as_json, state=state)
 
 
-def synchronise(timeout: float, *, as_json: bool) -> None:
-    """Do as ``certfs pool sync`` for the platform's command of that kind."""
-    _synchronise(_usual_state(), timeout, as_json=as_json)
-
-
-def _usual_state() -> StateDirectory:
-    return StateDirectory(os.environ.get("CERTFS_POOL_STATE", membership.STATE))
-
-
-def _synchronise(state: StateDirectory, timeout: float, *, as_json: bool) -> None:
+def synchronise(timeout: float, *, as_json: bool, state: StateDirectory | None = None) -> None:
+    """Do as ``certfs pool sync``, also for the platform's command of that kind."""
+    state = state or StateDirectory(state_directory())
     found = state.read()
 
     async def synchronised() -> commands.PoolState:
@@ -394,7 +388,7 @@ def waiter(seconds: float) -> Callable[[Path], None]:
 
     PoolError where there is no pool, or nothing would be published.
     """
-    state = _usual_state()
+    state = StateDirectory(state_directory())
     found = state.read()
     with waiting():
         trio.run(commands.check_publishing, state, found)

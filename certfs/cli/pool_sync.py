@@ -3,11 +3,9 @@
 Owns the options and what is said; the work is done in ``certfs.identity.certificate_sync``.
 """
 
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Final
 
 import click
 import msgspec
@@ -22,9 +20,7 @@ from certfs.identity.certificate_sync import SyncRefusedError
 from certfs.identity.listing import installed, need_host_uuid
 from certfs.identity.paths import HostPaths
 from certfs.identity.xapi import SOCKET, Session
-
-_POOL_STATE: Final = "/var/lib/certfs/pool"
-"""As in ``certfs.pool.membership``, which needs httpx to be imported."""
+from certfs.pool import state_directory
 
 
 @click.command(
@@ -61,7 +57,7 @@ def pool_certificate_sync(  # noqa: PLR0913 - one argument for each option
 
     Where XAPI is not, and this host is in a pool of certfs, it is certfs pool sync.
     """
-    state = Path(os.environ.get("CERTFS_POOL_STATE", _POOL_STATE))
+    state = Path(state_directory())
     if not socket.exists() and state.joinpath("membership.json").exists():
         if force or dry_run:
             raise click.UsageError("without XAPI there is no --force and no --dry-run")

@@ -33,7 +33,6 @@ from certfs.pool.keys import FORMAT, Keys, MemberTable, PoolError, PoolTable, is
 from certfs.safe_open import open_trusted
 from certfs.store.atomic import write_atomic
 
-STATE: Final = "/var/lib/certfs/pool"
 FILE: Final = b"membership.json"
 _MOST_BYTES: Final = 1 << 20
 _NO_AUTH: Final = "authentication is not enabled"
