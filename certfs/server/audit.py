@@ -45,17 +45,15 @@ _PRIORITIES = {
 class _Formatter(logging.Formatter):
     """Gives every line of a record the same beginning, and escapes what a reader of the log would act on."""
 
-    converter = staticmethod(time.gmtime)
-
     def __init__(self, *, journal: bool) -> None:
-        super().__init__("%(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        super().__init__()
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
         if self._journal:
             start = f"<{_PRIORITIES.get(record.levelno, 5)}>"
         else:
-            start = f"{self.formatTime(record, self.datefmt)} {record.levelname} "
+            start = f"{written(record.created)} {record.levelname} "
         lines = super().format(record).split("\n")
         return "\n".join(start + printable(line) for line in lines)
 

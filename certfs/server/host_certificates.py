@@ -7,7 +7,7 @@ in the place of a file is not followed, because it may lead through our own moun
 import hashlib
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
@@ -20,14 +20,11 @@ from certfs.store.bundle import Actor
 from certfs.store.directories import Roots
 
 NAMES = frozenset((SERVER_PEM, POOL_PEM))
-Changed = Callable[[FileId, bytes, Actor | None], Awaitable[None]]
 Report = Callable[[bytes, Certificate | None, Certificate | None, Actor | None], None]
 
 _DIRECTORY = b"xensource"
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
 _CHANGES = flags.CLOSE_WRITE | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
 _ECHO_SECONDS = 0.5
 """Who changes a file through the mount is known a moment after the store tells that it has changed."""
