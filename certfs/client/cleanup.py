@@ -17,7 +17,7 @@ def end_leftovers(directory: str) -> tuple[OSError, ...]:
     state = state_file.read_state(directory)
     entries = entries_of(directory, state)
     devices = {entry.device for entry in entries}
-    processes = [each for each in (state.supervisor, state.server) if each] if state else []
+    processes = state.processes if state else ()
     if state and state.janitor:
         state.janitor.kill_session()  # before the others, whose end would set it to work beside this process
     # All are stopped before the first one dies: a server whose supervisor is dead would start another one.

@@ -103,8 +103,7 @@ def every() -> tuple[str, ...]:
 def is_of_this_unit(directory: str) -> bool:
     """Whether an instance belongs to the systemd service that this process is in, or every process of it has died."""
     state = state_file.read_state(directory)
-    processes = (state.supervisor, state.server) if state else ()
-    living = [process for process in processes if process and process.alive()]
+    living = [process for process in (state.processes if state else ()) if process.alive()]
     unit = procfs.unit_of(os.getpid())
     return all(procfs.unit_of(process.pid) == unit for process in living)
 
@@ -112,9 +111,8 @@ def is_of_this_unit(directory: str) -> bool:
 def outdated(directory: str) -> bool:
     """Whether a process of the instance was started from another installation than the one that is current now."""
     state = state_file.read_state(directory)
-    processes = (state.supervisor, state.server) if state else ()
-    for process in processes:
-        if process and process.alive():
+    for process in state.processes if state else ():
+        if process.alive():
             program, *_ = procfs.arguments_of(process.pid) or (b"",)
             if program and os.fsdecode(program) != interpreter():
                 return True
@@ -191,8 +189,7 @@ def _connect(directory: str) -> socket.socket | None:
         if connection or time.monotonic() > deadline:
             return connection
         state = state_file.read_state(directory)
-        processes = (state.supervisor, state.server) if state else ()
-        if not any(process and process.alive() for process in processes):
+        if state is None or not any(process.alive() for process in state.processes):
             return None
         time.sleep(0.02)  # it is becoming another program, or the server has started its successor
 

@@ -225,6 +225,11 @@ class State:
     events: tuple[Event, ...] = field(default=())
     """The last ones, oldest first."""
 
+    @property
+    def processes(self) -> tuple[ProcessId, ...]:
+        """The supervisor, and the server if there is one; either may have died."""
+        return (self.supervisor, self.server) if self.server else (self.supervisor,)
+
     def command(self, name: str) -> str:
         """Return the command line of certfs that is about this mount."""
         return command_at(name, self.mode, self.targets[0])
