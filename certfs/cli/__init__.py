@@ -50,17 +50,13 @@ _MOUNT: Final = "certfs.cli.mount"
 
 COMMANDS: Final = {
     "certificate-show": _Entry(_AUTHORITIES, "Show one certificate in full."),
-    "check": _Entry(
-        "certfs.cli.check",
-        "Judge bundles and host certificates, for monitoring.",
-    ),
+    "check": _Entry("certfs.cli.check", "Judge bundles and host certificates, for monitoring."),
     "completion": _Entry(
         "certfs.cli.reference", "Print what makes a shell complete.", patience=None
     ),
     "detached": _Entry(_MOUNT, "Run a command while the plain directories are in view."),
     "export": _Entry(
-        "certfs.cli.export",
-        "Write a bundle in another form: for Java, for a CApath.",
+        "certfs.cli.export", "Write a bundle in another form: for Java, for a CApath."
     ),
     "gencert": _Entry(
         "certfs.cli.gencert", "Generate a host certificate at boot, if there is none."
@@ -70,8 +66,7 @@ COMMANDS: Final = {
     "host-server-certificate-install": _Entry(_CERTIFICATES, "Install a host certificate."),
     "install-units": _Entry("certfs.cli.units", "Put the systemd unit in place.", patience=None),
     "list": _Entry(
-        "certfs.cli.inspect",
-        "List the certificates of each bundle, and what was left out.",
+        "certfs.cli.inspect", "List the certificates of each bundle, and what was left out."
     ),
     "mount": _Entry(
         _MOUNT, "Mount, and return when the tree is served.", patience=timeouts.COMMAND_THAT_STARTS
@@ -88,10 +83,7 @@ COMMANDS: Final = {
     "pool-install-crl": _Entry(_CRLS, "Install a revocation list."),
     "pool-uninstall-ca-certificate": _Entry(_AUTHORITIES, "Remove a CA certificate."),
     "pool-uninstall-crl": _Entry(_CRLS, "Remove a revocation list."),
-    "repair": _Entry(
-        "certfs.cli.health",
-        "Mend what can be mended without a decision.",
-    ),
+    "repair": _Entry("certfs.cli.health", "Mend what can be mended without a decision."),
     "reset-server-certificate": _Entry(_CERTIFICATES, "Make a new self-signed host certificate."),
     "restart": _Entry(
         _MOUNT, "Replace the server without one failed open.", patience=timeouts.COMMAND_THAT_STARTS

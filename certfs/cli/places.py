@@ -214,7 +214,7 @@ def _is_directory(path: str) -> bool:
     """Tell whether there is a directory; DeadlineError where a mount of certfs keeps the answer back."""
     top = procfs.top_at(procfs.mounts(), path)
     if top is not None and top.is_certfs:
-        error = in_child(lambda: _look(path), timeouts.STATUS)
+        error = in_child(lambda: os.stat(path), timeouts.STATUS)
         if error is not None and (error.errno in _DEAD or isinstance(error, TimeoutError)):
             raise _unanswering(path, error)
     return os.path.isdir(path)
@@ -239,7 +239,7 @@ def _status_of(mountpoint: str) -> MountReport | None:
     if answer is None or answer.report is None:
         top = procfs.top_at(procfs.mounts(), path)
         if top is not None and top.is_certfs:
-            raise _unanswering(path, in_child(lambda: _look(path), timeouts.STATUS))
+            raise _unanswering(path, in_child(lambda: os.stat(path), timeouts.STATUS))
         return None
     return answer.report if answer.is_trusted else replace(answer.report, config_file=None)
 
@@ -251,10 +251,6 @@ def _unanswering(path: str, error: OSError | None) -> CertfsError:
         f"{path} is mounted and does not say how it is",
         advice=f"certfs status {shlex.quote(printable(path))} says more",
     )
-
-
-def _look(path: str) -> None:
-    os.stat(path)
 
 
 def _mounted(mountpoint: str, status: MountReport, config_file: str | None) -> Place:

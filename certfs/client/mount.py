@@ -384,7 +384,7 @@ def _unusable(path: str, error: OSError) -> MountpointError:
 
 def _remove_stale(path: str, device: str) -> None:
     """Detach a certfs mount whose server is dead; AlreadyRunningError if it answers, or hangs."""
-    answer = in_child(lambda: _look(path), timeouts.PROBE)
+    answer = in_child(lambda: os.stat(path), timeouts.PROBE)
     if answer is None:
         raise AlreadyRunningError(
             f"another certfs already serves {path}",
@@ -406,10 +406,6 @@ def _cannot_detach(error: OSError) -> MountpointError:
         f"a dead certfs is mounted at {error.filename} and cannot be detached: {error.strerror}",
         advice=f"detach it as root: umount -l {error.filename}",
     )
-
-
-def _look(path: str) -> None:
-    os.stat(path)
 
 
 # --- waiting

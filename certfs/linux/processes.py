@@ -216,7 +216,7 @@ def _become(
         os._exit(_NOTHING_RUN)
 
 
-def in_child(action: Callable[[], None], seconds: float) -> OSError | None:
+def in_child(action: Callable[[], object], seconds: float) -> OSError | None:
     """Run ``action`` in a forked process for at most ``seconds``; return the OSError it raised, None if all went well.
 
     This is how a process that must never be stuck does something that waits for a file system. A child that does not
@@ -295,7 +295,7 @@ def _produce(produce: Callable[[], bytes], sending: int) -> NoReturn:
         os._exit(status)
 
 
-def _act(action: Callable[[], None], sending: int) -> NoReturn:
+def _act(action: Callable[[], object], sending: int) -> NoReturn:
     status = 0
     try:
         let_go_of_streams()

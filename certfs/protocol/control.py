@@ -7,8 +7,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -47,7 +47,7 @@ def listen(directory: str) -> socket.socket:
     # From its first moment: others may be able to reach it, and who connects can have everything unmounted.
     umask = os.umask(0o177)
     try:
-        with _Nearby(directory) as near:
+        with _nearby(directory) as near:
             listener.bind(f"{near}/control")
     finally:
         os.umask(umask)
@@ -60,7 +60,7 @@ def connect(directory: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(0)
     try:
-        with _Nearby(directory) as near:
+        with _nearby(directory) as near:
             connection.connect(f"{near}/control")
     except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
         connection.close()
@@ -96,15 +96,11 @@ def request(
     return replace(codec.from_json(Reply, packet), descriptors=tuple(descriptors))
 
 
-class _Nearby:
-    """A short path to a directory: socket addresses hold 107 bytes (unix(7))."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> str:
-        self._fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY)
-        return f"/proc/self/fd/{self._fd}"
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+@contextmanager
+def _nearby(directory: str) -> Iterator[str]:
+    """Give a short path to a directory: socket addresses hold 107 bytes (unix(7))."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)

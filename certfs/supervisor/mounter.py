@@ -120,11 +120,11 @@ class RootMounter:
         mount_syscalls.make_private(mountpoint)
         source, point = mountpoint + step.view.root.rstrip("/"), step.view.point
         if step.over is None:
-            self._attach(source, point)
+            mount_syscalls.bind(source, point)
         elif not (self.beneath and self._slide_under(source, point, step.over)):
             # What comes into view for an instant is plain: the store itself.
             mount_syscalls.umount(point, step.over)
-            self._attach(source, point)
+            mount_syscalls.bind(source, point)
 
     def _slide_under(self, source: str, point: str, over: str) -> bool:
         try:
@@ -139,9 +139,6 @@ class RootMounter:
             raise
         mount_syscalls.umount(point, over)
         return True
-
-    def _attach(self, source: str, point: str) -> None:
-        mount_syscalls.bind(source, point)
 
 
 @dataclass(frozen=True, slots=True)

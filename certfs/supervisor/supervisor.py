@@ -379,7 +379,7 @@ class Supervisor:
         self._memory = view.remember_binds(view.refresh(self._memory, table), table)
         paths = [f"{server.mountpoint}{bind.root}" for bind in self._memory.binds]
         if paths:
-            in_child(partial(_look_up, paths), timeouts.STORE)
+            in_child(lambda: list(map(os.path.lexists, paths)), timeouts.STORE)
 
     def _was_unmounted(self, server: ServerProcess | None, table: view.Table) -> bool:
         """Whether others have unmounted what is to be seen, which ends the instance."""
@@ -639,11 +639,6 @@ def _is_served(before: State | None, beside: ServerProcess) -> bool:
         return False
     seen = {entry.device for entry in procfs.mounts() if entry.point in before.targets}
     return before.server.alive() and before.device in seen
-
-
-def _look_up(paths: Iterable[str]) -> None:
-    for path in paths:
-        os.path.lexists(path)
 
 
 def _end_all(janitors: Iterable[ProcessId | None]) -> None:
