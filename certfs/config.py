@@ -109,6 +109,15 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool: PoolTable = PoolTable()
 
 
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "dom0": _Dom0Table,
+    "bundle": _BundleTable,
+    "notify": NotifyTable,
+    "check": CheckTable,
+    "pool": PoolTable,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything that can be configured.
@@ -200,34 +209,16 @@ def _explain(message: str) -> str:
     unknown = re.search(r"unknown field `(.*)`", message)
     if unknown:
         key = f"{key}.{unknown[1]}" if key else unknown[1]
-        struct = _struct_of(key)
+        table, *inside = re.split(r"[.[]", key)
+        struct = _TABLES[table] if inside else _File
         return f"unknown key {key} (allowed here: {', '.join(struct.__struct_fields__)})"
     return f"{key}: {message[:1].lower()}{message[1:]}" if key else message
 
 
 def known_keys() -> frozenset[str]:
     """Return every key that a configuration file may have, with its table before a dot."""
-    tables = {
-        "dom0": _Dom0Table,
-        "bundle": _BundleTable,
-        "notify": NotifyTable,
-        "check": CheckTable,
-        "pool": PoolTable,
-    }
-    keys = {f"{name}.{key}" for name, table in tables.items() for key in table.__struct_fields__}
-    return frozenset(keys | set(_File.__struct_fields__) - tables.keys())
-
-
-def _struct_of(key: str) -> type[msgspec.Struct]:
-    if key.startswith("dom0."):
-        return _Dom0Table
-    if key.startswith("notify["):
-        return NotifyTable
-    if key.startswith("check."):
-        return CheckTable
-    if key.startswith("pool."):
-        return PoolTable
-    return _BundleTable if key.startswith("bundle[") else _File
+    keys = {f"{name}.{key}" for name, table in _TABLES.items() for key in table.__struct_fields__}
+    return frozenset(keys | set(_File.__struct_fields__) - _TABLES.keys())
 
 
 def _checked(path: str, file: _File, *, host: bool) -> Config:
