@@ -54,6 +54,11 @@ class Entry:
     """The user who mounted a FUSE file system: the kernel and fusermount3 say so, the user has no choice."""
 
     @property
+    def key(self) -> tuple[int, str, str]:
+        """What tells it from other mounts, and from itself at another place: number, device and place."""
+        return self.mount_id, self.device, self.point
+
+    @property
     def is_certfs(self) -> bool:
         """Whether it says that it is one of certfs, whoever it belongs to."""
         return self.kind == FILESYSTEM_TYPE

@@ -41,12 +41,12 @@ def detach(devices: Collection[str], unmount: Unmount) -> Detachment:
     what is there at the beginning is touched: as soon as a file system is gone, the kernel may give its number to the
     mount of somebody else.
     """
-    ours = {_key(entry) for entry in mounts() if entry.device in devices}
+    ours = {entry.key for entry in mounts() if entry.device in devices}
     errors: dict[str, OSError] = {}
     beneath: set[str] = set()
     for _ in range(_ROUNDS):
         entries = mounts()
-        tops = [entry for entry in outermost(entries, devices) if _key(entry) in ours]
+        tops = [entry for entry in outermost(entries, devices) if entry.key in ours]
         # The youngest first: binds, which people see, before the hidden mount that they are made of.
         places = {entry.point: entry.device for entry in reversed(tops)}
         places = {
@@ -64,12 +64,8 @@ def detach(devices: Collection[str], unmount: Unmount) -> Detachment:
                     beneath.add(point)
                 elif error.errno != errno.EINVAL:
                     errors[point] = OSError(error.errno, error.strerror, point)
-    left = frozenset(entry.device for entry in entries if _key(entry) in ours)
+    left = frozenset(entry.device for entry in entries if entry.key in ours)
     return Detachment(tuple(errors.values()), left)
-
-
-def _key(entry: Entry) -> tuple[int, str, str]:
-    return entry.mount_id, entry.device, entry.point
 
 
 def outermost(entries: Sequence[Entry], devices: Collection[str]) -> Iterator[Entry]:
@@ -120,7 +116,7 @@ def held(entries: Iterable[Entry]) -> Iterator[frozenset[str]]:
                 with suppress(OSError):
                     fds[entry.device] = open_mountpoint(entry.point)
                     top = mount_of(fds[entry.device])
-                    if top is None or _key(top) != _key(entry):
+                    if top is None or top.key != entry.key:
                         os.close(fds.pop(entry.device))
         yield frozenset(fds)
     finally:

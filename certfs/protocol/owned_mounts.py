@@ -26,5 +26,5 @@ def entries_of(directory: str, state: State | None) -> list[Entry]:
         for entry in procfs.mounts()
         if (procfs.is_ours(entry) and entry.point.startswith(f"{directory}/mount-"))
         or (entry.device in known and entry.point in targets)
-        or (entry.mount_id, entry.device, entry.point) in kept
+        or entry.key in kept
     ]

@@ -99,7 +99,7 @@ def refresh(memory: Memory, table: Table) -> Memory:
     The kernel gives the numbers of a mount that is gone to the next one, whoever's and at once: another certfs that is
     mounted at this moment is likely to have both. So a device is ours only while one of its mounts is where it was.
     """
-    keys = {_key(entry) for entry in table if is_ours(entry)}
+    keys = {entry.key for entry in table if is_ours(entry)}
     devices = {device for _, device, _ in keys & memory.known}
     numbers = {key[:2] for key in memory.known}
     devices |= {key[1] for key in kept(memory, table) if key[:2] in numbers}  # one may have moved
@@ -114,17 +114,13 @@ def refresh(memory: Memory, table: Table) -> Memory:
 def mounted(memory: Memory, entry: Entry) -> Memory:
     """Return what is known with a new mount of ours."""
     devices = (*memory.devices, entry.device)
-    return replace(memory, devices=devices, known=memory.known | {_key(entry)})
+    return replace(memory, devices=devices, known=memory.known | {entry.key})
 
 
 def adopted(memory: Memory, table: Table, devices: Collection[str]) -> Memory:
     """Return what is known with the mounts of another supervisor's ``devices``."""
-    known = frozenset(_key(entry) for entry in table if entry.device in devices and is_ours(entry))
+    known = frozenset(entry.key for entry in table if entry.device in devices and is_ours(entry))
     return replace(memory, devices=tuple(devices), known=known)
-
-
-def _key(entry: Entry) -> Key:
-    return entry.mount_id, entry.device, entry.point
 
 
 def _follow(memory: Memory, table: Table) -> Memory:
@@ -214,7 +210,7 @@ def shows(memory: Memory, table: Table, live: str) -> bool:
 
 def kept(memory: Memory, table: Table) -> tuple[Key, ...]:
     """Return the bind mounts that stay because a replaced server alone has what they show."""
-    return tuple(_key(entry) for entry in table if _is_kept(memory, entry))
+    return tuple(entry.key for entry in table if _is_kept(memory, entry))
 
 
 def steps(
