@@ -11,7 +11,8 @@ import errno
 import os
 import platform
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from certfs.procfs import mount_of, mounts
@@ -24,6 +25,15 @@ _MOST_LINKS: Final = 40
 _MOST_COMPONENTS: Final = 4096
 """As many as a path of PATH_MAX bytes has, for the path and all links on it together."""
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Give an open descriptor for the time of the context, and close it then."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class LinkRefusedError(OSError):
@@ -65,10 +75,8 @@ def make_beneath(root: int, path: Iterable[bytes], mode: int, *, parents_mode: i
         except BaseException:
             os.close(current)
             raise
-        try:
+        with closing(current):
             following = open_beneath(current, (name,))
-        finally:
-            os.close(current)
         current = following
     return current
 
@@ -109,21 +117,15 @@ def open_mountpoint(path: str) -> int:
     What is mounted there is not asked: it may be dead.
     """
     parent, name = os.path.split(path)
-    directory = open_trusted(parent, os.O_PATH | os.O_DIRECTORY)
-    try:
+    with closing(open_trusted(parent, os.O_PATH | os.O_DIRECTORY)) as directory:
         return os.open(name or ".", _COMPONENT, dir_fd=directory)
-    finally:
-        os.close(directory)
 
 
 def refusal(directory: str) -> str:
     """Return why a directory is not one that only this user can write to, empty if it is. FileNotFoundError."""
-    descriptor = os.open(directory, _COMPONENT)
-    try:
+    with closing(os.open(directory, _COMPONENT)) as descriptor:
         if stat.S_ISDIR(os.stat(descriptor).st_mode) and _is_own(descriptor):
             return ""
-    finally:
-        os.close(descriptor)
     return f"{directory} is not a directory that only you can write to"
 
 
@@ -133,15 +135,14 @@ def read_own(path: str, limit: int) -> bytes:
     OSError: EPERM for any other file, be it a link, and EFBIG for more than ``limit`` bytes.
     """
     parent, name = os.path.split(path)
-    directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with closing(
+        os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    ) as directory:
         if not _is_own(directory):
             raise PermissionError(errno.EPERM, "others can write to its directory", path)
         # O_NONBLOCK: opening a FIFO must not block.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         descriptor = os.open(name, flags, dir_fd=directory)
-    finally:
-        os.close(directory)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_own(descriptor):
             raise PermissionError(errno.EPERM, "not a file that only you can write to", path)
@@ -198,7 +199,7 @@ def _trusted_target(directory: int, name: bytes) -> bytes | None:
         descriptor = os.open(name, _COMPONENT, dir_fd=directory)
     except FileNotFoundError:
         return None
-    try:
+    with closing(descriptor):
         target = link_target(descriptor)
         if target is None or os.geteuid() != 0:
             return target
@@ -206,8 +207,6 @@ def _trusted_target(directory: int, name: bytes) -> bytes | None:
         if not is_roots or server_of(descriptor) is not None:
             raise LinkRefusedError(" that another user can exchange", name)
         return target
-    finally:
-        os.close(descriptor)
 
 
 def server_of(descriptor: int) -> int | None:

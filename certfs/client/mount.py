@@ -41,7 +41,7 @@ from certfs.protocol.specs import (
     execute,
     start_with,
 )
-from certfs.safe_open import LinkRefusedError, open_trusted
+from certfs.safe_open import LinkRefusedError, closing, open_trusted
 from certfs.supervisor.stand_in import is_bound
 
 _LEAST_FILES: Final = 128
@@ -125,10 +125,8 @@ def _reached(path: str) -> str:
 
 def _path_of(fd: int) -> str:
     """Return the path of a directory without links, and close its descriptor."""
-    try:
+    with closing(fd):
         return os.readlink(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
 
 
 def dom0(trees: tuple[str, ...]) -> tuple[Place, ...]:

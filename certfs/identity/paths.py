@@ -18,7 +18,7 @@ from certfs.core.bundle import SOURCE_SUFFIX
 from certfs.core.readers import Reader
 from certfs.core.text import printable
 from certfs.errors import BusyError, from_os_error
-from certfs.safe_open import open_trusted
+from certfs.safe_open import closing, open_trusted
 from certfs.store.cached import names_in
 
 SERVER_PEM = b"xapi-ssl.pem"
@@ -129,11 +129,8 @@ def open_directory(
             pass
         finally:
             os.close(parent)
-    fd = open_trusted(path, _DIRECTORY, at=within)
-    try:
+    with closing(open_trusted(path, _DIRECTORY, at=within)) as fd:
         yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -189,11 +186,8 @@ def read_with_status(
 
 def status_of(name: Path | bytes, *, within: int | None = None) -> os.stat_result:
     """Return the status of a file by the way that :func:`read_file` takes. Raises ``OSError``."""
-    fd = open_trusted(os.fsencode(name), os.O_PATH, at=within)
-    try:
+    with closing(open_trusted(os.fsencode(name), os.O_PATH, at=within)) as fd:
         return os.stat(fd)
-    finally:
-        os.close(fd)
 
 
 def names_of(directory: Path) -> list[str]:

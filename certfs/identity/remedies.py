@@ -16,7 +16,7 @@ from certfs.identity.generate import generate_pool_certificate, generate_server_
 from certfs.identity.hostpem import HostPemDefect, parse_host_pem, public_pem
 from certfs.identity.paths import KEY_MODE, PUBLIC_MODE, BundlePlace, open_directory, read_file
 from certfs.identity.subject import host_names
-from certfs.safe_open import open_trusted
+from certfs.safe_open import closing, open_trusted
 from certfs.store.atomic import create_exclusive, write_atomic
 from certfs.store.backing import status_at
 from certfs.store.cached import names_in
@@ -98,15 +98,14 @@ class RestrictMode:
 
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
-        fd = open_trusted(os.fsencode(self.path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        try:
+        with closing(
+            open_trusted(os.fsencode(self.path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        ) as fd:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 # A user who may write to the directory may have linked any file of the host there.
                 raise OSError(errno.EMLINK, "has another name (a hard link): copy it first")
             os.fchmod(fd, status.st_mode & self.mode)
-        finally:
-            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

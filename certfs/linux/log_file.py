@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from certfs.safe_open import open_trusted, server_of
+from certfs.safe_open import closing, open_trusted, server_of
 
 LOG_BYTES: Final = 4 << 20
 """A log that grows beyond moves to ``NAME.1``."""
@@ -68,11 +68,9 @@ def _id_of(path: str) -> tuple[int, int] | None:
         descriptor = open_trusted(path, os.O_PATH)
     except FileNotFoundError:
         return None
-    try:
+    with closing(descriptor):
         status = os.fstat(descriptor)
         return status.st_dev, status.st_ino
-    finally:
-        os.close(descriptor)
 
 
 def bound(path: str) -> None:
@@ -84,11 +82,10 @@ def bound(path: str) -> None:
     with suppress(OSError):
         if os.fstat(_STDERR).st_size < LOG_BYTES:
             return
-        directory = open_trusted(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
-        try:
+        with closing(
+            open_trusted(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
+        ) as directory:
             _copy(directory, f"{os.path.basename(path)}.1")
-        finally:
-            os.close(directory)
         os.ftruncate(_STDERR, 0)
 
 
@@ -97,9 +94,8 @@ def _copy(directory: int, name: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    copy = os.open(name, flags, 0o600, dir_fd=directory)
-    try:
-        with open(f"/proc/self/fd/{_STDERR}", "rb") as written:
-            os.sendfile(copy, written.fileno(), 0, LOG_BYTES * 2)
-    finally:
-        os.close(copy)
+    with (
+        closing(os.open(name, flags, 0o600, dir_fd=directory)) as copy,
+        open(f"/proc/self/fd/{_STDERR}", "rb") as written,
+    ):
+        os.sendfile(copy, written.fileno(), 0, LOG_BYTES * 2)

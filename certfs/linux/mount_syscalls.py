@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from certfs.procfs import mount_of
-from certfs.safe_open import open_mountpoint
+from certfs.safe_open import closing, open_mountpoint
 
 MNT_DETACH: Final = 2
 MS_RDONLY: Final = 1
@@ -49,14 +49,11 @@ def umount(path: str, device: str) -> None:
     OSError: EINVAL if that is none of ``device`` (``major:minor``): whoever owns a directory on the way can rename it,
     and have the path lead to the mount of somebody else.
     """
-    fd = open_mountpoint(path)
-    try:
+    with closing(open_mountpoint(path)) as fd:
         top = mount_of(fd)
         if top is None or top.device != device:
             raise OSError(errno.EINVAL, "another mount is there", path)
         _check(_libc.umount2(f"/proc/self/fd/{fd}".encode(), MNT_DETACH), path)
-    finally:
-        os.close(fd)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
@@ -92,11 +89,8 @@ def _bind(source: str, target: str, flags: int) -> None:
 @contextmanager
 def _reached(path: str) -> Iterator[str]:
     """Give a path that leads to the very mountpoint, or to what is mounted there, whatever is renamed meanwhile."""
-    fd = open_mountpoint(path)
-    try:
+    with closing(open_mountpoint(path)) as fd:
         yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
 
 
 def make_private(path: str) -> None:
@@ -120,21 +114,15 @@ def leave_namespace() -> None:
 @contextmanager
 def _root_of_the_namespace() -> Iterator[None]:
     """Have the root directory of the mount namespace for our own; the working directory is our own root afterwards."""
-    own = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+    with closing(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as own:
+        with closing(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
             # Entering the namespace that we are in: that changes nothing but the two directories (setns(2)).
             _check(_libc.setns(namespace, _CLONE_NEWNS), "the mount namespace")
-        finally:
-            os.close(namespace)
         try:
             yield
         finally:
             os.fchdir(own)
             os.chroot(".")
-    finally:
-        os.close(own)
 
 
 def clone_tree(path: str) -> int:
@@ -155,11 +143,8 @@ def attach_tree(fd: int, target: str, *, beneath: bool) -> None:
     where the kernel cannot.
     """
     flags = _MOVE_MOUNT_EMPTY_PATHS | (_MOVE_MOUNT_BENEATH if beneath else 0)
-    point = open_mountpoint(target)
-    try:
+    with closing(open_mountpoint(target)) as point:
         _check(_libc.syscall(_MOVE_MOUNT, fd, b"", point, b"", ctypes.c_uint(flags)), target)
-    finally:
-        os.close(point)
 
 
 def _check(result: int, path: str) -> None:

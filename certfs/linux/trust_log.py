@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from certfs.linux.log_file import open_log
+from certfs.safe_open import closing
 
 BYTES: Final = 256 << 10
 """Of one file; there are two of each user."""
@@ -42,16 +43,12 @@ class TrustLog:
         if not lines:
             return
         path = f"{self._path}.trust-{self._share(user)}"
-        with suppress(OSError):
-            descriptor = open_log(path)
-            try:
-                text = "".join(f"{line}\n" for line in lines)
-                os.write(descriptor, text.encode(errors="backslashreplace"))
-                limit = ROOT_BYTES if user == 0 else BYTES
-                if os.fstat(descriptor).st_size > limit:
-                    os.rename(path, f"{path}.1")
-            finally:
-                os.close(descriptor)
+        with suppress(OSError), closing(open_log(path)) as descriptor:
+            text = "".join(f"{line}\n" for line in lines)
+            os.write(descriptor, text.encode(errors="backslashreplace"))
+            limit = ROOT_BYTES if user == 0 else BYTES
+            if os.fstat(descriptor).st_size > limit:
+                os.rename(path, f"{path}.1")
 
     def _share(self, user: int | None) -> str:
         if user is None:

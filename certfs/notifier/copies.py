@@ -12,6 +12,7 @@ from typing import Final
 
 from certfs import procfs
 from certfs.notifier.targets import RefusedError
+from certfs.safe_open import closing
 
 _MODE: Final = 0o644
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -26,7 +27,7 @@ def keep(path: str, data: bytes | None, *, store: Collection[int] = ()) -> bool:
     """
     directory = _open(os.path.dirname(path), store)
     name = os.path.basename(path)
-    try:
+    with closing(directory):
         if data is None:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
@@ -35,8 +36,6 @@ def keep(path: str, data: bytes | None, *, store: Collection[int] = ()) -> bool:
         if _holds(directory, name, data):
             return False
         _replace(directory, name, data)
-    finally:
-        os.close(directory)
     return True
 
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from certfs.procfs import command_of
 from certfs.protocol.notify_spec import NotifySpec
+from certfs.safe_open import closing
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LANG: Final = "C.UTF-8"
@@ -186,12 +187,10 @@ def _process_of(spec: NotifySpec) -> int:
         fd = os.open(spec.pid_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotRunning(f"there is no {spec.pid_file}") from None
-    try:
+    with closing(fd):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise RefusedError(f"{spec.pid_file} is not a regular file")
         text = os.read(fd, _PID_FILE_BYTES).partition(b"\n")[0].strip()
-    finally:
-        os.close(fd)
     if not text:
         raise NotRunning(f"{spec.pid_file} is empty")
     if not text.isdigit() or not 1 < int(text) <= _LARGEST_PID:

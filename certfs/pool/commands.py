@@ -34,6 +34,7 @@ from certfs.pool.membership import JoinFile, StateDirectory
 from certfs.pool.process import CERTS, Member, Report
 from certfs.pool.store import Store
 from certfs.pool.view import View, member_of
+from certfs.safe_open import closing
 
 _ASK_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -235,11 +236,8 @@ async def approve(membership: JoinFile, signed: Sequence[tuple[ToApprove, str]])
 
 async def local(mountpoint: str) -> dict[bytes, Digest]:
     """Return what this host has in ``certs``, by the names."""
-    root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
         found = await trio.to_thread.run_sync(SourceDirectory(Store({b"": root}), CERTS).scan)
-    finally:
-        os.close(root)
     return found.content or {}
 
 

@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from certfs.core.catalog import Source
 from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Value, encode, name_defect
 from certfs.pool.store import Store
+from certfs.safe_open import closing
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
 from certfs.store.path_walk import PathWalker
@@ -75,18 +76,14 @@ class SourceDirectory:
         parent = self._parent()
         if parent is None:
             return Scan(None)
-        try:
+        with closing(parent):
             swapping = self._is_swapping(parent)
             try:
                 directory = os.open(self.path[-1], _READABLE | os.O_NOFOLLOW, dir_fd=parent)
             except FileNotFoundError:
                 return Scan(None, swapping=swapping)
-        finally:
-            os.close(parent)
-        try:
+        with closing(directory):
             return self._read(directory, swapping=swapping)
-        finally:
-            os.close(directory)
 
     def apply(
         self,
@@ -103,18 +100,14 @@ class SourceDirectory:
         ``finish_swap`` if a ``D.bk`` that is there was made by an application that was interrupted.
         """
         self._store.make(self.path, 0o700)
-        parent = self._store.open(self.path[:-1])
-        try:
+        with closing(self._store.open(self.path[:-1])) as parent:
             swap = len(names) > 1 or finish_swap
             if swap:
                 self._begin_swap(parent, ours=finish_swap)
-            directory = os.open(self.path[-1], _READABLE | os.O_NOFOLLOW, dir_fd=parent)
-            try:
+            with closing(
+                os.open(self.path[-1], _READABLE | os.O_NOFOLLOW, dir_fd=parent)
+            ) as directory:
                 self._change(directory, names, both, aside)
-            finally:
-                os.close(directory)
-        finally:
-            os.close(parent)
 
     def end_swap(self) -> None:
         """Remove the ``D.bk`` of an application that is complete and journalled."""

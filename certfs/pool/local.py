@@ -21,6 +21,7 @@ from certfs.errors import AlreadyRunningError, CertfsError, DeadlineError
 from certfs.pool.directory import Scan, SourceDirectory
 from certfs.pool.keys import PoolError
 from certfs.pool.store import Store
+from certfs.safe_open import closing
 from certfs.store.swaps import SWAP_SUFFIX
 
 SOCKET: Final = "control"
@@ -108,13 +109,9 @@ class Watcher:
     def watch(self) -> None:
         """Watch the directories that are there now; the same one again changes nothing (inotify(7))."""
         for path, matters in _WATCHED.items():
-            with suppress(OSError):
-                directory = self._store.open(path)
-                try:
-                    watch = self._inotify.add_watch(f"/proc/self/fd/{directory}", _MASK)
-                    self._matters[watch] = matters
-                finally:
-                    os.close(directory)
+            with suppress(OSError), closing(self._store.open(path)) as directory:
+                watch = self._inotify.add_watch(f"/proc/self/fd/{directory}", _MASK)
+                self._matters[watch] = matters
 
     async def listen(self) -> None:
         """Hear of changes until cancelled."""

@@ -30,7 +30,7 @@ from certfs.pool.engine import (
 from certfs.pool.journal import FILE as JOURNAL
 from certfs.pool.journal import JournalFile
 from certfs.pool.keys import FORMAT, Keys, MemberTable, PoolError, PoolTable, is_uuid, range_end
-from certfs.safe_open import open_trusted
+from certfs.safe_open import closing, open_trusted
 from certfs.store.atomic import write_atomic
 
 FILE: Final = b"membership.json"
@@ -100,11 +100,8 @@ class StateDirectory:
 
     def approved(self) -> dict[str, Approved]:
         """Return the approvals that this host has seen."""
-        directory = self.open()
-        try:
+        with closing(self.open()) as directory:
             journal = JournalFile(directory, self.path).read()
-        finally:
-            os.close(directory)
         return journal.approved if journal else {}
 
     def write(self, membership: JoinFile) -> None:
@@ -128,13 +125,10 @@ class StateDirectory:
         self._remove(JOURNAL)
 
     def _remove(self, *names: bytes) -> None:
-        directory = self.open()
-        try:
+        with closing(self.open()) as directory:
             for name in names:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=directory)
-        finally:
-            os.close(directory)
 
     def _no_member(self) -> PoolError:
         return PoolError(

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from certfs.protocol import codec, timeouts
 from certfs.protocol.messages import Failure
+from certfs.safe_open import closing
 
 Verb = Literal["unmount", "restart", "flush", "store"]
 VERBS: Final[tuple[Verb, ...]] = ("unmount", "restart", "flush", "store")
@@ -99,8 +100,5 @@ def request(
 @contextmanager
 def _nearby(directory: str) -> Iterator[str]:
     """Give a short path to a directory: socket addresses hold 107 bytes (unix(7))."""
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
-    try:
+    with closing(os.open(directory, os.O_PATH | os.O_DIRECTORY)) as fd:
         yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)

@@ -12,6 +12,7 @@ from typing import Final, Literal, NoReturn, Protocol, TypeVar
 from certfs.linux.descriptors import memory_file
 from certfs.linux.processes import ProcessId, python, start
 from certfs.protocol import codec
+from certfs.safe_open import closing
 
 SERVER_MODULE: Final = "certfs.server.main"
 SUPERVISOR_MODULE: Final = "certfs.supervisor.supervisor"
@@ -193,12 +194,9 @@ def start_with(
     spec: Spec, module: str, *, stdin: int | None = None, output: int | None = None
 ) -> int:
     """Start the process ``module`` with ``spec`` and the streams of `start`; return its pid. OSError."""
-    spec_fd = pass_on(spec)
-    try:
+    with closing(pass_on(spec)) as spec_fd:
         keep = (*spec.inherited(), spec_fd)
         return start(command(module, spec_fd), keep=keep, stdin=stdin, output=output)
-    finally:
-        os.close(spec_fd)
 
 
 def pass_on(spec: Spec) -> int:

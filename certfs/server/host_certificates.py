@@ -15,6 +15,7 @@ from inotify_simple import INotify, flags
 
 from certfs.core.certificate import Certificate, parse_source
 from certfs.identity.paths import POOL_PEM, READ_LIMIT, SERVER_PEM
+from certfs.safe_open import closing
 from certfs.store.backing import FileId, fd_path, identity
 from certfs.store.bundle import Actor
 from certfs.store.directories import Roots
@@ -48,23 +49,17 @@ class HostCertificates:
     def load(self) -> None:
         """Read what there is; blocks."""
         with suppress(OSError):
-            directory = self._open()
-            try:
+            with closing(self._open()) as directory:
                 self._known = {name: _read(directory, name) for name in NAMES}
                 shown = _content(directory, SERVER_PEM)
-            finally:
-                os.close(directory)
             self.shown_at_start = hashlib.sha256(shown).hexdigest() if shown else ""
 
     async def watch(self) -> None:
         """Take note of what is changed in the store itself, for ever."""
         with suppress(OSError), INotify(nonblocking=True) as changes:
-            directory = self._open()
-            try:
+            with closing(self._open()) as directory:
                 changes.add_watch(fd_path(directory), _CHANGES)
                 own = identity(directory)[0]
-            finally:
-                os.close(directory)
             while True:
                 await trio.lowlevel.wait_readable(changes.fileno())
                 await trio.sleep(_ECHO_SECONDS)
@@ -85,13 +80,10 @@ class HostCertificates:
             self._report(_DIRECTORY + b"/" + name, new, old, actor)
 
     def _look(self, directory: FileId, name: bytes) -> Certificate | None:
-        own = self._open()
-        try:
+        with closing(self._open()) as own:
             if identity(own)[0] != directory:
                 raise FileNotFoundError
             return _read(own, name)
-        finally:
-            os.close(own)
 
     def _open(self) -> int:
         start, rest = self._roots.locate((_DIRECTORY,))

@@ -3,12 +3,12 @@
 Owns when they are written: soon after a change, never by a server that is not the active one, again after a failure.
 """
 
-import os
 from collections.abc import Iterator
 
 import trio
 
 from certfs.core.text import printable
+from certfs.safe_open import closing
 from certfs.server import audit
 from certfs.store.bundle import LiveBundle
 from certfs.store.bundles import Trust
@@ -115,7 +115,5 @@ class PlainCopies:
         except OSError as e:
             copy.has_no_place(e)
             return
-        try:
+        with closing(directory):
             copy.write(directory)
-        finally:
-            os.close(directory)

@@ -24,6 +24,7 @@ from certfs.protocol import messages, specs, timeouts
 from certfs.protocol.messages import MESSAGE_BYTES, Failure, InCharge, Message, Serve
 from certfs.protocol.specs import Adoption, ServerSpec, SupervisorSpec
 from certfs.protocol.state_file import read_state
+from certfs.safe_open import closing
 
 log = logging.getLogger("certfs")
 
@@ -281,8 +282,7 @@ def _start_successor(
 
 
 def _start(spec: SupervisorSpec) -> None:
-    spec_fd = specs.pass_on(spec)
-    try:
+    with closing(specs.pass_on(spec)) as spec_fd:
         # dup2 onto the same number clears close-on-exec in the child alone (posix_spawn(3)).
         same = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (*spec.inherited(), spec_fd)]
         silent = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
@@ -293,6 +293,4 @@ def _start(spec: SupervisorSpec) -> None:
             )
         except NotImplementedError:  # a Python that was built with glibc before 2.26
             pid = start(arguments, keep=(*spec.inherited(), spec_fd))
-    finally:
-        os.close(spec_fd)
     os.waitpid(pid, 0)

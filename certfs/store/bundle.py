@@ -29,6 +29,7 @@ from certfs.core.certificate import (
     own_signature,
 )
 from certfs.core.signature import OwnSignature
+from certfs.safe_open import closing
 from certfs.store.backing import FileId, file_id, stamp, stamp_head, stamp_of_data, status_at
 from certfs.store.backing import identity as identity_of
 from certfs.store.cached import status_cached
@@ -228,15 +229,13 @@ class LiveBundle:
                 return
             # A descriptor of its own: the directory may be replaced while the thread reads.
             directory, identity = os.dup(self.directory), self.directory_id
-            try:
+            with closing(directory):
                 # Safe across this await: nobody else publishes readings of files while the lock is held.
                 batch = await self._read_in_time(lambda own: self._verify(read(own)), directory)
                 # What was read of a directory that is no longer the source counts no more; its successor is read next.
                 if batch is None or identity != self.directory_id:
                     return
                 self._apply(batch.readings, actor, batch.verified)
-            finally:
-                os.close(directory)
         if batch.links:
             await self._read_links(batch.links, actor)
 
@@ -249,10 +248,8 @@ class LiveBundle:
         own = os.dup(directory)
 
         def call() -> _Batch:
-            try:
+            with closing(own):
                 return read(own)
-            finally:
-                os.close(own)
 
         try:
             batch = await self._reading.run(call)
@@ -268,7 +265,7 @@ class LiveBundle:
         directory, identity = os.dup(self.directory), self.directory_id
         turn = object()
         self._link_turns |= dict.fromkeys(names, turn)
-        try:
+        with closing(directory):
             readings = await self._links.read(directory, names, self.catalog.get)
             batch = await trio.to_thread.run_sync(self._verify, _Batch(readings, []))
             if identity == self.directory_id:
@@ -280,8 +277,6 @@ class LiveBundle:
                 self._link_turns |= {
                     name: each for name, each in turns.items() if each not in {None, turn}
                 }
-        finally:
-            os.close(directory)
 
     def attach(
         self,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from certfs.core.bundle import Generation
 from certfs.core.certificate import Certificate, SourceContent, parse_source
-from certfs.safe_open import open_trusted
+from certfs.safe_open import closing, open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import describe, stamp, status_at
 from certfs.store.bundle import LiveBundle
@@ -218,12 +218,10 @@ def _holds(directory: int, name: bytes, generation: Generation) -> bool:
         file = os.open(name, _READ, dir_fd=directory)
     except OSError:
         return False
-    try:
+    with closing(file):
         if os.fstat(file).st_size != generation.size:
             return False
         return all(os.read(file, len(piece)) == piece for piece in _pieces(generation))
-    finally:
-        os.close(file)
 
 
 def missing(bundle: LiveBundle, directory: int) -> SourceContent:

@@ -24,6 +24,7 @@ from certfs.linux.descriptors import memory_file
 from certfs.linux.mount_table import escape
 from certfs.linux.processes import ProcessId, reap, start
 from certfs.procfs import FILESYSTEM_TYPE
+from certfs.safe_open import closing
 from certfs.supervisor.event_loop import EventLoop
 
 _SHELL: Final = "/bin/sh"
@@ -139,10 +140,8 @@ def _start(life_fd: int, stdin: int, *, output: int | None = None) -> ProcessId:
     unmount = _AS_ROOT if user == 0 else _AS_USER
     script_fd = memory_file(_script())
     command = (_SHELL, f"/dev/fd/{script_fd}", unmount, str(life_fd), str(user))
-    try:
+    with closing(script_fd):
         pid = start(command, keep=(life_fd, script_fd), stdin=stdin, output=output)
-    finally:
-        os.close(script_fd)
     return ProcessId.of(pid)
 
 

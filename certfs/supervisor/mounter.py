@@ -18,6 +18,7 @@ from certfs.linux import fuse_device, mount_syscalls, mount_table
 from certfs.linux.processes import in_child
 from certfs.protocol import state_file, timeouts
 from certfs.protocol.specs import MountSpec, Tree
+from certfs.safe_open import closing
 from certfs.supervisor.view import HIDDEN, Attach, Detach, View
 
 _CANNOT: Final = frozenset((errno.ENOSYS, errno.EINVAL, errno.EPERM))
@@ -128,11 +129,8 @@ class RootMounter:
 
     def _slide_under(self, source: str, point: str, over: str) -> bool:
         try:
-            tree = mount_syscalls.clone_tree(source)
-            try:
+            with closing(mount_syscalls.clone_tree(source)) as tree:
                 mount_syscalls.attach_tree(tree, point, beneath=True)
-            finally:
-                os.close(tree)
         except OSError as error:
             if error.errno in _CANNOT:
                 return False
