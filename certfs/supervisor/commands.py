@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -71,28 +71,21 @@ class Client:
 class Commands:
     """All connections of one supervisor, and what it can do for them.
 
-    - ``end``: end everything, and say what is still there
-    - ``restart``: begin to replace the server; `restarted` is called when that is done
-    - ``flush``: bring the plain copies up to date, and say how current they are
-    - ``store``: hand out the directories beneath the mount
-    - ``log``: write a line to the log
+    ``answers`` has what answers a verb at once. ``restart`` begins to replace the server; `restarted` is called when
+    that is done. ``log`` writes a line to the log.
     """
 
-    def __init__(  # noqa: PLR0913  one for each request
+    def __init__(
         self,
         loop: EventLoop,
+        answers: Mapping[Verb, Callable[[], Reply]],
         *,
-        end: Callable[[], Reply],
         restart: Callable[[], None],
-        flush: Callable[[], Reply],
-        store: Callable[[], Reply],
         log: Callable[[str], None],
     ) -> None:
         self._loop = loop
-        self._end = end
+        self._answers = answers
         self._restart = restart
-        self._flush = flush
-        self._store = store
         self._log = log
         self._connected: set[Client] = set()
         self._restarting: Client | None = None
@@ -137,12 +130,8 @@ class Commands:
         verb = client.hear()
         if verb is not None:
             self._log(f"{_ASKED[verb]}: {client.who}")
-        if verb == "unmount":
-            client.answer(self._end())
-        elif verb == "flush":
-            client.answer(self._flush())
-        elif verb == "store":
-            client.answer(self._store())
+        if verb is not None and verb in self._answers:
+            client.answer(self._answers[verb]())
         elif verb == "restart" and self._restart_began is not None:
             client.answer(Reply(_BUSY))
         elif verb == "restart":

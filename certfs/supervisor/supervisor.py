@@ -63,10 +63,8 @@ class Supervisor:
         self._lock_fd = spec.lock_fd
         self._commands = Commands(
             self._loop,
-            end=self._end,
+            {"unmount": self._end, "flush": self._flush, "store": self._store},
             restart=self._restart,
-            flush=self._flush,
-            store=self._store,
             log=partial(self._history.log, "info"),
         )
         self._waits = False

@@ -62,9 +62,7 @@ def test_more_commands_than_are_heard_at_once_wait(tmp_path: Path) -> None:
             loop.step(lambda: None)
         loop.cancel("too late")
 
-    commands = Commands(
-        loop, end=Reply, restart=lambda: None, flush=flush, store=Reply, log=logged.append
-    )
+    commands = Commands(loop, {"flush": flush}, restart=lambda: None, log=logged.append)
     commands.listen(str(tmp_path))
     with contextlib.ExitStack() as connections:
         for number in range(MOST_CLIENTS + 2):
@@ -92,14 +90,7 @@ def test_more_commands_than_are_heard_at_once_wait(tmp_path: Path) -> None:
 def test_a_second_restart_is_refused_while_one_is_under_way(tmp_path: Path) -> None:
     """Whoever asks second is told so, also when the first one has gone away."""
     loop, asked = EventLoop(), list[str]()
-    commands = Commands(
-        loop,
-        end=Reply,
-        restart=lambda: asked.append("restart"),
-        flush=Reply,
-        store=Reply,
-        log=lambda _: None,
-    )
+    commands = Commands(loop, {}, restart=lambda: asked.append("restart"), log=lambda _: None)
     commands.listen(str(tmp_path))
     first, second = (control.connect(str(tmp_path)) for _ in range(2))
     assert first is not None
