@@ -11,7 +11,7 @@ import errno
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final
 
 from certfs import procfs
 from certfs.linux import fuse_device, mount_syscalls, mount_table
@@ -23,28 +23,6 @@ from certfs.supervisor.view import HIDDEN, Attach, Detach, View
 
 _CANNOT: Final = frozenset((errno.ENOSYS, errno.EINVAL, errno.EPERM))
 """What kernels without a mount system call, or without one of its flags, answer (seccomp filters too)."""
-
-
-class Mounter(Protocol):
-    """A way of mounting."""
-
-    one_place: ClassVar[bool]
-    """Servers are mounted one after the other, on their target."""
-
-    def mount(self) -> tuple[int, str]:
-        """Mount the next server; return the descriptor that it is to serve, and where that is mounted."""
-        ...
-
-    def attach(self, step: Attach, mountpoint: str) -> OSError | None:
-        """Bring a view of the server at ``mountpoint`` into view; the error if it cannot be.
-
-        No name is missing at any time, and afterwards nothing of ``step.over`` is in view.
-        """
-        ...
-
-    def detach(self, step: Detach) -> None:
-        """Take a mount on top of a place away; OSError: EINVAL if another one is on top by now."""
-        ...
 
 
 def targets_of(mount: MountSpec) -> tuple[View, ...]:
@@ -76,11 +54,12 @@ class RootMounter:
 
     spec: MountSpec
     one_place: ClassVar[bool] = False
+    """Servers are mounted one after the other, on their target."""
     beneath: bool = True
     """Use MOVE_MOUNT_BENEATH where the kernel has it (Linux 6.5); False is for testing the other ways."""
 
     def mount(self) -> tuple[int, str]:
-        """Mount in a hidden directory of its own."""
+        """Mount in a hidden directory of its own; return the descriptor that is to be served, and where that is."""
         place = self.place()
         flags = state_file.read_flags(self.spec.runtime).all
         others = self.spec.allow_other
@@ -107,11 +86,18 @@ class RootMounter:
                 return path
 
     def attach(self, step: Attach, mountpoint: str) -> OSError | None:
-        """Bind the directory over its target, in a child process because the new server has to answer."""
+        """Bind a view of the server at ``mountpoint`` over its target; the error if it cannot be.
+
+        No name is missing at any time, and afterwards nothing of ``step.over`` is in view. In a child process, because
+        the new server has to answer.
+        """
         return in_child(lambda: self._bind(step, mountpoint), timeouts.ATTACH)
 
     def detach(self, step: Detach) -> None:
-        """Detach lazily; a hidden directory that is free then goes as well."""
+        """Detach lazily what is on top of a place; OSError: EINVAL if that is another mount by now.
+
+        A hidden directory that is free then goes as well.
+        """
         mount_syscalls.umount(step.point, step.device)
         discard(self.spec, step.point)
 
@@ -147,7 +133,7 @@ class UserMounter:
     one_place: ClassVar[bool] = True
 
     def mount(self) -> tuple[int, str]:
-        """Mount on the target."""
+        """Mount on the target; return the descriptor that is to be served, and where that is."""
         (tree,) = self.spec.trees
         fd = fuse_device.mount_as_user(
             self.spec.source,
@@ -166,6 +152,9 @@ class UserMounter:
     def detach(self, step: Detach) -> None:
         """Detach with fusermount3."""
         mount_table.fusermount(step.point, step.device)
+
+
+Mounter = RootMounter | UserMounter
 
 
 def mounter_for(spec: MountSpec) -> Mounter:
