@@ -10,7 +10,6 @@ import socket
 import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 from xml.parsers.expat import ExpatError
 
@@ -53,12 +52,7 @@ class Session:
         self._reference = self._request("session.login_with_password", "", "", "1.0", "certfs")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(CertfsError):
             self._request("session.logout", self._reference)
         self._proxy("close")()

@@ -421,7 +421,7 @@ class Notifier:
         entry.process = None
         entry.last_error = problem
         if problem:
-            said = _shown(order.output)
+            said = order.output.decode(errors="backslashreplace").strip()
             tries = f", failure {order.progress.failures} in a row"
             self._log(
                 "error", f"notify: {order.spec.target}: {problem}{tries}{said and ': ' + said}"
@@ -513,12 +513,6 @@ def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
     """Whether it has ended; it is not waited for, so its number stays its own."""
     options = os.WEXITED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, process.pid, options) is not None
-
-
-def _shown(output: bytes) -> str:
-    """Return a run's output as one line that no terminal acts on."""
-    text = output.decode(errors="backslashreplace").strip()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def systemd_here() -> Systemd:
