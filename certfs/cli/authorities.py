@@ -184,10 +184,7 @@ def pool_uninstall_ca_certificate(  # noqa: PLR0913 - one for each option
     _wait(change, wait, dry_run=dry_run)
 
 
-@click.command(
-    "pool-certificate-list",
-    epilog="\b\nExample:\n  certfs pool-certificate-list",
-)
+@click.command("pool-certificate-list", epilog="\b\nExample:\n  certfs pool-certificate-list")
 @store_option
 @json_option
 def pool_certificate_list(*, paths: HostPaths, as_json: bool) -> None:
@@ -212,8 +209,7 @@ def pool_certificate_list(*, paths: HostPaths, as_json: bool) -> None:
 
 
 @click.command(
-    "certificate-show",
-    epilog="\b\nExample:\n  certfs certificate-show /etc/xensource/xapi-ssl.pem",
+    "certificate-show", epilog="\b\nExample:\n  certfs certificate-show /etc/xensource/xapi-ssl.pem"
 )
 @click.argument("file", type=InputFile())
 @json_option

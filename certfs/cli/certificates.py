@@ -110,10 +110,7 @@ def host_server_certificate_install(  # noqa: PLR0913 - one for each option
     _tell_replacement(done, dry_run=dry_run, as_json=as_json)
 
 
-@click.command(
-    "reset-server-certificate",
-    epilog="\b\nExample:\n  certfs reset-server-certificate",
-)
+@click.command("reset-server-certificate", epilog="\b\nExample:\n  certfs reset-server-certificate")
 @store_option
 @dry_run_option
 @json_option

@@ -33,13 +33,7 @@ from certfs.core.certificate import Certificate, Severity
 from certfs.core.details import describe
 from certfs.core.readers import refusals
 from certfs.core.text import printable
-from certfs.errors import (
-    CertfsError,
-    ConfigError,
-    DeadlineError,
-    NotMountedError,
-    PrivilegeError,
-)
+from certfs.errors import CertfsError, ConfigError, DeadlineError, NotMountedError, PrivilegeError
 from certfs.identity.finding import Finding as HostFinding
 from certfs.identity.health import judge
 from certfs.identity.paths import DOM0
@@ -70,10 +64,7 @@ _POOL_STATES: Final = {
 _STATUS: tuple[CheckStatus, ...] = ("ok", "warning", "critical")
 
 
-@click.command(
-    "check",
-    epilog="\b\nExamples:\n  certfs check\n  certfs check /mnt/certs --json",
-)
+@click.command("check", epilog="\b\nExamples:\n  certfs check\n  certfs check /mnt/certs --json")
 @with_place
 def check(
     *, mountpoint: str | None, store: str | None, config_file: str | None, as_json: bool
@@ -99,11 +90,7 @@ def check(
     worst = max((SEVERITIES.index(finding.severity) for finding in findings), default=0)
     if as_json:
         answer(
-            Checked(
-                status=_STATUS[worst],
-                exit_code=EXIT_CODES[worst],
-                findings=tuple(findings),
-            )
+            Checked(status=_STATUS[worst], exit_code=EXIT_CODES[worst], findings=tuple(findings))
         )
     else:
         for each in sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)):

@@ -49,10 +49,7 @@ def pool_install_crl(
     A list that has expired makes them refuse every certificate of its issuer; it is installed with a warning.
     """
     change = install_crl(
-        paths,
-        read_document(file),
-        name=name if name is not None else file.name,
-        dry_run=dry_run,
+        paths, read_document(file), name=name if name is not None else file.name, dry_run=dry_run
     )
     _tell(change, "installed", dry_run=dry_run, as_json=as_json)
 

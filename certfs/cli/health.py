@@ -9,10 +9,7 @@ from certfs.identity.finding import Finding
 from certfs.identity.paths import HostPaths
 
 
-@click.command(
-    "repair",
-    epilog="\b\nExample:\n  certfs repair --dry-run",
-)
+@click.command("repair", epilog="\b\nExample:\n  certfs repair --dry-run")
 @store_option
 @dry_run_option
 @json_option

@@ -15,10 +15,7 @@ FILES: Final = (
         "/etc/xensource, /etc/stunnel, /etc/trusted-certs",
         "The host's own directories, presented over themselves; the last one where it is.",
     ),
-    (
-        "STORE/.certfs/host-uuid",
-        "In a standalone store: the UUID of the host that it stands for.",
-    ),
+    ("STORE/.certfs/host-uuid", "In a standalone store: the UUID of the host that it stands for."),
     (
         "MOUNT/.certfs/status.json",
         "At the root of a mount, reached by name: what certfs status shows.",

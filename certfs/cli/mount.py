@@ -78,9 +78,7 @@ def mount(  # noqa: PLR0913  one for each option
     allow_other = options.allow_other if allow_other is None else allow_other
     if options.remount:
         instances.remount(
-            instances.find(mountpoint),
-            set_flags=options.set_flags,
-            clear_flags=options.clear_flags,
+            instances.find(mountpoint), set_flags=options.set_flags, clear_flags=options.clear_flags
         )
         return
     if (store is None) != (mountpoint is None):
@@ -226,11 +224,7 @@ def _restart(directory: str) -> None:
     "  certfs detached --mountpoint ~/mnt -- rsync -a --copy-unsafe-links ~/mnt/ backup/",
 )
 @click.option("--if-mounted", is_flag=True, help="Run COMMAND also if nothing is mounted.")
-@click.option(
-    "--mountpoint",
-    metavar="MOUNTPOINT",
-    help="Default: the host's own directories.",
-)
+@click.option("--mountpoint", metavar="MOUNTPOINT", help="Default: the host's own directories.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def detached(*, mountpoint: str | None, if_mounted: bool, command: tuple[str, ...]) -> None:
     """Run COMMAND so that it sees the plain directories; the exit code is COMMAND's.

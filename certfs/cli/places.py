@@ -24,13 +24,7 @@ from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
 from certfs.core.certificate import Severity, parse_source
 from certfs.core.readers import Reader
 from certfs.core.text import printable
-from certfs.errors import (
-    CertfsError,
-    ConfigError,
-    DeadlineError,
-    NotMountedError,
-    from_os_error,
-)
+from certfs.errors import CertfsError, ConfigError, DeadlineError, NotMountedError, from_os_error
 from certfs.identity.bundles import BUNDLE_LIMIT, expand_bundles
 from certfs.identity.paths import DOM0, HostPaths, read_file
 from certfs.linux.processes import in_child

@@ -22,14 +22,7 @@ _TICK_SECONDS: Final = 0.25
 _END_SECONDS: Final = 1.0
 """For a command that has said how it ended to be gone."""
 _HANDED_ON: Final = frozenset(
-    (
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGTERM,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    )
+    (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 )
 _AWAITED: Final = _HANDED_ON | {signal.SIGCHLD}
 _PR_SET_PDEATHSIG: Final = 1

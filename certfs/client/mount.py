@@ -385,8 +385,7 @@ def _remove_stale(path: str, device: str) -> None:
     answer = in_child(lambda: os.stat(path), timeouts.PROBE)
     if answer is None:
         raise AlreadyRunningError(
-            f"another certfs already serves {path}",
-            advice=f"end it with: certfs unmount {path}",
+            f"another certfs already serves {path}", advice=f"end it with: certfs unmount {path}"
         )
     if isinstance(answer, TimeoutError):
         raise AlreadyRunningError(

@@ -61,10 +61,7 @@ def expand_bundles(
             source, bundle = _located(trees, one.source), _located(trees, one.bundle)
             if source is not None and bundle is not None:
                 yield BundlePlace(
-                    Path(os.fsdecode(source)),
-                    Path(os.fsdecode(bundle)),
-                    one.suffixes,
-                    one.readers,
+                    Path(os.fsdecode(source)), Path(os.fsdecode(bundle)), one.suffixes, one.readers
                 )
 
 

@@ -21,14 +21,7 @@ from certfs.identity.crls import judge_crls
 from certfs.identity.expiry import Alert, alert
 from certfs.identity.finding import Finding, Severity
 from certfs.identity.leftovers import find_leftovers
-from certfs.identity.listing import (
-    Access,
-    Installed,
-    Kind,
-    find_host_uuid,
-    how_to_tell,
-    installed,
-)
+from certfs.identity.listing import Access, Installed, Kind, find_host_uuid, how_to_tell, installed
 from certfs.identity.paths import (
     POOL_PEM,
     POOL_PEM_BACKUP,

@@ -66,10 +66,7 @@ class RemoveLeftover:
     def apply(self) -> None:
         """Do it. Raises ``OSError``."""
         name = os.fsencode(self.path.name)
-        with (
-            open_directory(self.path.parent) as directory,
-            contextlib.suppress(FileNotFoundError),
-        ):
+        with open_directory(self.path.parent) as directory, contextlib.suppress(FileNotFoundError):
             _remove(directory, name, depth=2)
 
 

@@ -127,8 +127,7 @@ def validate_chain(document: Document) -> tuple[x509.Certificate, ...]:
         )
     if not certificates:
         raise ServerCertificateChainInvalidError(
-            f"{document.path} holds no certificate",
-            advice=advice_for(document, key=_KEY_APART),
+            f"{document.path} holds no certificate", advice=advice_for(document, key=_KEY_APART)
         )
     return certificates
 
@@ -222,8 +221,7 @@ def _signature_hash(certificate: x509.Certificate) -> object:
 def _check_shape(shape: RsaKeyShape, path: Path) -> None:
     if shape.is_multi_prime:
         raise ServerKeyMultiPrimeError(
-            f"the RSA key in {path} has more than two primes",
-            advice=_NEW_KEY,
+            f"the RSA key in {path} has more than two primes", advice=_NEW_KEY
         )
     if shape.bits not in RSA_BITS:
         raise ServerKeyLengthError(

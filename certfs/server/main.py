@@ -105,10 +105,7 @@ class Server:
                 InodeTable(limit=descriptors // 2, let_go=calls.let_go, numbers=numbers),
                 HandleTable(limit=(descriptors - _RESERVED_DESCRIPTORS) // 2),
                 SyntheticFiles(
-                    self.status.render,
-                    self.status.prepare,
-                    numbers,
-                    self.status.render_summary,
+                    self.status.render, self.status.prepare, numbers, self.status.render_summary
                 ),
             ),
             calls,
