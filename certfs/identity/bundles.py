@@ -11,7 +11,6 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from certfs import procfs
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
@@ -30,7 +29,7 @@ from certfs.safe_open import LinkRefusedError, open_trusted
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
 from certfs.store.cached import names_in
-from certfs.store.path_walk import PathWalker
+from certfs.store.path_walk import PathWalker, nowhere
 from certfs.store.source_reader import SourceReader, source_names
 
 _BACKUP_SUFFIX = b".bk"
@@ -194,18 +193,13 @@ def _content(place: BundlePlace) -> bytes:
 
 
 def _sources(directory: int, place: BundlePlace) -> Iterator[tuple[bytes, Source]]:
-    reader = SourceReader(PathWalker(_not_served), readers=place.readers)
+    reader = SourceReader(PathWalker(nowhere), readers=place.readers)
     for name in source_names(directory, lambda name: name.endswith(place.suffixes)):
         status = status_at(directory, name)
         # What cannot be read contributes nothing; the health check and ``certfs list`` say why.
         reading = reader.read(directory, name, status) if status is not None else None
         if reading is not None:
             yield name, reading.source
-
-
-def _not_served(path: bytes) -> NoReturn:
-    """Stand for a mount of this process, which there is none of."""
-    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
 
 
 def _present(bundle: Path) -> bytes:

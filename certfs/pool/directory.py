@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from typing import Final
 
 from certfs.core.catalog import Source
 from certfs.pool.keys import MOST_VALUE_BYTES, Digest, Value, encode, name_defect
@@ -21,7 +21,7 @@ from certfs.pool.store import Store
 from certfs.safe_open import closing
 from certfs.store.atomic import write_atomic
 from certfs.store.backing import status_at
-from certfs.store.path_walk import PathWalker
+from certfs.store.path_walk import PathWalker, nowhere
 from certfs.store.source_reader import SourceReader, Writers, source_names
 from certfs.store.swaps import SWAP_SUFFIX
 
@@ -60,7 +60,7 @@ class SourceDirectory:
         self._store = store
         self.path = path
         self._known: dict[bytes, Source] = {}
-        self._reader = SourceReader(PathWalker(_not_served), size_limit=1 << 20)
+        self._reader = SourceReader(PathWalker(nowhere), size_limit=1 << 20)
 
     @property
     def name(self) -> str:
@@ -199,8 +199,3 @@ class SourceDirectory:
             return
         with open(file, "rb") as stream:
             write_atomic(keep, name, stream.read(1 << 20), mode=0o600)
-
-
-def _not_served(path: bytes) -> NoReturn:
-    """Stand for a mount of this process, which there is none of."""
-    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)

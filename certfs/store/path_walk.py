@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from certfs import procfs
 from certfs.procfs import mount_id
@@ -150,3 +150,8 @@ def _reversed(path: bytes) -> list[bytes]:
     # A slash or a dot at the end says that what is before it is a directory.
     ending = [b"."] if parts[-1] in {b"", b"."} else []
     return ending + [part for part in reversed(parts) if part not in {b"", b"."}]
+
+
+def nowhere(path: bytes) -> NoReturn:
+    """Stand for the store of a mount, in a process that serves none."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
