@@ -21,12 +21,10 @@ from certfs.supervisor.event_loop import EventLoop
 MOST_CLIENTS: Final = 32
 """So many are heard at once; who comes then waits until one of them has gone."""
 _ASKED: Final[dict[Verb, str]] = {
-    "unmount": "unmount",
-    "restart": "restart",
     "flush": "detached: a command is to see the plain directories",
     "store": "store: a process is to have the directories beneath the mount",
 }
-"""What the log says of a verb."""
+"""What the log says of a verb that does not say all by itself."""
 _CREDENTIALS: Final = struct.Struct("3i")
 """Process, user and group (unix(7), SO_PEERCRED)."""
 _BUSY: Final = Failure(8, "another restart is under way", "wait for its end")
@@ -129,7 +127,7 @@ class Commands:
     def _hear(self, client: Client) -> None:
         verb = client.hear()
         if verb is not None:
-            self._log(f"{_ASKED[verb]}: {client.who}")
+            self._log(f"{_ASKED.get(verb, verb)}: {client.who}")
         if verb is not None and verb in self._answers:
             client.answer(self._answers[verb]())
         elif verb == "restart" and self._restart_began is not None:
