@@ -6,13 +6,12 @@ machine. The notifier writes it, commands read it.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from certfs.linux.processes import ProcessId
 from certfs.protocol.codec import checked, parsed
-from certfs.safe_open import read_own
+from certfs.safe_open import read_own, replace_own
 
 FORMAT: Final = 1
 _LARGEST: Final = 4 << 20
@@ -63,13 +62,7 @@ class Memory:
             for key, entry in self.entries.items()
         }
         orders = ",".join(f"{json.dumps(key)}:{one}" for key, one in self._encoded.items())
-        draft = f"{self.path}.tmp"
-        fd = os.open(
-            draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(f'{{"format":{FORMAT},"orders":{{{orders}}}}}')
-        os.rename(draft, self.path)
+        replace_own(self.path, f'{{"format":{FORMAT},"orders":{{{orders}}}}}'.encode())
 
 
 def recalled(path: str) -> Memory:

@@ -484,7 +484,7 @@ def test_a_running_haproxy_accepts_a_client_after_its_reload(scene: Scene) -> No
 def order_of(mount: CertfsMount) -> dict[str, Any]:
     """Return what the state file says of the only reader."""
     states = mount.tree.root.with_name("run").glob("notify-*")
-    (state,) = (path for path in states if path.suffix != ".tmp")  # that is a draft, for a moment
+    (state,) = (path for path in states if path.suffix != ".new")  # that is a draft, for a moment
     (order,) = json.loads(state.read_bytes())["orders"].values()
     return dict(order)
 
