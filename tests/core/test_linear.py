@@ -13,6 +13,8 @@ from certfs.core.pem import find_blocks
 from tests.core.samples import certificate, source
 from tests.support.counting import CountedBytes, calls_of
 
+pytestmark = pytest.mark.uncounted
+
 _HOSTILE = {
     "BEGIN only": b"-----BEGIN A-----",
     "BEGIN lines": b"-----BEGIN A-----\n",
