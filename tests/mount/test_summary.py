@@ -24,7 +24,7 @@ from tests.support import pki
 from tests.support.host import Host, host, kill
 from tests.support.mounts import CertfsMount, need_program_for_all, need_root, wait_until
 
-pytestmark = [pytest.mark.mount, pytest.mark.namespace, pytest.mark.counted]
+pytestmark = [pytest.mark.mount, pytest.mark.namespace]
 
 NOBODY = 65534
 TIMES = {"since", "server_since", "changed", "at", "next_start", "last_success"}
