@@ -259,6 +259,12 @@ def _check_fuse(mode: Mode) -> None:
             "fusermount3 is not installed, and only root can mount without it",
             advice="install the package fuse3",
         )
+    if os.geteuid() != 0 and not os.path.exists("/etc/mtab"):
+        # It mounts, but takes nothing away again: not at an unmount, and not what a server that died has left.
+        raise FuseError(
+            "/etc/mtab does not exist, without which fusermount3 unmounts nothing",
+            advice="as root: ln -s /proc/self/mounts /etc/mtab",
+        )
 
 
 def _lock(directory: str) -> int:

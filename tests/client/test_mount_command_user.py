@@ -116,6 +116,23 @@ def test_only_root_presents_the_hosts_directories(user: User) -> None:
     assert "only root" in user.certfs("mount", expect=10)
 
 
+def test_what_could_not_be_unmounted_is_not_mounted(user: User) -> None:
+    """Without /etc/mtab, as in a small container, fusermount3 never unmounts: exit code 6, and what to do."""
+    mtab = user.host.directory / "etc" / "mtab"
+    mtab.rename(mtab.with_name("mtab.away"))
+    said = user.run("fusermount3", "-u", user.mountpoint, expect=1)
+    assert "/etc/mtab" in said
+    mtab.with_name("mtab.away").rename(mtab)
+    user.certfs("unmount", user.mountpoint)
+    mtab.unlink()
+    said = user.certfs("mount", "--store", user.store, user.mountpoint, expect=6)
+    assert "ln -s /proc/self/mounts /etc/mtab" in said
+    assert user.names() == set()
+    mtab.symlink_to("/proc/self/mounts")
+    user.certfs("mount", "--store", user.store, user.mountpoint)
+    user.certfs("unmount", user.mountpoint)
+
+
 @pytest.mark.parametrize("words", [("unmount",), ("restart",), ("detached", "--mountpoint")])
 def test_a_mount_of_another_user_is_called_that(user: User, words: tuple[str, ...]) -> None:
     """Who names the mount of somebody else is told whose it is, not that it is none or has lost its files (I19)."""

@@ -424,6 +424,9 @@ def bootstrap(release: str, factory: pytest.TempPathFactory, more: str) -> Path:
         check=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
+    mtab = directory / "etc/mtab"  # systemd makes it where it is
+    if not mtab.is_symlink():
+        mtab.symlink_to("../proc/self/mounts")
     user = ["--uid=20001", "--create-home", "ada"]
     subprocess.run(["chroot", directory, "useradd", *user], check=True)
     return directory
