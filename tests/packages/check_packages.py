@@ -424,6 +424,7 @@ def bootstrap(release: str, factory: pytest.TempPathFactory, more: str) -> Path:
         check=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
+    directory.chmod(0o755)  # it is the root directory of a user, too
     mtab = directory / "etc/mtab"  # systemd makes it where it is
     if not mtab.is_symlink():
         mtab.symlink_to("../proc/self/mounts")
