@@ -418,6 +418,9 @@ class Supervisor:
             self._mounter.detach(step)
         except OSError as error:
             return error
+        if self._mounter.one_place and step.point not in self._memory.points:
+            text = f"detached {step.point}, where others had bound this mount: only root's comes back there"
+            self._history.log("warning", text)
         return None
 
     def _complain(self, step: view.Step, error: OSError) -> None:

@@ -187,6 +187,27 @@ def test_restarts_under_readers(user: User) -> None:
         assert notes["held_failures"] == 0
 
 
+@pytest.mark.parametrize("how", ["restart", "crash"])
+def test_what_root_has_bound_of_it_goes_with_its_server_and_the_log_says_so(
+    user: User, how: str
+) -> None:
+    """I14: this user may not bind, so nothing can come back there; it is never left dead."""
+    place = user.home / "bound"
+    place.mkdir()
+    assert user.host.run("mount", "--bind", user.mountpoint, place).returncode == 0
+    assert str(place) in user.host.certfs_mounts()
+    server = user.state()["server"]["pid"]
+    if how == "restart":
+        user.certfs("restart", user.mountpoint)
+    else:
+        kill(server)
+    wait_until(lambda: str(place) not in user.host.certfs_mounts(), what="the end of the bind")
+    wait_until(lambda: user.names() == {"stunnel", "xensource"}, what="the live mount")
+    assert os.listdir(place) == []
+    (log,) = (user.home / "run").glob("*/log")
+    wait_until(lambda: f"detached {place}" in log.read_text(), what="a line of the log")
+
+
 def test_a_restart_that_fails_leaves_the_mount(user: User) -> None:
     """I17: where the next server cannot start, the one that serves goes on."""
     config = user.home / "certfs.toml"
