@@ -169,6 +169,23 @@ class Supervisor:
     def _expect_start(self, number: int) -> None:
         late = machine.Failed(number, machine.TOO_SLOW)
         self._loop.after("start", timeouts.START, partial(self._happened, late))
+        self._loop.after("stopped", timeouts.BEAT, partial(self._look_whether_stopped, number))
+
+    def _look_whether_stopped(self, number: int, before: int = 0) -> None:
+        """End a server that was stopped while it starts: plain files are in view for as long as it is waited for (I15).
+
+        It sends no beats yet. Looks are counted, not seconds: this process may have been stopped itself.
+        """
+        server = self._servers.get(number)
+        if server is None or number != self._state.next:
+            return
+        looks = before + 1 if server.process.stopped() else 0
+        if looks * timeouts.BEAT >= timeouts.HANG:
+            self._history.log("error", "the new server is stopped: ending it")
+            server.kill()  # its end is answered as that of every server that was killed
+            return
+        again = partial(self._look_whether_stopped, number, looks)
+        self._loop.after("stopped", timeouts.BEAT, again)
 
     def _watch(self, server: ServerProcess) -> None:
         self._servers[server.number] = server

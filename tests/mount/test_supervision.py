@@ -113,6 +113,26 @@ def test_a_hang_is_a_crash(dom0: Host) -> None:
     assert dom0.state()["events"][-1]["kind"] == "hung"
 
 
+@pytest.mark.slow
+def test_a_server_that_is_stopped_while_it_starts_is_replaced(dom0: Host) -> None:
+    """Plain files are in view meanwhile, so it is not waited for as long as a large store may take (I15)."""
+    server = dom0.server()
+
+    def starting() -> int:
+        others = (pid for pid in dom0.processes_named("certfs.server.main") if pid != server)
+        return next(others, 0)
+
+    began = kill(server)
+    stopped = 0
+    while not stopped:
+        stopped = starting()
+    os.kill(stopped, signal.SIGSTOP)
+    dom0.live_again(began, not_pid=stopped, seconds=30)
+    assert dom0.server() not in {server, stopped}
+    assert time.monotonic() - began > 7.5, "it was not stopped in time"
+    assert "the new server is stopped" in dom0.inside("/run/certfs/dom0/log").read_text()
+
+
 def test_a_stopped_supervisor_jumps_to_no_conclusion(dom0: Host) -> None:
     """A supervisor that was itself stopped for long does not take the server for dead (I15)."""
     server, supervisor = dom0.server(), dom0.supervisor()
