@@ -90,19 +90,27 @@ class EventLoop:
         ``held_up`` is called first when this process itself came back late: one that was stopped, or whose machine was
         suspended, must not conclude from its own absence that somebody else is silent.
         """
-        due = min((deadline for deadline, _ in self._deadlines.values()), default=None)
+        due = self._due()
         limit = None if due is None else max(due - time.monotonic(), 0) * 1000 + 1
         ready = self._poll.poll(limit)
-        if due is not None and time.monotonic() > due + _LATE_SECONDS:
+        woken = time.monotonic()
+        if due is not None and woken > due + _LATE_SECONDS:
             held_up()
         for fd, _ in ready:
             callback = self._callbacks.get(fd)
             if callback:
                 callback()
-        self._expire()
+        # It may also have been stopped in a callback, or one took its time. What counts is one look at the clock.
+        now, due = time.monotonic(), self._due(after=woken)
+        if due is not None and now > due + _LATE_SECONDS:
+            held_up()
+        self._expire(now)
 
-    def _expire(self) -> None:
-        now = time.monotonic()
+    def _due(self, *, after: float = 0.0) -> float | None:
+        deadlines = (deadline for deadline, _ in self._deadlines.values() if deadline > after)
+        return min(deadlines, default=None)
+
+    def _expire(self, now: float) -> None:
         for name, (deadline, callback) in list(self._deadlines.items()):
             if deadline <= now and self._deadlines.get(name) == (deadline, callback):
                 del self._deadlines[name]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+
+import pytest
+
+from certfs.supervisor import event_loop
+from certfs.supervisor.event_loop import EventLoop
 
 _PROGRAM = """
 import os, signal, sys
@@ -28,3 +35,38 @@ def test_a_signal_that_was_noted_is_not_lost_with_the_program() -> None:
         [sys.executable, "-c", _PROGRAM], check=True, capture_output=True, text=True, timeout=60
     )
     assert ran.stdout == "[<Signals.SIGINT: 2>, <Signals.SIGTERM: 15>]\n"
+
+
+@pytest.mark.parametrize("where", ["asleep", "in a callback"])
+def test_a_loop_that_was_held_up_says_so_before_a_deadline_counts(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was stopped itself, wherever that was, takes nobody else for silent (I15)."""
+    monkeypatch.setattr(event_loop, "_LATE_SECONDS", 0.1)
+    readable, writable = os.pipe()
+    loop = EventLoop()
+    happened: list[str] = []
+
+    def held_up() -> None:
+        happened.append("held up")
+        loop.after("beat", 60, lambda: happened.append("silent"))
+
+    loop.after("beat", 0.05, lambda: happened.append("silent"))
+    if where == "in a callback":
+        os.write(writable, b"x")
+        loop.watch(readable, lambda: time.sleep(0.4))
+    else:
+        time.sleep(0.4)
+    loop.step(held_up)
+    assert set(happened) == {"held up"}
+    os.close(readable)
+    os.close(writable)
+
+
+def test_a_deadline_that_is_met_counts() -> None:
+    """A loop that wakes up in time does what is due, and has not been held up."""
+    loop = EventLoop()
+    happened: list[str] = []
+    loop.after("beat", 0.01, lambda: happened.append("silent"))
+    loop.step(lambda: happened.append("held up"))
+    assert happened == ["silent"]
