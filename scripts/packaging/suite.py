@@ -2,7 +2,9 @@
 
 In a mount namespace of its own the tree is at /opt/certfs. The tests lie in a copy of the repository without the
 package's source, and run by the tree's interpreter, with what only tests need from a directory of its own. They are
-told which tree it is, and refuse to run with another (tests/support/installed.py).
+told which tree it is, and refuse to run with another (tests/support/installed.py). What is added to the tree is a line
+by which isolated processes find the modules of the tests, as they do in a checkout: some are servers. They do not find
+what only tests need.
 """
 
 import json
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from scripts.packaging.shell import run, say
-from scripts.packaging.tree import PREFIX, Release
+from scripts.packaging.tree import PREFIX, SITE, Release
 from scripts.packaging.wheels import RUNTIME, pins
 
 _SCRIPT: Final = """\
@@ -26,8 +28,9 @@ mount -t tmpfs -o mode=755 none "$1"
 stat -c %d "$1" >"$2"
 cp -a "$3" "$1/$4"
 ln -s "$4" "$1/current"
+echo "$5" >"$1/$4/$6/tests.pth"
 cd "$5"
-shift 5
+shift 6
 exec "$@"
 """
 _NOT_FOR_TESTS: Final = (
@@ -95,7 +98,7 @@ class _Suite:
         pytest = (f"{self._release.prefix}/bin/python3", "-m", "pytest")
         command: list[str | Path] = [
             *("unshare", "--mount", "--propagation", "private", "sh", "-c", _SCRIPT, "sh"),
-            *(PREFIX, self._device, self._tree, str(self._release), self._copy),
+            *(PREFIX, self._device, self._tree, str(self._release), self._copy, SITE),
             *(*pytest, "-o", f"cache_dir={self._cache}", *arguments),
         ]
         is_new = not Path(PREFIX).exists()

@@ -17,6 +17,8 @@ from scripts.packaging.shell import BuildError, run
 
 PREFIX: Final = "/opt/certfs"
 PYTHON: Final = "3.11"
+SITE: Final = f"lib/python{PYTHON}/site-packages"
+"""Where the Python libraries are in the tree."""
 OWN_GLIBC: Final = (2, 36)
 """The C library in the tree."""
 _LAUNCHER: Final = """\
@@ -99,7 +101,7 @@ def check(target: Path, release: Release, glibc: tuple[int, ...], *, complete: b
 
 
 def _install_wheels(target: Path, wheels: Sequence[Path]) -> None:
-    site = target / "lib" / f"python{PYTHON}" / "site-packages"
+    site = target / SITE
     run(
         [
             sys.executable,
