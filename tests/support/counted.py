@@ -2,6 +2,8 @@
 
 Owns what is different there from the process that runs the tests: modules that were never imported are its business,
 and a process that was forked by a forked one counts once. As a plugin of coverage it is imported where coverage begins.
+
+Coverage is imported only where lines are counted: it needs sqlite3, which the interpreter of an installed tree lacks.
 """
 
 from __future__ import annotations
@@ -10,11 +12,8 @@ import contextlib
 import functools
 import os
 import posix
+import sys
 from typing import NoReturn
-
-import coverage
-from coverage.config import CoverageConfig
-from coverage.control import _after_fork_in_child
 
 
 def settings_of_children(settings: str, package: str) -> str:
@@ -24,6 +23,8 @@ def settings_of_children(settings: str, package: str) -> str:
     ``patch = ["fork", "_exit"]`` each forked process is patched once more: its children have two counters, theirs four,
     and each of these is saved.
     """
+    from coverage.config import CoverageConfig  # noqa: PLC0415 - see above
+
     config = CoverageConfig.deserialize(settings)
     config.source_pkgs = []
     config.run_include = [f"{package}/*"]
@@ -40,13 +41,19 @@ def coverage_init(_registry: object, _options: object) -> None:
 @functools.cache
 def _count_forks_once() -> None:
     """Let each process that is forked from now on have one counter, saved when it ends."""
+    from coverage.control import _after_fork_in_child  # noqa: PLC0415 - see above
+
     os.register_at_fork(after_in_child=_after_fork_in_child)
     os._exit = _save_and_end
 
 
 def save() -> None:
     """Save what was counted so far, if this process counts."""
-    counter = coverage.Coverage.current()
+    if "coverage" not in sys.modules:
+        return
+    from coverage import Coverage  # noqa: PLC0415 - see above
+
+    counter = Coverage.current()
     if counter is not None:
         counter.save()
 
