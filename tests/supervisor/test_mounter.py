@@ -21,7 +21,7 @@ from certfs.supervisor.mounter import RootMounter
 from certfs.supervisor.view import Attach, View
 
 base, beneath = sys.argv[1], sys.argv[2] == "beneath"
-target, runtime = f"{base}/target", f"{base}/run"
+target, runtime, refused = f"{base}/target", f"{base}/run", f"{base}/refused"
 os.chmod(base, 0o755), os.mkdir(target), os.mkdir(runtime, 0o700)
 with open(f"{target}/file", "w") as plain:
     plain.write("plain")
@@ -42,7 +42,7 @@ def noted(call):
         try:
             return call(*arguments, **options)
         except OSError:
-            print("refused", flush=True)  # in a child: the parent's memory is not ours
+            open(refused, "w").close()  # in a child, which has neither the memory nor the output of its parent
             raise
     return make
 
@@ -71,7 +71,7 @@ for number in range(50):
     assert len(at) == 1, at
 stop.set()
 reader.join()
-print(len(seen), "plain" in seen)
+print(len(seen), "plain" in seen, "refused" * os.path.exists(refused))
 """
 
 
