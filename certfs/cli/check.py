@@ -122,7 +122,7 @@ def _judge(mountpoint: str | None, store: str | None, config_file: str | None) -
                 )
     yield from _judge_serving(place)
     yield from judge_incomplete(place, now)
-    yield from judge_readers(() if store else _readers(mountpoint))
+    yield from judge_readers(place, () if store else _readers(mountpoint))
     yield from () if store else _judge_pool(mountpoint)
     for directory in place.silent:
         yield Finding(
@@ -267,7 +267,7 @@ def judge_incomplete(place: Place, now: datetime) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "BEING_WRITTEN",
-            printable(one.source),
+            _absolute(place, one.source),
             f"is being written since {written(one.since)}{by}: what it held before counts",
             "have the process close it or end it, or put a new file in its place with rename(2)",
         )
@@ -280,14 +280,18 @@ def _readers(mountpoint: str | None) -> tuple[Entry, ...]:
     return ()
 
 
-def judge_readers(readers: Iterable[Entry]) -> Iterator[Finding]:
+def judge_readers(place: Place, readers: Iterable[Entry]) -> Iterator[Finding]:
     """Yield the readers that cannot be told of a change, and so go on with what they have (I21)."""
     for reader in readers:
         if reader.is_failing:
+            # One that has the same order for whatever changes is about all that is mounted.
+            concerned = os.fsencode(reader.bundle)
             yield Finding(
                 "warning",
                 "NOTIFY_FAILING",
-                printable(reader.bundle),
+                _absolute(place, concerned)
+                if concerned
+                else file_form(next(iter(place.roots.values()))),
                 f"{printable(reader.target)} could not be told of a change, {reader.failures} times in a row: "
                 f"{printable(reader.last_error)}",
                 "mend what it says; it is tried again for ever, every minute at the latest",

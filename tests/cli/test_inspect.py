@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from certfs.cli.check import judge_incomplete
+from certfs.cli.check import judge_incomplete, judge_readers
 from certfs.cli.places import Incomplete
 from certfs.cli.places import Place as ServedPlace
 from certfs.config import load_config
+from certfs.protocol.notify_state import Entry
 from tests.support import mounts, pki, pki_deviations, pki_forms
 from tests.support.identity import run_certfs
 from tests.support.mounts import certfs_program
@@ -597,10 +598,33 @@ def test_a_source_that_is_written_for_minutes_is_a_warning() -> None:
         Incomplete(name, started, "process 7 (vi)", frozenset())
         for name, started in zip(names, (since, now.timestamp() - 59), strict=True)
     )
-    place = ServedPlace({}, (), load_config(None), None, is_live=True, incomplete=incomplete)
+    place = ServedPlace(
+        {b"": "/srv/tls"}, (), load_config(None), None, is_live=True, incomplete=incomplete
+    )
     (found,) = judge_incomplete(place, now)
-    assert (found.name, found.file) == ("BEING_WRITTEN", "certs/a.pem")
+    assert (found.name, found.file) == ("BEING_WRITTEN", "/srv/tls/certs/a.pem")
     assert "since 2026-01-01T12:00:00Z by process 7 (vi)" in found.what
+
+
+@pytest.mark.parametrize(
+    "roots, bundle, file",
+    [
+        ({b"": "/srv/tls"}, "ca.pem", "/srv/tls/ca.pem"),
+        ({b"": "/srv/tls"}, "", "/srv/tls"),
+        ({b"stunnel": "/etc/stunnel"}, "stunnel/a.pem", "/etc/stunnel/a.pem"),
+        ({b"stunnel": "/etc/stunnel"}, "", "/etc/stunnel"),
+    ],
+)
+def test_a_reader_that_cannot_be_told_is_a_warning(
+    roots: dict[bytes, str], bundle: str, file: str
+) -> None:
+    """I21: the check names the bundle, or what is mounted where the reader is told of whatever changes."""
+    place = ServedPlace(roots, (), load_config(None), None, is_live=True)
+    reader = Entry(target="stunnel4.service", bundle=bundle, failures=3, last_error="no such unit")
+    silent = Entry(target="nginx.service", bundle=bundle)
+    (found,) = judge_readers(place, (reader, silent))
+    assert (found.name, found.file) == ("NOTIFY_FAILING", file)
+    assert "stunnel4.service" in found.what
 
 
 def test_what_was_overlooked_is_listed_and_no_finding(place: Place) -> None:
