@@ -68,7 +68,7 @@ class Patience:
 
         trio.lowlevel.spawn_system_task(run)
         seconds = WHILE_OVERDUE_SECONDS if step and self._overdue else self._seconds
-        waited, total, reached = Waited(), Waited(), progress()
+        waited, total, reached = Waited(for_threads=True), Waited(), progress()
         with waiting_for_store():
             while waited.step() < seconds and total.step() < self._most and not done.is_set():
                 with trio.move_on_after(min(seconds, STEP_SECONDS)):

@@ -45,8 +45,8 @@ class LinkProbe:
     ) -> dict[bytes, T]:
         """Ask ``question(directory, name)`` for each name; return the answers that came in time.
 
-        Blocks for ``most`` seconds at most, and for ``patience`` without an answer. The question gets a descriptor of
-        its own, because it may outlive this call.
+        Blocks for ``most`` seconds at most, and for ``patience`` without an answer or a thread that could go on. The
+        question gets a descriptor of its own, because it may outlive this call.
         """
         places: dict[bytes, list[bytes]] = {}
         for name in names:
@@ -101,7 +101,7 @@ class _Inquiry(Generic[T]):
     def wait(self, patience: float, most: float) -> None:
         """Return when all is answered, the time is over, or no answer has come for a while."""
         self._waiting = list(reversed(self.places))
-        heard, silent, total = -1, Waited(), Waited()
+        heard, silent, total = -1, Waited(for_threads=True), Waited()
         with self.lock:
             while self.current or self._waiting:
                 total.step()

@@ -5,9 +5,11 @@ none of its kind is made until it is (`PatientCall`); and who asks while an answ
 (`Shared`). And the clock for such waits, which stands while this process does not run (`Waited`).
 """
 
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -19,24 +21,47 @@ PATIENCE_SECONDS: Final = 0.4
 STEP_SECONDS: Final = 0.05
 """How long a step of a wait is; also what one counts that took longer."""
 
+MOST_SECONDS: Final = 5.0
+"""How long a call is waited for in all, where threads of this process wait for a processor."""
+
 T = TypeVar("T")
+
+
+def is_thread_runnable() -> bool:
+    """Whether a thread of this process but the asking one has, or waits for, a processor: it waits for no store."""
+    own = str(threading.get_native_id())
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):
+            if thread != own and _state(thread) == b"R":
+                return True
+    return False
+
+
+def _state(thread: str) -> bytes:
+    with open(f"/proc/self/task/{thread}/stat", "rb", buffering=0) as file:
+        # After the name, which may hold anything (proc_pid_stat(5)).
+        return file.read(4096).rpartition(b")")[2].strip()[:1]
 
 
 class Waited:
     """How long somebody has waited in steps of `STEP_SECONDS`.
 
     On a busy machine, or after it stood still, a step takes longer: the thread that is waited for had no processor
-    either then, and that says nothing of its file system. So a step counts for no more than it was to take.
+    either then, and that says nothing of its file system. So a step counts for no more than it was to take. One ``for
+    threads`` does not count at all where a thread of this process is seen to have, or to wait for, a processor at its
+    end; who takes these steps bounds all of them together by another one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, for_threads: bool = False) -> None:
         self.seconds = 0.0
+        self._for_threads = for_threads
         self._last = time.monotonic()
 
     def step(self) -> float:
         """Count the step that ends now; return the seconds of all."""
         now = time.monotonic()
-        self.seconds += min(now - self._last, STEP_SECONDS)
+        if not (self._for_threads and is_thread_runnable()):
+            self.seconds += min(now - self._last, STEP_SECONDS)
         self._last = now
         return self.seconds
 
@@ -46,7 +71,7 @@ class Waited:
 
 
 class PatientCall:
-    """One blocking call at a time, each waited for `PATIENCE_SECONDS`."""
+    """One blocking call at a time, waited for `PATIENCE_SECONDS` in which no thread of this process could go on."""
 
     def __init__(self) -> None:
         self._limiter = trio.CapacityLimiter(1)
@@ -70,8 +95,12 @@ class PatientCall:
                 returned.set()
 
         async def end(scope: trio.CancelScope) -> None:
-            waited = Waited()
-            while waited.step() < PATIENCE_SECONDS and not returned.is_set():  # noqa: ASYNC110 - it counts steps
+            waited, total = Waited(for_threads=True), Waited()
+            while (  # noqa: ASYNC110 - it counts steps
+                waited.step() < PATIENCE_SECONDS
+                and total.step() < MOST_SECONDS
+                and not returned.is_set()
+            ):
                 await trio.sleep(STEP_SECONDS)
             if not returned.is_set():
                 scope.cancel()

@@ -15,7 +15,7 @@ from typing import Final
 from certfs.core.bundle import BundleSpec
 from certfs.store.cached import names_in
 from certfs.store.directories import Path, Roles, RoleSources
-from certfs.store.patience import PATIENCE_SECONDS, STEP_SECONDS, Waited
+from certfs.store.patience import MOST_SECONDS, PATIENCE_SECONDS, STEP_SECONDS, Waited
 from certfs.store.swaps import SWAP_SUFFIX
 
 _MOST_SILENT: Final = 16
@@ -65,12 +65,13 @@ class _Look:
 
     def is_answered(self) -> bool:
         """Wait; whether the look is done, and not stuck on one way for as long as anybody is patient with it."""
-        way, waited = self.roles.current, Waited()
+        way, waited, total = self.roles.current, Waited(for_threads=True), Waited()
         while not self.done.wait(STEP_SECONDS):
             if self.roles.current != way:
                 way = self.roles.current
                 waited.restart()
-            elif waited.step() >= PATIENCE_SECONDS:
+                total.restart()
+            elif waited.step() >= PATIENCE_SECONDS or total.step() >= MOST_SECONDS:
                 with self.lock:
                     self.abandoned = not self.done.is_set()
                     return not self.abandoned
