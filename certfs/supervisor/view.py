@@ -97,18 +97,36 @@ def refresh(memory: Memory, table: Table) -> Memory:
     """Return what is known without the devices that are no longer in the table. Places are those of now.
 
     The kernel gives the numbers of a mount that is gone to the next one, whoever's and at once: another certfs that is
-    mounted at this moment is likely to have both. So a device is ours only while one of its mounts is where it was.
+    mounted at this moment is likely to have both. So a device is ours only while one of its mounts is where it was, or
+    shows at another path what was seen at a target: of a dead server only one may be left, beneath another's mount, and
+    a directory above both may have been renamed.
     """
     keys = {entry.key for entry in table if is_ours(entry)}
     devices = {device for _, device, _ in keys & memory.known}
     numbers = {key[:2] for key in memory.known}
     devices |= {key[1] for key in kept(memory, table) if key[:2] in numbers}  # one may have moved
+    devices |= _devices_at_targets(memory, table)
     memory = replace(
         memory,
         devices=tuple(each for each in memory.devices if each in devices),
         known=frozenset(key for key in keys if key[1] in devices),
     )
     return _follow(memory, table)
+
+
+def _devices_at_targets(memory: Memory, table: Table) -> set[str]:
+    """Return the devices of what was at the targets at the last look, wherever it is now.
+
+    An ordinary user's only view is the root of the file system, as another's is.
+    """
+    if not memory.can_attach:
+        return set()
+    last = {
+        (number, device, target.root)
+        for target, (number, device) in zip(memory.targets, memory.seen, strict=False)
+    }
+    here = {(entry.mount_id, entry.device, entry.root) for entry in table if is_ours(entry)}
+    return {device for _, device, _ in last & here}
 
 
 def mounted(memory: Memory, entry: Entry) -> Memory:

@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -432,3 +433,27 @@ def test_a_bind_mount_of_what_has_no_name_any_more_does_not_come_back() -> None:
     )
     memory = view.adopted(memory, table, [device])
     assert view.remember_binds(memory, table).binds == (view.View("/a/certs", "/srv/d"),)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_dead_mount_beneath_anothers_is_ours_wherever_it_is_moved(*, is_replaced: bool) -> None:
+    """I14: all that is left of a server, seen at a target before: its way ends nothing, and it goes when it shows."""
+    world = World()
+    world.begin()
+    world.server_goes_on(fails=1)
+    world.server_goes_on(fails=1)
+    world.cover(point="/etc/b")
+    dead = world.state.current
+    assert dead is not None
+    world.alive.discard(dead)
+    world.happened(machine.Gone(dead))
+    for _ in range(2 * is_replaced):
+        world.server_goes_on(fails=1)
+    for _ in range(3):
+        world.move(number=1)
+        assert world.running
+    world.unmount(point="/moved/etc/b", quickly=1)
+    assert world.running
+    world.nothing_dead_is_on_top()
+    world.somebody_looks_after_it()
+    world.what_serves_is_in_view()
