@@ -95,6 +95,7 @@ class Server:
             undo_log=UndoLog(self._mount.undo_log),
         )
         self.plain = PlainCopies(self.trust, active=not supervision.spec.standby)
+        self.trust.is_alone = self.plain.active
         self.status = StatusReport(self._mount, settings, self.trust, self.plain, self)
         descriptors = _descriptor_limit()
         calls, numbers = Calls(), Numbers()
@@ -271,7 +272,7 @@ class Server:
             self._take_charge()
         else:
             self.trust.undo_log.close()
-        self.plain.active = active
+        self.trust.is_alone = self.plain.active = active
         self.plain.wake()
 
     async def flush(self) -> tuple[str, ...]:

@@ -65,6 +65,8 @@ class Trust:
         self.watcher = StoreWatcher()
         self.pending_events = PendingEvents(self.watcher)
         self.plain: dict[LiveBundle, PlainCopy] = {}
+        self.is_alone = True
+        """Whether files are opened through this server alone: what its last writer has closed, no other one writes."""
         self._roots = roots
         self._specs = tuple(specs)
         self._reader = SourceReader(
@@ -215,9 +217,13 @@ class Trust:
         directory: FileId,
         names: Sequence[bytes],
         actor: Actor | None,
-        writers: Writers = Writers.NONE,
+        writers: Writers | None = None,
     ) -> None:
-        """Do as ``changed`` for several names at once, so that nobody sees one of them without the others."""
+        """Do as ``changed`` for several names at once, so that nobody sees one of them without the others.
+
+        With ``writers`` it is news from the store itself.
+        """
+        writers = writers or self._writers_beside
         for bundle in self._roles.sources.get(directory, ()):
             sources = [name for name in names if bundle.spec.is_source(name)]
             await bundle.refresh(sources, actor, writers)
@@ -236,10 +242,18 @@ class Trust:
             spec.expand(name) for spec in roles.patterns.get(directory, ())
         )
 
+    @property
+    def _writers_beside(self) -> Writers:
+        """What is known of other writers of a file that was changed through the mount and closed.
+
+        Beside another server of this mount, while one takes the other's place, that one may have it open by now.
+        """
+        return Writers.NONE if self.is_alone else Writers.IDLE
+
     async def inode_changed(self, inode: FileId, actor: Actor | None) -> None:
         """Take note that a file with several names was written: any of them may be a source."""
         for bundle in list(self.bundles):
-            await bundle.refresh(bundle.sources_of(inode), actor)
+            await bundle.refresh(bundle.sources_of(inode), actor, self._writers_beside)
 
     def write_begins(self, directory: FileId | None, name: bytes, status: os.stat_result) -> None:
         """Take note that a file of this ``status`` and maybe this name is about to be changed in place (I3)."""

@@ -54,7 +54,7 @@ class Writers(Enum):
     """What is known, before a source is read, of those who may have it open for writing."""
 
     NONE = auto()
-    """There are none: whoever changed it did so through the mount, and has closed it."""
+    """There are none: whoever changed it did so through this server, the only one of its mount, and has closed it."""
     UNLIKELY = auto()
     """Something in the store says that it is complete: it is read where nobody can tell."""
     IDLE = auto()

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from certfs.core.bundle import PLATFORM_BUNDLES, BundleSpec
+from certfs.store.backing import file_id
 from certfs.store.plain import temporary_name
 from tests.store.scenes import ACTOR, Store, queue_length, spec, store
 from tests.support import pki
@@ -432,3 +433,31 @@ async def test_many_swaps_leave_no_descriptor(opened: Opener) -> None:
     for _ in range(20):
         await erase_old(found, {"a.pem": ONE.pem}, [])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_beside_another_server_what_was_closed_here_may_be_written_there(
+    host: Path, opened: Opener
+) -> None:
+    """I3, I17: while one server takes another's place, a file counts as it was until its writer there has closed it."""
+    found = opened()
+    path = host / "stunnel/certs/a.pem"
+    await found.put("stunnel/certs/a.pem", ONE.pem)
+    found.trust.is_alone = False
+    with path.open("r+b", buffering=0) as through_another:
+        through_another.truncate(0)
+        through_another.write(TWO.pem[:100])
+        await found.changed("stunnel/certs/a.pem")
+        assert found.content(USER) == ONE.pem
+        await found.trust.inode_changed(file_id(path.stat()), ACTOR)
+        assert found.content(USER) == ONE.pem
+        through_another.write(TWO.pem[100:])
+    await found.changed("stunnel/certs/a.pem")
+    assert found.content(USER) == TWO.pem
+    with path.open("r+b"):
+        # What is whole counts: who only has it open must not hold back what another has written.
+        path.write_bytes(THREE.pem)
+        await found.changed("stunnel/certs/a.pem")
+        assert found.content(USER) == THREE.pem
+    path.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+    await found.changed("stunnel/certs/a.pem")
+    assert found.content(USER) == b""
