@@ -454,8 +454,11 @@ def test_a_dead_mount_says_what_serves_it_again(scene: Scene) -> None:
 def has_asked(pid: int) -> bool:
     """Whether a command, which is a child of the process that was started, is connected with a supervisor."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    fds = (fd for child in children for fd in Path(f"/proc/{child}/fd").iterdir())
-    return any(os.readlink(fd).startswith("socket:") for fd in fds)
+    for fd in [fd for child in children for fd in Path(f"/proc/{child}/fd").iterdir()]:
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            if os.readlink(fd).startswith("socket:"):
+                return True
+    return False
 
 
 def test_a_hanging_supervisor_can_be_unmounted(scene: Scene) -> None:

@@ -55,7 +55,7 @@ def test_dear_certificates_keep_no_caller_waiting(certfs_mount: CertfsMount) -> 
     tree = certfs_mount.tree
     (tree.certs_pool / "host.pem").write_bytes(pki.authority("host").pem)
     files = _dear_files()
-    servers = certfs_mount.pids
+    servers = certfs_mount.daemon()
     end = time.monotonic() + 1
     # On a busy machine the reader itself waits for its turn.
     usual = _longest_open(tree.pool_bundle, lambda: time.monotonic() > end)
@@ -70,7 +70,7 @@ def test_dear_certificates_keep_no_caller_waiting(certfs_mount: CertfsMount) -> 
     longest = _longest_open(tree.pool_bundle, lambda: not copying.is_alive())
     copying.join()
     assert longest < _PATIENCE + 10 * usual
-    assert set(servers) <= set(certfs_mount.pids)
+    assert set(servers) <= set(certfs_mount.daemon())
     expected = sum(data.count(b"BEGIN") for data in files.values())
     # There, too, reading may take longer than an answer waits for it; then what was there before is served.
     mounts.wait_until(

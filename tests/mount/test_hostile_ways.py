@@ -105,13 +105,13 @@ def test_a_way_that_hangs_when_it_is_turned_to_stops_no_reader() -> None:
 
         with mounts.mounted(prepare=prepare, standard=False) as mount:
             mount.expected_log += ["does not answer"]
-            pids = set(mount.pids)
+            pids = set(mount.daemon())
             mounts.wait_until(mount.tree.user_bundle.exists, what="the bundle")
             os.kill(process, signal.SIGSTOP)
             turned(mount, seen / "b" / "certs")
             opened_in_time(mount.tree.pool_bundle, HANG_SECONDS)
             opened_in_time(mount.tree.user_bundle, 1)
-            assert pids <= set(mount.pids)
+            assert pids <= set(mount.daemon())
             os.kill(process, signal.SIGCONT)
             (beneath / "a" / "certs" / "draft").write_bytes(OTHER.pem)
             (beneath / "a" / "certs" / "draft").rename(beneath / "a" / "certs" / "y.pem")
@@ -140,7 +140,7 @@ def test_a_server_starts_beside_a_way_that_hangs() -> None:
 def test_a_file_system_that_shows_root_nothing_takes_one_bundle_with_it() -> None:
     """A user's own FUSE mount over a source directory, or behind a link, is a bundle without sources and no error."""
     with private_filesystem() as seen, mounts.mounted() as mount:
-        pids = set(mount.pids)
+        pids = set(mount.daemon())
         certs = mount.tree.store / "stunnel" / "certs"
         changes: list[Callable[[], object]] = [
             lambda: certs.rename(certs.with_name("away")),
@@ -156,7 +156,7 @@ def test_a_file_system_that_shows_root_nothing_takes_one_bundle_with_it() -> Non
                 opened_in_time(mount.tree.pool_bundle, 0.3)
         finally:
             subprocess.run(["umount", "-l", certs], check=False, timeout=30)
-        assert pids <= set(mount.pids)
+        assert pids <= set(mount.daemon())
         (certs / "z.pem").write_bytes(OTHER.pem)
         mounts.wait_until(mount.tree.user_bundle.exists, what="the directory that is there again")
 
@@ -164,7 +164,7 @@ def test_a_file_system_that_shows_root_nothing_takes_one_bundle_with_it() -> Non
 def test_a_directory_of_directories_that_cannot_be_listed_ends_no_server(tmp_path: Path) -> None:
     """I16: a user's own FUSE mount over the place of a pattern, which lists nothing, is a pattern without bundles."""
     with liar.lying(tmp_path, tmp_path), mounts.mounted() as mount:
-        pids = set(mount.pids)
+        pids = set(mount.daemon())
         purposes = mount.tree.store / "trusted-certs"
         purposes.mkdir()
         subprocess.run(["mount", "--bind", tmp_path / "mute", purposes], check=True, timeout=30)
@@ -173,4 +173,4 @@ def test_a_directory_of_directories_that_cannot_be_listed_ends_no_server(tmp_pat
             opened_in_time(mount.tree.user_bundle, 0.3)
         finally:
             subprocess.run(["umount", "-l", purposes], check=False, timeout=30)
-        assert pids <= set(mount.pids)
+        assert pids <= set(mount.daemon())

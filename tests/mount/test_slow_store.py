@@ -128,7 +128,7 @@ def test_a_frozen_store_delays_only_those_who_change_it(disk: tuple[CertfsMount,
     """Whatever call waits for the disk, and however many, bundles are opened within a second."""
     mount, filesystem = disk
     bundle = mount.tree.pool_bundle
-    pids = set(mount.pids)
+    pids = set(mount.daemon())
     with Peer() as changer, Peer() as holder:
         held = holder.call(unlink_open_file, str(mount.tree.xensource))
         changer.call(os.listdir, str(mount.tree.xensource))
@@ -141,7 +141,7 @@ def test_a_frozen_store_delays_only_those_who_change_it(disk: tuple[CertfsMount,
             assert longest_open(bundle, 0.7) < LONGEST
         assert changer.call(end_all) == 0
         holder.receive()
-    assert set(mount.pids) == pids
+    assert set(mount.daemon()) == pids
 
 
 def make_many(directory: str, count: int) -> int:
