@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import mounts, peer, pki, stunnel
-from tests.support.mounts import CertfsMount
+from tests.support.mounts import CertfsMount, wait_until
 from tests.support.stunnel import Outcome, Verdict
 from tests.support.tree import Tree
 from tests.support.xapi import Xapi
@@ -31,8 +31,11 @@ ROUNDS = int(os.environ.get("CERTFS_TEST_ROUNDS", "4"))
 """Changes of the simulated pool under the eyes of stunnel clients; the nightly run does 50."""
 
 
-def hammer(bundle: str, always: list[bytes], ever: list[bytes], stop: str) -> tuple[int, list[str]]:
-    """Read the bundle until the file `stop` exists; give how often, and what was wrong."""
+def hammer(
+    bundle: str, always: list[bytes], ever: list[bytes], begun: str, stop: str
+) -> tuple[int, list[str]]:
+    """Make the file `begun`, and read the bundle until the file `stop` exists; give how often, and what was wrong."""
+    Path(begun).touch()
     allowed = set(ever)
     wrong: list[str] = []
     reads = 0
@@ -69,9 +72,12 @@ def test_readers_never_see_less_than_the_intersection(
     xapi.erase_old(tree.certs_pool, distributions[0])
     always = [hosts[name] for name in names[16:64]]
     with peer.peers(3) as readers:
-        for reader in readers:
-            arguments = (str(tree.pool_bundle), always, list(hosts.values()))
+        begun = [tmp_path / f"begun-{number}" for number, _ in enumerate(readers)]
+        for reader, file in zip(readers, begun, strict=True):
+            arguments = (str(tree.pool_bundle), always, list(hosts.values()), str(file))
             reader.send(hammer, *arguments, str(tmp_path / "stop"))
+        # A new process may take longer to import this than two distributions do.
+        wait_until(lambda: all(file.exists() for file in begun), what="the readers")
         for turn in range(DISTRIBUTIONS):
             xapi.erase_old(tree.certs_pool, distributions[(turn + 1) % 2])
             seen = tree.pool_bundle.read_bytes()
