@@ -16,6 +16,8 @@ Report = dict[str, Any]
 
 _KEPT = 50
 """Reports whose results stay in the history."""
+_OF_TIMES = {"", "x", "s"}
+"""Units of rows that are made of times; a ratio has none."""
 _BEGIN, _END = "<!-- begin: scripts/bench --document -->", "<!-- end -->"
 
 
@@ -118,7 +120,7 @@ def _markdown(report: Report) -> str:
     lines = [
         f"{report['at'][:10]}, {versions}, {machine['processors']} processors.",
         f"Load averages at the end: {loads}.",
-        f"Each figure is the median of {_runs(report)} runs, with its spread in brackets.",
+        f"Each figure is the median of {_runs(report)} {'short ' * report['quick']}runs, with its spread in brackets.",
         "",
         f"| figure | goal | {' | '.join(mode.value for mode in Mode)} | medians | why it misses |",
         "|---|---|---|---|---|---|",
@@ -127,7 +129,11 @@ def _markdown(report: Report) -> str:
         first = next(iter(rows.values()))
         cells = [_cell(rows.get(mode.value)).replace("miss", "**miss**") for mode in Mode]
         details = rows.get(Mode.FREE.value, first)["details"]
-        shown = ", ".join(f"{name} {_seconds(value)}" for name, value in details.items())
+        in_time = first["unit"] in _OF_TIMES
+        shown = ", ".join(
+            f"{name} {_seconds(value) if in_time else f'{value:g}'}"
+            for name, value in details.items()
+        )
         reason = next((row["reason"] for row in rows.values() if row.get("reason")), "")
         lines.append(
             f"| {first['figure']} | {_goal(first)} | {' | '.join(cells)} | {shown} | {reason} |"
@@ -166,7 +172,7 @@ def _cell(row: Report | None) -> str:
 
 
 def _seconds(value: float) -> str:
-    """Show a time; counts look the same, and are rare."""
+    """Show a time."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
